@@ -1,0 +1,40 @@
+"""Plain data that audit, evaluation and report exchange."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+Severity: TypeAlias = Literal["info", "warning", "fault"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was noticed about one subject (a tensor, an edit, a file)."""
+
+    kind: str
+    subject: str
+    message: str
+    severity: Severity = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A measured number with its 95 % interval ``[low, high]`` and the number of samples behind it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What one step has to report: facts as text, scores, findings."""
+
+    title: str
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
+    findings: tuple[Finding, ...] = ()
