@@ -1,0 +1,1 @@
+"""Checkpoints on disk: layouts, key maps, lazy reading, digests, streaming writing, and their models."""

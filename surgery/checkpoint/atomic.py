@@ -1,0 +1,217 @@
+"""Files and folders that appear whole under their final name, or not at all.
+
+Everything is written under a temporary name beside the final one, flushed to the disk and renamed. All of it
+goes through the primitives `write_bytes`, `fsync`, `rename` and `remove`; a test can watch and stop each of
+them with `fault_hook`. What a killed process leaves behind (names ending in ``.partial`` or ``.previous``) is
+cleared away, or put back, by the next run that writes the same final name.
+"""
+
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeAlias
+
+from surgery.errors import SurgeryError
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+Hook: TypeAlias = Callable[[str, Path], None]
+
+_hook: ContextVar[Hook | None] = ContextVar("surgery_write_hook", default=None)
+
+
+@contextmanager
+def fault_hook(hook: Hook) -> Iterator[None]:
+    """Call ``hook(primitive, path)`` before every primitive step inside the block; for tests of interruption.
+
+    The hook stops the writer by raising: an ``OSError`` is a full disk or the like, a ``BaseException`` that
+    it goes on raising is a killed process, which cannot clean up either.
+    """
+    token = _hook.set(hook)
+    try:
+        yield
+    finally:
+        _hook.reset(token)
+
+
+@contextmanager
+def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``; what the block writes there becomes ``path`` when it ends well.
+
+    Raises:
+        SurgeryError: when ``path`` exists and ``overwrite`` is not set, or the disk refuses.
+    """
+    with _temporary(path, overwrite) as temporary:
+        yield temporary
+        fsync(temporary)
+        _refuse_existing(path, overwrite)
+        rename(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty temporary folder beside ``path``; it becomes ``path`` when the block ends well.
+
+    An existing folder is replaced in one step where the system can swap two names (Linux), else in two, with
+    the old one kept beside it until the new one stands.
+
+    Raises:
+        SurgeryError: when ``path`` exists and ``overwrite`` is not set, or the disk refuses.
+    """
+    with _temporary(path, overwrite) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for inner in sorted(temporary.rglob("*")):
+            fsync(inner)
+        fsync(temporary)
+        _refuse_existing(path, overwrite)
+        if path.exists():
+            _replace_folder(temporary, path)
+        else:
+            rename(temporary, path)
+
+
+def write_bytes(path: Path, chunks: Iterable[Bytes]) -> None:
+    """Write a new file from ``chunks``, one step each; memory stays bounded by the largest chunk."""
+    with _worded("write", path), path.open("xb") as handle:
+        for chunk in chunks:
+            _step("write", path)
+            handle.write(chunk)
+
+
+def fsync(path: Path) -> None:
+    """Wait until the file, or the entries of the folder, are on the disk."""
+    with _worded("flush", path):
+        _step("fsync", path)
+        if path.is_dir() and os.name == "nt":
+            return  # Windows cannot open a folder; its file system journals the entries itself
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move ``source`` onto ``target`` in one step, in the same folder."""
+    with _worded("rename to", target):
+        _step("rename", target)
+        source.replace(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; what cannot be removed now is left to the next run."""
+    _step("remove", path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A fresh temporary name for ``path``, gone again after a failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    _refuse_existing(path, overwrite)
+    temporary = _beside(path, "partial")
+    try:
+        yield temporary
+    except BaseException:
+        remove(temporary)
+        raise
+    fsync(path.parent)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    with _worded("replace", path):
+        _step("rename", path)
+        if _swap_names(temporary, path):
+            remove(temporary)
+            return
+    previous = _beside(path, "previous")
+    rename(path, previous)
+    rename(temporary, path)
+    remove(previous)
+
+
+def _swap_names(left: Path, right: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap is None:
+        return False
+    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    outcome = swap(at_working_folder, os.fsencode(left), at_working_folder, os.fsencode(right), exchange)
+    return bool(outcome == 0)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise SurgeryError(
+            f"{path} exists already; a new name was expected. "
+            "Choose another output, or allow it to be replaced (overwrite)."
+        )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """A name in the same folder that tells which process and thread it belongs to."""
+    owner = f"{os.getpid()}.{threading.get_native_id()}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{owner}.{suffix}")
+
+
+def _sweep(path: Path) -> None:
+    """Clear what killed writers of ``path`` left; put back the old folder if one died between two renames."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(\d+)\.[0-9a-f]{{8}}\.(partial|previous)")
+    for leftover in sorted(path.parent.iterdir()):
+        match = pattern.fullmatch(leftover.name)
+        if not match or _lives(int(match[1]), int(match[2])):
+            continue
+        if match[3] == "previous" and not path.exists():
+            rename(leftover, path)
+        else:
+            remove(leftover)
+
+
+def _lives(process: int, thread: int) -> bool:
+    """Whether another thread or process that is still running owns a leftover."""
+    if process == os.getpid():
+        others = {other.native_id for other in threading.enumerate()} - {threading.get_native_id()}
+        return thread in others
+    if os.name == "nt":
+        return True  # no harmless way to ask there, so a foreign leftover stays
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _step(primitive: str, path: Path) -> None:
+    hook = _hook.get()
+    if hook is not None:
+        hook(primitive, path)
+
+
+@contextmanager
+def _worded(action: str, path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise SurgeryError(
+            f"cannot {action} {path}: {error.strerror or error}; a writable disk with enough space was "
+            "expected. Nothing half-written stands under a final name: make room or choose another place, "
+            "and run again."
+        ) from error

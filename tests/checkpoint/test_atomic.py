@@ -1,0 +1,196 @@
+"""Final names are whole or absent, whatever stops the writer."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from surgery.checkpoint import atomic
+from surgery.errors import SurgeryError
+from tests.support.faults import FullDisk, Kill, Killed, Trace, count_steps
+
+CHUNKS = [b"first", b"second", b"third"]
+WHOLE = b"firstsecondthird"
+
+
+def write_file(path: Path, overwrite: bool = False) -> None:
+    with atomic.atomic_file(path, overwrite=overwrite) as temporary:
+        atomic.write_bytes(temporary, CHUNKS)
+
+
+def write_folder(path: Path, overwrite: bool = False) -> None:
+    with atomic.atomic_folder(path, overwrite=overwrite) as temporary:
+        (temporary / "inner").mkdir()
+        atomic.write_bytes(temporary / "inner" / "data", CHUNKS)
+        atomic.write_bytes(temporary / "config", [b"{}"])
+
+
+def content(path: Path) -> dict[str, bytes] | bytes | None:
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+    return path.read_bytes() if path.exists() else None
+
+
+WRITERS = [pytest.param(write_file, id="file"), pytest.param(write_folder, id="folder")]
+Writer = Callable[..., None]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_new_output_is_whole_and_alone(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "out")
+    assert content(tmp_path / "out") in (WHOLE, {"inner/data": WHOLE, "config": b"{}"})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_an_existing_output_is_refused_and_kept(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(SurgeryError, match=r"exists already.*overwrite"):
+        write(tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_kill_at_any_step_leaves_no_output_or_the_whole_one(tmp_path: Path, write: Writer) -> None:
+    whole = tmp_path / "whole" / "out"
+    steps = count_steps(lambda: write(whole))
+    for at in range(steps):
+        out = tmp_path / str(at) / "out"
+        with pytest.raises(Killed), atomic.fault_hook(Kill(at)):
+            write(out)
+        assert content(out) in (None, content(whole))
+        if not out.exists():
+            write(out)
+        assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("swap", [True, False], ids=["one-step", "two-steps"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_kill_while_replacing_leaves_the_old_or_the_new(
+    tmp_path: Path, write: Writer, swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swap:
+        monkeypatch.setattr(atomic, "_swap_names", lambda left, right: False)
+    elif sys.platform == "linux":
+        assert_names_can_be_swapped(tmp_path)
+    whole = tmp_path / "whole" / "out"
+    write(whole)
+    steps = count_steps(lambda: write(whole, overwrite=True))
+    gaps = 0
+    for at in range(steps):
+        out = tmp_path / str(at) / "out"
+        old = start_with_old(out, folder=write is write_folder)
+        with pytest.raises(Killed), atomic.fault_hook(Kill(at)):
+            write(out, overwrite=True)
+        gaps += not out.exists()
+        assert content(out) in (None, old, content(whole))
+        write(out, overwrite=True)
+        assert content(out) == content(whole)
+        assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+    # Only a folder on a system that cannot swap names is ever absent: between its two renames.
+    assert gaps == (1 if write is write_folder and not swap else 0)
+
+
+def start_with_old(out: Path, folder: bool) -> object:
+    out.parent.mkdir()
+    if folder:
+        out.mkdir()
+        (out / "old").write_bytes(b"old")
+    else:
+        out.write_bytes(b"old")
+    return content(out)
+
+
+def assert_names_can_be_swapped(folder: Path) -> None:
+    left, right = folder / "left", folder / "right"
+    left.mkdir()
+    right.write_bytes(b"")
+    assert atomic._swap_names(left, right)
+    assert right.is_dir()
+
+
+def test_the_old_folder_comes_back_after_a_kill_between_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "_swap_names", lambda left, right: False)
+    out = tmp_path / "out"
+    old = start_with_old(tmp_path / "parent" / "out", folder=True)
+    (tmp_path / "parent" / "out").rename(out)
+    at = 0
+    while out.exists():
+        with pytest.raises(Killed), atomic.fault_hook(Kill(at)):
+            write_folder(out, overwrite=True)
+        at += 1
+    with pytest.raises(SurgeryError, match="exists already"):
+        write_folder(out)
+    assert content(out) == old
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_leaves_the_old_output_and_nothing_else(tmp_path: Path, write: Writer) -> None:
+    out = tmp_path / "out"
+    write(out)
+    before = content(out)
+    for at in range(3):
+        with (
+            pytest.raises(SurgeryError, match=r"No space left.*make room"),
+            atomic.fault_hook(FullDisk(at)),
+        ):
+            write(out, overwrite=True)
+        assert content(out) == before
+        assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_an_exception_in_the_block_leaves_nothing(tmp_path: Path, write: Writer) -> None:
+    context = atomic.atomic_file if write is write_file else atomic.atomic_folder
+    with pytest.raises(KeyError), context(tmp_path / "out"):
+        raise KeyError("from the caller")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_file_is_flushed_after_its_last_write_and_before_the_rename(
+    tmp_path: Path, write: Writer
+) -> None:
+    trace = Trace()
+    with atomic.fault_hook(trace):
+        write(tmp_path / "out")
+    final = trace.steps.index(("rename", tmp_path / "out"))
+    written = {path for primitive, path in trace.steps if primitive == "write"}
+    for path in written:
+        last = max(place for place, step in enumerate(trace.steps) if step == ("write", path))
+        assert last < trace.steps.index(("fsync", path)) < final
+    assert trace.steps[final + 1 :] == [("fsync", tmp_path)]
+
+
+def test_what_another_living_process_is_writing_is_not_swept(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        foreign = tmp_path / f".out.{other.pid}.{other.pid}.0123abcd.partial"
+        foreign.write_bytes(b"half")
+        write_file(tmp_path / "out")
+        assert foreign.exists()
+        assert other.stdin is not None
+        other.stdin.close()
+        other.wait()
+    write_file(tmp_path / "out", overwrite=True)
+    assert not foreign.exists()
+
+
+def test_files_of_other_outputs_and_of_the_user_are_not_swept(tmp_path: Path) -> None:
+    kept = {f".other.{os.getpid()}.{os.getpid()}.0123abcd.partial", ".out.notes.partial"}
+    for name in kept:
+        (tmp_path / name).write_bytes(b"mine")
+    write_file(tmp_path / "out")
+    assert {entry.name for entry in tmp_path.iterdir()} == kept | {"out"}
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "out")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
