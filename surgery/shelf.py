@@ -1,7 +1,7 @@
 """Where the shipped recipes and checkpoints lie; the one place that knows.
 
 In a wheel they are ``surgery/_recipes`` and ``surgery/_checkpoints``; in a checkout and an editable install
-they are ``recipes`` and ``checkpoints`` beside the package. Paths are used instead of ``importlib.resources``,
+they are ``recipes`` and ``checkpoints`` beside the package. Paths are used and not ``importlib.resources``,
 which does not find data folders outside the package.
 """
 

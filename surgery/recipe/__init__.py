@@ -1,0 +1,24 @@
+"""Recipes: what the user asks for, as strict YAML. Knows no model and loads no torch."""
+
+from surgery.recipe.document import Document, Place, read_document
+from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Update
+from surgery.recipe.loading import load_recipe, parse_recipe
+from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
+
+__all__ = [
+    "Concept",
+    "Corpus",
+    "Document",
+    "Edit",
+    "Emcid",
+    "Evaluate",
+    "Offsets",
+    "Place",
+    "Recipe",
+    "Sample",
+    "Update",
+    "load_recipe",
+    "parse_recipe",
+    "read_document",
+    "recipe_schema",
+]

@@ -1,0 +1,129 @@
+"""The recipe entry of EMCID: which concepts become what, and how hard to try.
+
+Settings left out take the preset's value, or without a preset the method's own default
+(``surgery.methods.emcid.OffsetSettings`` and ``UpdateSettings``, which have the same field names).
+"""
+
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from surgery.recipe.model import Knobs, Part
+from surgery.recipe.parameters import (
+    Count,
+    Layers,
+    NotNegative,
+    Phrase,
+    Positive,
+    Seed,
+    Share,
+    Template,
+    Timestep,
+)
+
+Kind: TypeAlias = Literal["update", "forget", "style", "rectify"]
+
+
+class Concept(Part):
+    """One concept and what the edited model shall draw instead."""
+
+    source: Phrase
+    """The concept's name in a prompt, for example ``cat``."""
+    destination: str | None = None
+    """What is drawn instead; ``forget`` and ``style`` have a neutral one of their own."""
+    kind: Kind | None = None
+    """Overrides the entry's ``kind`` for this concept."""
+    templates: tuple[Template, ...] | None = Field(default=None, min_length=1)
+    """Prompts with one ``{}`` where the concept's name goes; the method has its own for each kind."""
+    weight: Positive = 1.0
+    """How much this concept counts against the others (1 = like any other)."""
+    images: tuple[Phrase, ...] = ()
+    """Own pictures of the destination, as paths relative to the recipe."""
+    seed: Seed | None = None
+    """Seed of this concept's noise; without it, it follows from the recipe's seed and the concept's name."""
+
+
+class Offsets(Knobs):
+    """Stage I: how the offset of each concept is learned."""
+
+    mode: Literal["text", "noise", "both"] | None = None
+    """What the offset is taught by: text features, noise predictions, or both."""
+    steps: Count | None = None
+    """Optimiser steps at most."""
+    learning_rate: Positive | None = None
+    """Adam's learning rate."""
+    text_weight: NotNegative | None = None
+    """Weight of the text loss beside the noise loss."""
+    norm_penalty: NotNegative | None = None
+    """Weight of the penalty on the offset's length."""
+    clamp: Positive | None = None
+    """Largest length of the offset, in lengths of the source vector."""
+    images: Literal["source", "destination", "none", "given"] | None = None
+    """Which pictures the noise loss looks at."""
+    batch: Count | None = None
+    """Concepts optimised together; part of the plan, since regrouping changes the last bits."""
+    bank_size: Count | None = None
+    """Pairs of timestep and noise prepared per picture."""
+    sampling_steps: Count | None = None
+    """Steps of the sampler that draws the pictures."""
+    guidance: NotNegative | None = None
+    """Guidance scale of the sampler that draws the pictures."""
+    tolerance: NotNegative | None = None
+    """Relative improvement below which a concept counts as converged."""
+    patience: Count | None = None
+    """Steps without improvement after which a concept stops."""
+    timesteps: tuple[Timestep, Timestep] | None = None
+    """First and last training timestep that the noise loss uses (0 to 999)."""
+
+
+class Update(Knobs):
+    """Stage II: how the offsets become weight changes."""
+
+    layers: Layers | None = None
+    """Text-encoder blocks whose second MLP matrix changes: a list, or text such as ``0-10``."""
+    ridge: Positive | None = None
+    """How strongly everything else is protected (dimensionless; 4000 = like 4000 average tokens)."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Weight of the edits against the protection, between 0 and 1; one half is neutral."""
+    residual: Literal["block", "mlp"] | None = None
+    """What is still missing: measured at the block's output, or at the MLP's as in the published code."""
+    sweeps: Count | None = None
+    """Passes over all layers at most."""
+    attained_share: Share | None = None
+    """Stop sweeping when every concept has reached this share of its offset."""
+    null_space_threshold: Positive | None = None
+    """Eigenvalues of the key statistics below this are free to change; ``null`` turns the projection off."""
+    preserve_weight: NotNegative | None = None
+    """Weight of the names in ``preserve``."""
+    keys: Literal["mean", "all"] | None = None
+    """One key per concept (the mean over templates), or one per template."""
+
+
+class Corpus(Part):
+    """Captions whose keys say what must not change."""
+
+    captions: Phrase = "pocket"
+    """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""
+    count: Count = 5000
+    """Captions used, from the file's start."""
+    shrinkage: Share = 0.0
+    """Share of the identity mixed into the statistics; helps small corpora."""
+    include_bos: bool = True
+    """Whether the begin token counts."""
+    include_padding: bool = False
+    """Whether the padding up to 77 tokens counts."""
+
+
+class Emcid(Part):
+    """Edit many concepts at once in the text encoder (arXiv 2403.13807)."""
+
+    preset: Literal["published-objects", "published-styles", "pocket"] | None = None
+    """Where settings start from; keys given here win."""
+    kind: Kind = "update"
+    """What happens to concepts that do not say it themselves."""
+    concepts: tuple[Concept, ...]
+    preserve: tuple[Phrase, ...] = ()
+    """Names that must keep their meaning."""
+    offsets: Offsets = Offsets()
+    update: Update = Update()
+    corpus: Corpus = Corpus()

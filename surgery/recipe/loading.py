@@ -1,0 +1,80 @@
+"""From a file or shelf name to a checked recipe, with every fault reported at once."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from surgery.errors import RecipeError, SurgeryError, raise_all
+from surgery.recipe.document import Place, read_document
+from surgery.recipe.faults import fault_lines, where
+from surgery.recipe.overrides import overridden
+from surgery.recipe.schema import Recipe
+from surgery.shelf import recipe_path
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe at a path or of a shelf name, with ``overrides`` (path → YAML text) applied.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key.
+    """
+    try:
+        path = recipe_path(name_or_path)
+        source = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{name_or_path}: byte {error.start} is no UTF-8. Save the recipe as UTF-8."
+        ) from error
+    except SurgeryError as error:
+        raise RecipeError(str(error)) from error
+    return parse_recipe(source, path=path, overrides=overrides)
+
+
+def parse_recipe(
+    source: str, *, path: Path | None = None, overrides: Mapping[str, str] | None = None
+) -> Recipe:
+    """The recipe that ``source`` spells; files it names are looked for beside ``path``.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key.
+    """
+    document = read_document(source, str(path) if path else "recipe")
+    if not isinstance(document.value, dict):
+        raise RecipeError(
+            f"{document.name}: holds no mapping; expected keys such as 'surgery', 'base', 'edits'."
+        )
+    document = overridden(document, overrides or {})
+    try:
+        # through JSON, because pydantic's strict mode takes a JSON array, but no Python list, for a tuple
+        recipe = Recipe.model_validate_json(json.dumps(document.value))
+    except ValidationError as error:
+        raise_all(RecipeError, fault_lines(error.errors(), document, Recipe))
+        raise
+    recipe._source, recipe._path, recipe._overrides = source, path, dict(overrides or {})
+    found = [f"{where(document, place)}{message}" for place, message in _contradictions(recipe)]
+    raise_all(RecipeError, found)
+    return recipe
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    """What no single key shows: keys that need each other, and files that must exist."""
+    for index, edit in enumerate(recipe.edits):
+        place: Place = ("edits", index, "emcid")
+        emcid = edit.emcid
+        if emcid.corpus.captions != "pocket" and not recipe.file(emcid.corpus.captions).is_file():
+            yield (
+                (*place, "corpus", "captions"),
+                f"no file {recipe.file(emcid.corpus.captions)}. Is the path right?",
+            )
+        if emcid.offsets.timesteps and emcid.offsets.timesteps[0] > emcid.offsets.timesteps[1]:
+            yield (*place, "offsets", "timesteps"), "the first is above the last. Swap them."
+        for number, concept in enumerate(emcid.concepts):
+            here: Place = (*place, "concepts", number)
+            kind = concept.kind or emcid.kind
+            if concept.destination is None and kind in ("update", "rectify"):
+                yield here, f"kind {kind!r} needs a 'destination'. Add it, or set 'kind' to forget or style."
+            for picture, name in enumerate(concept.images):
+                if not recipe.file(name).is_file():
+                    yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"
