@@ -1,0 +1,31 @@
+"""Fixtures that several rooms use."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+BuildTiny = Callable[[torch.dtype], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_in(tmp_path_factory: pytest.TempPathFactory) -> BuildTiny:
+    """The tiny random pipeline as a folder in the asked dtype, made once; never write into it."""
+    folders: dict[torch.dtype, Path] = {}
+
+    def in_dtype(dtype: torch.dtype) -> Path:
+        from tests.support.tiny import build_tiny
+
+        if dtype not in folders:
+            name = str(dtype).removeprefix("torch.")
+            folders[dtype] = build_tiny(tmp_path_factory.mktemp("tiny") / name, dtype=dtype)
+        return folders[dtype]
+
+    return in_dtype
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_in: BuildTiny) -> Path:
+    """The tiny random pipeline as a folder of half-precision files; never write into it."""
+    return tiny_in(torch.float16)
