@@ -1,5 +1,6 @@
-"""Plain data that audit, evaluation and report exchange."""
+"""Plain data that audit, evaluation and report exchange, and its one spelling as text."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -7,6 +8,16 @@ from typing import Literal, TypeAlias
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 Severity: TypeAlias = Literal["info", "warning", "fault"]
+
+
+def canonical_json(value: JSON) -> str:
+    """The one JSON text of ``value``, for digests: sorted keys, no spaces, no NaN.
+
+    Raises:
+        TypeError: when ``value`` holds something that is no JSON.
+        ValueError: when it holds a number that is not finite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ def where(document: Document, place: Place) -> str:
 
 def _echo(error: Mapping[str, Any]) -> bool:
     """Whether pydantic calls a list too short only because it dropped the entries it had faulted before."""
-    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+    return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
 
 
 def spell(place: Place) -> str:

@@ -1,7 +1,6 @@
 """A recipe: what the user asked for. No code in it, no model behind it."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field, PrivateAttr
 from surgery.recipe.emcid import Emcid
 from surgery.recipe.model import Part
 from surgery.recipe.parameters import Count, NotNegative, Phrase, Seed, Seeds
+from surgery.record import canonical_json
 from surgery.shelf import checkpoint_path
 
 
@@ -94,8 +94,7 @@ class Recipe(Part):
         Files that the recipe names (base, captions, pictures) enter by name only; whoever caches a result
         adds their digests.
         """
-        text = json.dumps(self.meaning(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(canonical_json(self.meaning()).encode()).hexdigest()
 
     def base_path(self) -> Path:
         """The checkpoint to edit: a path seen from the recipe's folder, or one on the shelf.
