@@ -49,3 +49,22 @@ class Record:
     facts: Mapping[str, JSON] = field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one edit of a recipe asks of its method.
+
+    Attributes:
+        method: Name of the method, the edit's only key in the recipe.
+        meaning: Everything that the edit's result depends on besides the base.
+        sites: Canonical names of the tensors that may change.
+        batches: Concepts worked on together; a killed run loses one batch.
+        cost: Estimated operations by stage, in units that the key names (``unet_forwards``, …).
+    """
+
+    method: str
+    meaning: Mapping[str, JSON]
+    sites: tuple[str, ...]
+    batches: tuple[tuple[str, ...], ...]
+    cost: Mapping[str, int] = field(default_factory=dict)

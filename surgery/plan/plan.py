@@ -1,0 +1,103 @@
+"""The steps of a recipe in order, each with its sites, its batches and its cost; made from headers alone."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import MethodError, nearest, raise_all
+from surgery.recipe import Recipe
+from surgery.record import JSON, Work, canonical_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One edit with its place in the plan; `identity` is the digest of what decides its result."""
+
+    number: int
+    work: Work
+    shapes: Mapping[str, tuple[int, ...]]
+    identity: str
+
+    @property
+    def parameters(self) -> int:
+        """Weights that may change."""
+        total = 0
+        for shape in self.shapes.values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps of a recipe on one base.
+
+    `identity` stays when comments, key order or the spelling of numbers change, and changes with anything that
+    changes the result.
+    """
+
+    base: str
+    architecture: str
+    steps: tuple[Step, ...]
+    identity: str
+
+    def as_json(self) -> dict[str, JSON]:
+        """The plan as plain data."""
+        return {
+            "identity": self.identity,
+            "base": self.base,
+            "architecture": self.architecture,
+            "steps": [
+                {
+                    "number": step.number,
+                    "identity": step.identity,
+                    "method": step.work.method,
+                    "sites": list(step.work.sites),
+                    "parameters": step.parameters,
+                    "batches": [list(batch) for batch in step.work.batches],
+                    "cost": dict(step.work.cost),
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def build_plan(recipe: Recipe, base: Checkpoint, works: Sequence[Work]) -> Plan:
+    """The plan of `recipe` on `base`, one step for each of its edits.
+
+    Raises:
+        MethodError: when an edit names tensors that the base does not have; all of them at once.
+    """
+    raise_all(MethodError, [fault for work in works for fault in _missing(work, base)])
+    headers = {name: [str(entry.dtype), *entry.shape] for name, entry in sorted(base.tensors.items())}
+    foundation = hashlib.sha256(canonical_json(headers).encode()).hexdigest()
+    steps = tuple(_step(number, work, base, foundation) for number, work in enumerate(works, start=1))
+    parts: JSON = [recipe.digest, foundation, *(step.identity for step in steps)]
+    return Plan(
+        base=base.path.name,
+        architecture=base.architecture,
+        steps=steps,
+        identity=hashlib.sha256(canonical_json(parts).encode()).hexdigest(),
+    )
+
+
+def _step(number: int, work: Work, base: Checkpoint, foundation: str) -> Step:
+    meaning: JSON = [work.method, work.meaning, foundation, [list(batch) for batch in work.batches]]
+    return Step(
+        number=number,
+        work=work,
+        shapes={name: tuple(base.tensors[name].shape) for name in work.sites},
+        identity=hashlib.sha256(canonical_json(meaning).encode()).hexdigest(),
+    )
+
+
+def _missing(work: Work, base: Checkpoint) -> list[str]:
+    return [
+        f"{work.method} edits {name!r}, which {base.path} does not have; nearest is "
+        f"{nearest(name, base.tensors)!r}. Is the base a Stable Diffusion whose text encoder has that block?"
+        for name in work.sites
+        if name not in base.tensors
+    ]
