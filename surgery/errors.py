@@ -5,7 +5,14 @@ from difflib import get_close_matches
 
 
 class SurgeryError(Exception):
-    """Base of all errors that a user can act on; the message says what was found, expected and to do."""
+    """Base of all errors that a user can act on; the message says what was found, expected and to do.
+
+    ``faults`` holds the single faults that a collected error lists, or the message alone.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults) or (message,)
 
 
 class RecipeError(SurgeryError):
@@ -57,4 +64,4 @@ def raise_all(kind: type[SurgeryError], faults: Sequence[str]) -> None:
         return
     if len(faults) == 1:
         raise kind(faults[0])
-    raise kind(f"{len(faults)} faults:\n" + "\n".join(f"- {fault}" for fault in faults))
+    raise kind(f"{len(faults)} faults:\n" + "\n".join(f"- {fault}" for fault in faults), faults)

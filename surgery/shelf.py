@@ -27,7 +27,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
     shelved = _shelf("recipes") / f"{name_or_path}.yaml"
     if str(name_or_path) in recipe_names():
         return shelved
-    raise SurgeryError(_missing("recipe", str(name_or_path), recipe_names(), "surgery recipes"))
+    raise SurgeryError(_missing("recipe", str(name_or_path), recipe_names()))
 
 
 def checkpoint_path(name_or_path: str | Path) -> Path:
@@ -41,7 +41,7 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
         return path
     if str(name_or_path) in checkpoint_names():
         return _shelf("checkpoints") / str(name_or_path)
-    raise SurgeryError(_missing("checkpoint", str(name_or_path), checkpoint_names(), "surgery inspect"))
+    raise SurgeryError(_missing("checkpoint", str(name_or_path), checkpoint_names()))
 
 
 def recipe_names() -> list[str]:
@@ -67,7 +67,7 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
-def _missing(noun: str, name: str, known: Sequence[str], listing: str) -> str:
+def _missing(noun: str, name: str, known: Sequence[str]) -> str:
     guess = nearest(name, known)
     hint = f"Did you mean {guess!r}?" if guess else f"Shipped are: {', '.join(known) or 'none'}."
     return f"no {noun} {name!r}: expected a path that exists or the name of a shipped {noun}. {hint}"

@@ -11,7 +11,7 @@ from surgery.recipe.document import Place, read_document
 from surgery.recipe.faults import fault_lines, where
 from surgery.recipe.overrides import overridden
 from surgery.recipe.schema import Recipe
-from surgery.shelf import recipe_path
+from surgery.shelf import recipe_names, recipe_path
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -30,6 +30,11 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
     except SurgeryError as error:
         raise RecipeError(str(error)) from error
     return parse_recipe(source, path=path, overrides=overrides)
+
+
+def recipe_titles() -> dict[str, str]:
+    """Title of each shipped recipe by its name on the shelf."""
+    return {name: load_recipe(name).title for name in recipe_names()}
 
 
 def parse_recipe(

@@ -1,0 +1,95 @@
+"""Options and arguments that several verbs share."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from surgery.record import JSON
+from surgery.shelf import checkpoint_names, checkpoint_path, recipe_names
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Shelved(click.ParamType[str]):
+    """A path, or a name on a shelf; the shell completes both."""
+
+    def __init__(self, name: str, names: Callable[[], Iterable[str]]) -> None:
+        self.name = name
+        self.names = names
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Shelf names that begin like ``incomplete``, then files."""
+        found = [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+        return [*found, CompletionItem(incomplete, type="file")]
+
+
+RECIPE = Shelved("recipe", recipe_names)
+CHECKPOINT = Shelved("checkpoint", checkpoint_names)
+FILE = click.Path(path_type=Path)
+
+recipe_argument = click.argument("recipe", type=RECIPE)
+base_option = click.option(
+    "--base", type=CHECKPOINT, help="Checkpoint to use in place of the recipe's: a path or a shelf name."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands there.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N|mps", help="Where models run."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; part of what makes results equal bit for bit."
+)
+
+
+def set_option(function: Function) -> Function:
+    """``--set key=value``, any number of times, as a dictionary ``overrides``."""
+    decorate = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="Change a key of the recipe, for example edits[0].emcid.offsets.steps=50.",
+    )
+    return decorate(function)
+
+
+def output_option(what: str) -> Callable[[Function], Function]:
+    """``-o``: where the result goes."""
+    return click.option("-o", "--output", "output", type=FILE, required=True, help=what)
+
+
+def checkpoint(name_or_path: str | None) -> Path | None:
+    """The checkpoint that an argument names, on disk or on the shelf."""
+    return None if name_or_path is None else checkpoint_path(name_or_path)
+
+
+def print_json(value: JSON) -> None:
+    """``value`` on stdout, readable."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use that many CPU threads in this process."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} has no '='; expected for example seed=3.")
+        if key in pairs:
+            raise click.BadParameter(f"{key!r} is set twice; set it once.")
+        pairs[key] = text
+    return pairs

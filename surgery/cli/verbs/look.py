@@ -1,0 +1,115 @@
+"""Verbs that look at a checkpoint without changing anything: inspect, locate."""
+
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgery.cli.options import CHECKPOINT, json_option, print_json
+from surgery.cli.program import Verb
+from surgery.errors import SurgeryError, nearest
+from surgery.names import split
+from surgery.record import JSON
+from surgery.shelf import checkpoint_path
+
+if TYPE_CHECKING:
+    from surgery.checkpoint import Checkpoint
+    from surgery.checkpoint.header import TensorEntry
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint", type=CHECKPOINT)
+@json_option
+def inspect(checkpoint: str, as_json: bool) -> None:
+    """Show a checkpoint's layout, dtypes and fingerprint."""
+    from surgery.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(checkpoint_path(checkpoint))
+    components = _components(opened)
+    if as_json:
+        print_json(
+            {"layout": opened.layout, "architecture": opened.architecture, "components": dict(components)}
+        )
+        return
+    print(f"{opened.path}: {opened.architecture}, {opened.layout}")
+    for name, facts in components.items():
+        print(f"  {name}: {facts['tensors']} tensors, {facts['parameters']:,} weights, {facts['dtypes']}")
+        print(f"    digest of the bytes  {facts['bytes']}")
+        print(f"    digest of the values {facts['value16']}")
+
+
+def _components(opened: "Checkpoint") -> dict[str, dict[str, Any]]:
+    found = {}
+    for component, root in opened.fingerprint().roots.items():
+        entries = [entry for name, entry in opened.tensors.items() if split(name)[0] == component]
+        found[component] = {
+            "tensors": len(entries),
+            "parameters": sum(prod(entry.shape) for entry in entries),
+            "dtypes": ", ".join(sorted({_dtype(entry) for entry in entries})),
+            "bytes": root.bytes,
+            "value16": root.value16,
+        }
+    return found
+
+
+def _dtype(entry: "TensorEntry") -> str:
+    return str(entry.dtype).removeprefix("torch.")
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint", type=CHECKPOINT)
+@click.argument("selectors", nargs=-1)
+@click.option("--phrase", help="Show the tokens of this phrase instead of tensors.")
+@click.option("--template", default="{}", show_default=True, help="The prompt around the phrase.")
+@json_option
+def locate(
+    checkpoint: str, selectors: tuple[str, ...], phrase: str | None, template: str, as_json: bool
+) -> None:
+    """Show which tensors SELECTORS name, or which tokens a phrase becomes.
+
+    A selector is a tensor's canonical name with * and ? as wildcards, for example
+    'text_encoder/*.mlp.fc2.weight'.
+    """
+    if (phrase is None) == (not selectors):
+        raise click.UsageError("give either selectors or --phrase.")
+    found = _tensors(checkpoint, selectors) if phrase is None else _tokens(checkpoint, template, phrase)
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        print("  ".join(str(value) for value in row.values()))
+
+
+def _tensors(checkpoint: str, selectors: tuple[str, ...]) -> list[dict[str, JSON]]:
+    from surgery.checkpoint import open_checkpoint
+
+    tensors = open_checkpoint(checkpoint_path(checkpoint)).tensors
+    for selector in selectors:
+        if not any(fnmatchcase(name, selector) for name in tensors):
+            guess = nearest(selector, tensors)
+            hint = f"Did you mean {guess!r}?" if guess else "Names look like 'unet/conv_in.weight'."
+            raise SurgeryError(f"selector {selector!r} names no tensor of {checkpoint}. {hint}")
+    return [
+        {"name": name, "shape": list(entry.shape), "dtype": _dtype(entry)}
+        for name, entry in tensors.items()
+        if any(fnmatchcase(name, selector) for selector in selectors)
+    ]
+
+
+def _tokens(checkpoint: str, template: str, phrase: str) -> list[dict[str, JSON]]:
+    from surgery.anatomy import locate as locate_phrase
+    from surgery.checkpoint.components import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint_path(checkpoint))
+    span = locate_phrase(tokenizer, template, phrase)
+    words = tokenizer.convert_ids_to_tokens(list(span.ids))
+    return [
+        {
+            "position": position,
+            "id": span.ids[position],
+            "token": words[position],
+            "edited": position == span.last,
+        }
+        for position in range(span.start, span.end)
+    ]

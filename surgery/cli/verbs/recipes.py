@@ -1,0 +1,92 @@
+"""Verbs about recipes: list, show, copy, check. They load neither torch nor a model."""
+
+from pathlib import Path
+
+import click
+
+from surgery.cli.options import (
+    FILE,
+    RECIPE,
+    base_option,
+    json_option,
+    overwrite_option,
+    print_json,
+    recipe_argument,
+    set_option,
+)
+from surgery.cli.program import FAILED, Verb, VerbGroup
+from surgery.errors import SurgeryError
+from surgery.recipe import load_recipe, recipe_schema, recipe_titles
+from surgery.record import JSON
+from surgery.shelf import checkpoint_path, recipe_path
+
+
+@click.group(cls=VerbGroup, invoke_without_command=True)
+@json_option
+@click.pass_context
+def recipes(context: click.Context, as_json: bool) -> None:
+    """List the recipes that come with the program."""
+    if context.invoked_subcommand is not None:
+        return
+    titles = recipe_titles()
+    if as_json:
+        print_json([{"name": name, "title": title} for name, title in titles.items()])
+        return
+    width = max(map(len, titles), default=0)
+    for name, title in titles.items():
+        print(f"{name:{width}}  {title}".rstrip())
+
+
+@recipes.command
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    print_json(recipe_schema())
+
+
+@click.command(cls=Verb)
+@recipe_argument
+def show(recipe: str) -> None:
+    """Print a recipe."""
+    print(recipe_path(recipe).read_text(encoding="utf-8"), end="")
+
+
+@click.command(cls=Verb)
+@click.argument("recipe", type=RECIPE)
+@click.argument("target", type=FILE, required=False)
+@overwrite_option
+def copy(recipe: str, target: Path | None, overwrite: bool) -> None:
+    """Copy a recipe to TARGET (a file or folder; else into this folder), to be changed there."""
+    from surgery.checkpoint.atomic import atomic_file, write_bytes
+
+    source = recipe_path(recipe)
+    place = target or Path()
+    place = place / source.name if place.is_dir() else place
+    with atomic_file(place, overwrite=overwrite) as temporary:
+        write_bytes(temporary, [source.read_bytes()])
+    print(place)
+
+
+@click.command(cls=Verb)
+@recipe_argument
+@base_option
+@set_option
+@json_option
+@click.pass_context
+def check(
+    context: click.Context, recipe: str, base: str | None, overrides: dict[str, str], as_json: bool
+) -> None:
+    """Check a recipe and report all its faults at once."""
+    try:
+        checked = load_recipe(recipe, overrides)
+        place = checked.base_path() if base is None else checkpoint_path(base)
+    except SurgeryError as error:
+        if not as_json:
+            raise
+        print_json({"recipe": recipe, "faults": list(error.faults)})
+        context.exit(FAILED)
+    concepts = sum(len(edit.emcid.concepts) for edit in checked.edits)
+    if as_json:
+        facts: dict[str, JSON] = {"digest": checked.digest, "base": str(place), "concepts": concepts}
+        print_json({"recipe": recipe, "faults": [], **facts})
+        return
+    print(f"{recipe}: good; {concepts} concepts to edit in {place}, digest {checked.digest[:12]}")

@@ -1,0 +1,69 @@
+"""The shelf of recipes: every one is sound, and says only what its checkpoint knows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from surgery.recipe import Recipe, load_recipe, recipe_titles
+from surgery.shelf import checkpoint_path, recipe_names, recipe_path
+
+NAMES = recipe_names()
+
+
+def known_words() -> set[str]:
+    concepts = json.loads((checkpoint_path("pocket-sd") / "concepts.json").read_text(encoding="utf-8"))
+    words = {entry["name"] for entry in concepts["concepts"] + concepts["professions"]}
+    aliases = {
+        alias for entry in concepts["concepts"] + concepts["professions"] for alias in entry["aliases"]
+    }
+    return words | aliases | set(concepts["styles"])
+
+
+def words_of(recipe: Recipe) -> set[str]:
+    words = set()
+    for edit in recipe.edits:
+        words.update(edit.emcid.preserve)
+        words.update(concept.source for concept in edit.emcid.concepts)
+        words.update(concept.destination for concept in edit.emcid.concepts if concept.destination)
+    return words
+
+
+def test_the_shelf_has_the_quickstart_and_something_for_erasing_and_replacing() -> None:
+    assert "quickstart" in NAMES
+    assert {name.partition("/")[0] for name in NAMES} >= {"erase", "replace"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_passes_check_with_its_base_at_hand(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.base_path().is_dir()
+    assert recipe.title
+    assert recipe.path == recipe_path(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_for_pocket_sd_names_only_what_pocket_sd_knows(name: str) -> None:
+    recipe = load_recipe(name)
+    if recipe.base == "pocket-sd":
+        assert words_of(recipe) <= known_words()
+
+
+def test_the_quickstart_updates_at_least_ten_concepts_jointly_and_without_chains() -> None:
+    [edit] = load_recipe("quickstart").edits
+    sources = {concept.source for concept in edit.emcid.concepts}
+    destinations = {concept.destination for concept in edit.emcid.concepts}
+    assert edit.emcid.kind == "update"
+    assert len(sources) == len(edit.emcid.concepts) >= 10
+    assert not sources & destinations
+
+
+def test_titles_are_listed_by_name() -> None:
+    titles = recipe_titles()
+    assert list(titles) == NAMES
+    assert len(set(titles.values())) == len(NAMES)
+
+
+def test_the_shelf_holds_nothing_but_yaml() -> None:
+    root = recipe_path("quickstart").parent
+    assert {path.suffix for path in Path(root).rglob("*") if path.is_file()} == {".yaml"}
