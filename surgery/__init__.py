@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from surgery.checkpoint import open_checkpoint as open_checkpoint
-    from surgery.execute import run_recipe as run_recipe
     from surgery.patch import applied as applied
     from surgery.patch import apply_patch as apply_patch
     from surgery.patch import load_patch as load_patch
     from surgery.patch import revert_patch as revert_patch
     from surgery.patch import verify_patch as verify_patch
     from surgery.recipe import load_recipe as load_recipe
+    from surgery.study.run import run_recipe as run_recipe
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOME = {
     "load_recipe": "surgery.recipe",
     "open_checkpoint": "surgery.checkpoint",
     "revert_patch": "surgery.patch",
-    "run_recipe": "surgery.execute",
+    "run_recipe": "surgery.study.run",
     "verify_patch": "surgery.patch",
 }
 

@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# the same examples everywhere, and no clock: shared machines stall
+hypothesis.settings.register_profile(
+    "surgery", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("surgery")
 
 BuildTiny = Callable[[torch.dtype], Path]
 

@@ -1,7 +1,7 @@
 """Recipes: what the user asks for, as strict YAML. Knows no model and loads no torch."""
 
 from surgery.recipe.document import Document, Place, read_document
-from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Update
+from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
 from surgery.recipe.loading import load_recipe, parse_recipe, recipe_titles
 from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
 
@@ -15,6 +15,7 @@ __all__ = [
     "Offsets",
     "Place",
     "Recipe",
+    "Rules",
     "Sample",
     "Update",
     "load_recipe",

@@ -21,6 +21,9 @@ from surgery.recipe.parameters import (
     Timestep,
 )
 
+Preset: TypeAlias = Literal[
+    "pocket", "published-aice", "published-objects", "published-pictures", "published-styles"
+]
 Kind: TypeAlias = Literal["update", "forget", "style", "rectify"]
 
 
@@ -52,28 +55,42 @@ class Offsets(Knobs):
     """Optimiser steps at most."""
     learning_rate: Positive | None = None
     """Adam's learning rate."""
+    rate: Literal["absolute", "relative"] | None = None
+    """What the learning rate is measured in: the stream's units, or the source vector's root mean square."""
     text_weight: NotNegative | None = None
     """Weight of the text loss beside the noise loss."""
     norm_penalty: NotNegative | None = None
     """Weight of the penalty on the offset's length."""
     clamp: Positive | None = None
     """Largest length of the offset, in lengths of the source vector."""
+    metric: Literal["pooled", "cross_attention"] | None = None
+    """Text loss at the end token's feature, or over all tokens as cross-attention reads them."""
     images: Literal["source", "destination", "none", "given"] | None = None
     """Which pictures the noise loss looks at."""
-    batch: Count | None = None
-    """Concepts optimised together; part of the plan, since regrouping changes the last bits."""
-    bank_size: Count | None = None
-    """Pairs of timestep and noise prepared per picture."""
+    target: Literal["teacher", "truth"] | None = None
+    """What the noise prediction is compared with: the teacher's, or the noise that was added."""
+    context: Literal["full", "concept"] | None = None
+    """Tokens that the U-Net sees: all 77, or the longest prompt of the concept."""
+    latents: Literal["sampler", "recoded"] | None = None
+    """Drawn pictures straight from the sampler, or decoded and encoded again."""
+    flip: bool | None = None
+    """Whether each picture is mirrored at random, once."""
+    bank_size: int | None = Field(default=None, ge=0)
+    """Pairs of timestep and noise prepared per picture; 0 draws afresh in every step."""
+    timesteps: tuple[Timestep, Timestep] | None = None
+    """First and last training timestep that the noise loss uses (0 to 999)."""
     sampling_steps: Count | None = None
     """Steps of the sampler that draws the pictures."""
     guidance: NotNegative | None = None
     """Guidance scale of the sampler that draws the pictures."""
-    tolerance: NotNegative | None = None
-    """Relative improvement below which a concept counts as converged."""
+    tolerance: float | None = Field(default=None, ge=0, lt=1)
+    """Relative improvement below which a concept counts as standing still."""
     patience: Count | None = None
-    """Steps without improvement after which a concept stops."""
-    timesteps: tuple[Timestep, Timestep] | None = None
-    """First and last training timestep that the noise loss uses (0 to 999)."""
+    """Steps without improvement after which a concept stops; ``null`` runs all steps."""
+    batch: Count | None = None
+    """Concepts optimised together; part of the plan, since regrouping changes the last bits."""
+    keep_unconverged: bool | None = None
+    """Whether a concept whose loss did not fall is edited all the same."""
 
 
 class Update(Knobs):
@@ -87,16 +104,18 @@ class Update(Knobs):
     """Weight of the edits against the protection, between 0 and 1; one half is neutral."""
     residual: Literal["block", "mlp"] | None = None
     """What is still missing: measured at the block's output, or at the MLP's as in the published code."""
-    sweeps: Count | None = None
-    """Passes over all layers at most."""
-    attained_share: Share | None = None
-    """Stop sweeping when every concept has reached this share of its offset."""
-    null_space_threshold: Positive | None = None
-    """Eigenvalues of the key statistics below this are free to change; ``null`` turns the projection off."""
-    preserve_weight: NotNegative | None = None
-    """Weight of the names in ``preserve``."""
+    anchor: Literal["mean", "first"] | None = None
+    """The source vector that the offset is added to: of all prompts, or of the first."""
     keys: Literal["mean", "all"] | None = None
     """One key per concept (the mean over templates), or one per template."""
+    sweeps: Count | None = None
+    """Passes over all layers at most."""
+    attained_share: float | None = Field(default=None, gt=0, le=1)
+    """Stop sweeping when every concept has reached this share of its offset; ``null`` runs all sweeps."""
+    preserve_weight: NotNegative | None = None
+    """Weight of the names in ``preserve``."""
+    null_space_threshold: Positive | None = None
+    """Only directions whose eigenvalues lie below this share of their mean change; ``null``: all do."""
 
 
 class Corpus(Part):
@@ -104,8 +123,8 @@ class Corpus(Part):
 
     captions: Phrase = "pocket"
     """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""
-    count: Count = 5000
-    """Captions used, from the file's start."""
+    count: Count | None = 5000
+    """Captions used, from the file's start; ``null`` uses all."""
     shrinkage: Share = 0.0
     """Share of the identity mixed into the statistics; helps small corpora."""
     include_bos: bool = True
@@ -114,10 +133,19 @@ class Corpus(Part):
     """Whether the padding up to 77 tokens counts."""
 
 
+class Rules(Part):
+    """What to do with concepts that can be read in two ways."""
+
+    merged_spans: Literal["refuse", "nearest"] = "refuse"
+    """A name that shares a token with its template: an error, or the token that holds its end."""
+    conflicts: Literal["refuse", "last"] = "refuse"
+    """One source with several destinations: an error, or the last one wins."""
+
+
 class Emcid(Part):
     """Edit many concepts at once in the text encoder (arXiv 2403.13807)."""
 
-    preset: Literal["published-objects", "published-styles", "pocket"] | None = None
+    preset: Preset | None = None
     """Where settings start from; keys given here win."""
     kind: Kind = "update"
     """What happens to concepts that do not say it themselves."""
@@ -127,3 +155,4 @@ class Emcid(Part):
     offsets: Offsets = Offsets()
     update: Update = Update()
     corpus: Corpus = Corpus()
+    rules: Rules = Rules()
