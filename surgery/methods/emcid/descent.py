@@ -1,0 +1,145 @@
+"""Many independent descents as one: an offset per concept under one Adam, each stopping by itself."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from surgery import progress
+from surgery.methods.emcid.settings import OffsetSettings
+
+Losses: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, offsets of the active concepts, their indices) → one loss for each of them."""
+
+# A running mean of fewer steps follows Adam's own swing rather than progress.
+_SHORTEST_WINDOW = 5
+_ON_CLAMP = 1 - 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """Where the descents ended.
+
+    ``first`` and ``last`` are means of the loss over the first and last window of steps (the first and
+    last loss where there were fewer steps); ``settled`` says
+    that the loss stood still before the steps ran out, ``clamped`` that the offset ended at its largest
+    length, ``finite`` that no loss was NaN or infinite.
+    """
+
+    offsets: Float[Tensor, "concepts width"]
+    first: Float[Tensor, "concepts"]
+    last: Float[Tensor, "concepts"]
+    steps: Int[Tensor, "concepts"]
+    settled: Tensor
+    clamped: Tensor
+    finite: Tensor
+
+
+class _Watch:
+    """The running mean of one concept's loss, and whether it still falls."""
+
+    def __init__(self, window: int, tolerance: float, patience: int | None) -> None:
+        self.recent: deque[float] = deque(maxlen=window)
+        self.tolerance, self.patience = tolerance, patience
+        self.first, self.best, self.since = math.nan, math.inf, 0
+        self.steps, self.settled = 0, False
+
+    def see(self, loss: float) -> bool:
+        """Count one step; True when the concept is done."""
+        self.recent.append(loss)
+        self.steps += 1
+        if len(self.recent) < (self.recent.maxlen or 1):
+            self.first = self.recent[0]
+            return False
+        mean = self.mean
+        if self.steps == self.recent.maxlen:
+            self.first = mean
+        if mean < self.best * (1 - self.tolerance):
+            self.best, self.since = mean, 0
+        else:
+            self.since += 1
+        self.settled = self.patience is not None and self.since >= self.patience
+        return self.settled
+
+    @property
+    def mean(self) -> float:
+        return sum(self.recent) / len(self.recent)
+
+    @property
+    def last(self) -> float:
+        """The mean of the last window, or the last loss where there were too few steps for one."""
+        if not self.recent:
+            return math.nan
+        return self.mean if len(self.recent) == self.recent.maxlen else self.recent[-1]
+
+
+def descend(
+    losses: Losses, source: Float[Tensor, "concepts width"], settings: OffsetSettings, cycle: int = 1
+) -> Descent:
+    """Offsets that lower each concept's loss, from zero, each inside its ball ‖δ‖ ≤ clamp · ‖source‖.
+
+    Concepts do not see each other: the losses' sum has independent gradients, Adam works element by
+    element, and a concept that stands still, or whose loss is not finite, leaves the batch with what it
+    has.
+
+    Args:
+        losses: The losses of some concepts at a step.
+        source: The unedited streams at the subjects, which scale the clamp and the relative rate.
+        settings: Steps, rate, clamp, tolerance, patience.
+        cycle: Steps after which the losses see the same noise again; running means span whole cycles.
+
+    Source: 1.4 of the study. The early stop and the relative rate are ours; with patience None and rate
+    "absolute" it is the released loop.
+    """
+    watches = [
+        _Watch(max(cycle, _SHORTEST_WINDOW), settings.tolerance, settings.patience)
+        for _ in range(len(source))
+    ]
+    length = source.norm(dim=1, keepdim=True)
+    scale = length / math.sqrt(source.shape[1]) if settings.rate == "relative" else torch.ones_like(length)
+    scaled = torch.zeros_like(source, requires_grad=True)
+    adam = torch.optim.Adam([scaled], lr=settings.learning_rate)
+    active = torch.arange(len(source), device=source.device)
+    finite = torch.ones(len(source), dtype=torch.bool)
+    for step in progress.track(range(settings.steps), "offsets", unit="step"):
+        found = losses(step, (scaled * scale)[active], active)
+        values = found.detach().double().cpu()
+        sound = torch.isfinite(values)
+        finite[active.cpu()[~sound]] = False
+        (scaled.grad,) = torch.autograd.grad(found[sound.to(found.device)].sum(), [scaled])
+        kept = scaled.detach().clone()
+        adam.step()
+        _settle(scaled, kept, active[sound.to(active.device)], scale, settings.clamp * length)
+        done = [not ok or watches[index].see(value) for index, value, ok in _rows(active, values, sound)]
+        active = active[~torch.tensor(done, device=active.device)]
+        if len(active) == 0:
+            break
+    offsets = (scaled * scale).detach()
+    return Descent(
+        offsets=offsets,
+        first=torch.tensor([watch.first for watch in watches]),
+        last=torch.tensor([watch.last for watch in watches]),
+        steps=torch.tensor([watch.steps for watch in watches]),
+        settled=torch.tensor([watch.settled for watch in watches]),
+        clamped=(offsets.norm(dim=1) > _ON_CLAMP * settings.clamp * length[:, 0]).cpu(),
+        finite=finite,
+    )
+
+
+def _rows(active: Tensor, values: Tensor, sound: Tensor) -> list[tuple[int, float, bool]]:
+    return list(zip(active.tolist(), values.tolist(), sound.tolist(), strict=True))
+
+
+@torch.no_grad()
+def _settle(scaled: Tensor, kept: Tensor, moving: Tensor, scale: Tensor, largest: Tensor) -> None:
+    """Put resting rows back (Adam's momentum would carry them on) and moving ones onto their ball."""
+    stepped = scaled[moving]
+    length = (stepped * scale[moving]).norm(dim=1, keepdim=True)
+    shrunk = stepped * (largest[moving] / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp(max=1.0)
+    scaled.copy_(kept)
+    scaled[moving] = shrunk

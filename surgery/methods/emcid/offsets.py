@@ -1,0 +1,240 @@
+"""Stage I: one offset per concept, learned in batches that are stored whole."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery import progress
+from surgery.anatomy import frozen
+from surgery.errors import MethodError, raise_all
+from surgery.methods.emcid.descent import Descent, descend
+from surgery.methods.emcid.models import EmcidModels, models_digest
+from surgery.methods.emcid.nouns import Concept, warning
+from surgery.methods.emcid.problem import problem_of
+from surgery.methods.emcid.settings import OffsetSettings, as_json
+from surgery.record import JSON, Finding
+from surgery.store import Store
+
+_log = logging.getLogger(__name__)
+
+# Settings that decide what is done with a result, not what it is.
+_NO_MEANING = ("batch", "keep_unconverged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What Stage I found for one concept.
+
+    ``offset`` is to be added to the stream behind block ``layer`` at the subject; ``source`` is the
+    unedited stream there for the first prompt, so that v* = source + offset. ``first_loss`` and
+    ``last_loss`` are means over the first and last window of steps.
+    """
+
+    concept: Concept
+    offset: Float[Tensor, "width"]
+    source: Float[Tensor, "width"]
+    layer: int
+    encoder_digest: str
+    steps: int
+    first_loss: float
+    last_loss: float
+    settled: bool
+    clamped: bool
+    finite: bool
+
+    @property
+    def fell(self) -> bool:
+        """Whether the loss became smaller at all."""
+        return self.last_loss < self.first_loss or self.first_loss == 0.0
+
+
+def optimise_offsets(
+    models: EmcidModels,
+    concepts: Sequence[Concept],
+    settings: OffsetSettings,
+    *,
+    layer: int = 10,
+    store: Store | None = None,
+) -> list[Target]:
+    """The offset of each concept, in their order.
+
+    Concepts are worked on in batches of ``settings.batch`` in the given order. A batch is stored whole
+    under a key of all that its bits depend on, so a killed run loses one batch; out of memory, a batch is
+    split in two, each with a key of its own.
+
+    Args:
+        models: The unedited models.
+        concepts: What ``prepare`` made of the edits.
+        settings: Stage I.
+        layer: The block behind which the offset is added: the last one that Stage II edits.
+        store: Where batches are kept.
+
+    Raises:
+        MethodError: when a model is missing that the mode needs, or a single concept does not fit into
+        memory. ConceptError: when a picture cannot be read.
+
+    Source: 1.2 to 1.4 of the study.
+    """
+    check_models(models, concepts, settings)
+    pictures = settings.mode != "text" and any(_has_picture(concept, settings) for concept in concepts)
+    with_unet = settings.mode != "text" or settings.metric == "cross_attention"
+    digests = models_digest(models, unet=with_unet, pictures=pictures)
+    work = _Work(models=models, settings=settings, layer=layer, store=store, digests=digests)
+    batches = [concepts[start : start + settings.batch] for start in range(0, len(concepts), settings.batch)]
+    targets: list[Target] = []
+    with frozen(models.text_encoder, models.unet, models.vae):
+        for batch in progress.track(batches, "concepts", unit="batch"):
+            targets += work.batch(tuple(batch))
+    return targets
+
+
+def check_models(models: EmcidModels, concepts: Sequence[Concept], settings: OffsetSettings) -> None:
+    """Refuse a mode whose models or pictures are not there, all faults at once.
+
+    Raises:
+        MethodError: with everything that is missing.
+    """
+    faults = []
+    by_noise = settings.mode != "text"
+    if by_noise or settings.metric == "cross_attention":
+        what = f"mode {settings.mode!r}" if by_noise else "metric 'cross_attention'"
+        faults += _missing(models, ("unet", "scheduler"), what)
+    if not by_noise:
+        faults += [
+            f"{concept.label}: only pictures say what to draw, and mode 'text' does not look at any. "
+            "Use mode 'noise' or 'both', or give a destination."
+            for concept in concepts
+            if concept.goals is None
+        ]
+        if settings.text_weight == 0:
+            faults.append("mode 'text' with text_weight 0 has nothing to learn from; give it a weight.")
+    else:
+        if any(_has_picture(concept, settings) for concept in concepts):
+            faults += _missing(models, ("vae",), "a noise loss on pictures")
+        faults += [
+            f"{concept.label}: offsets.images is 'given', but the edit has no pictures. Give it some."
+            for concept in concepts
+            if settings.images == "given" and not concept.edit.images
+        ]
+    raise_all(MethodError, faults)
+
+
+def _missing(models: EmcidModels, parts: tuple[str, ...], what: str) -> list[str]:
+    absent = [part for part in parts if getattr(models, part) is None]
+    return [f"{what} needs the {part}; none was given. Load the whole pipeline." for part in absent]
+
+
+def _has_picture(concept: Concept, settings: OffsetSettings) -> bool:
+    return bool(concept.edit.images) or settings.images != "none"
+
+
+def findings_of(targets: Sequence[Target]) -> list[Finding]:
+    """What was noticed while the offsets were learned."""
+    found = []
+    for target in targets:
+        label = target.concept.label
+        if not target.finite:
+            message = "its loss became NaN or infinite; the concept is left out. Lower the learning rate."
+            found.append(Finding(kind="not-finite", subject=label, message=message, severity="fault"))
+        elif not target.fell:
+            message = f"its loss did not fall ({target.first_loss:.3g} to {target.last_loss:.3g})."
+            found.append(warning("not-converged", label, message + " Give it more steps or other templates."))
+        elif target.clamped:
+            message = "its offset ended at the largest length allowed; a larger offsets.clamp may do more."
+            found.append(Finding(kind="clamped", subject=label, message=message))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    models: EmcidModels
+    settings: OffsetSettings
+    layer: int
+    store: Store | None
+    digests: Mapping[str, JSON]
+
+    def batch(self, concepts: tuple[Concept, ...]) -> list[Target]:
+        try:
+            return self._stored(concepts)
+        except torch.OutOfMemoryError as error:
+            if len(concepts) == 1:
+                raise MethodError(
+                    f"{concepts[0].label} alone does not fit into memory; expected room for its "
+                    f"{len(concepts[0].spans)} prompts. Use fewer templates or another device."
+                ) from error
+        half = len(concepts) // 2
+        _log.warning("out of memory with %d concepts at once; going on with halves", len(concepts))
+        return self.batch(concepts[:half]) + self.batch(concepts[half:])
+
+    def _stored(self, concepts: tuple[Concept, ...]) -> list[Target]:
+        if self.store is None:
+            tensors = self._compute(concepts)
+        else:
+            key = self.store.key(self._meaning(concepts))
+            tensors = self.store.remember(key, lambda: (self._compute(concepts), {})).tensors()
+        digest = str(self.digests["text_encoder"])
+        return [_target(tensors, row, concept, self.layer, digest) for row, concept in enumerate(concepts)]
+
+    def _compute(self, concepts: tuple[Concept, ...]) -> dict[str, Tensor]:
+        problem = problem_of(self.models, concepts, self.settings, self.layer)
+        cycle = 1 if problem.teacher is None else problem.teacher.cycle
+        descent = descend(problem.losses, problem.source, self.settings, cycle)
+        return {"source": problem.source.cpu(), **_tensors(descent)}
+
+    def _meaning(self, concepts: tuple[Concept, ...]) -> dict[str, JSON]:
+        settings = {name: value for name, value in as_json(self.settings).items() if name not in _NO_MEANING}
+        return {
+            "result": "emcid/offsets",
+            "version": 1,
+            "models": self.digests,
+            "settings": settings,
+            "layer": self.layer,
+            "concepts": [_concept_meaning(concept, self.settings) for concept in concepts],
+        }
+
+
+def _concept_meaning(concept: Concept, settings: OffsetSettings) -> dict[str, JSON]:
+    meaning: dict[str, JSON] = {
+        "spans": [[span.start, span.end, *span.ids] for span in concept.spans],
+        "goals": None
+        if concept.goals is None
+        else [[goal.start, goal.end, *goal.ids] for goal in concept.goals],
+    }
+    if settings.mode != "text":
+        meaning["seed"] = concept.edit.seed
+        meaning["images"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in concept.edit.images]
+    return meaning
+
+
+def _tensors(descent: Descent) -> dict[str, Tensor]:
+    return {
+        "offset": descent.offsets.cpu(),
+        "first": descent.first,
+        "last": descent.last,
+        "steps": descent.steps,
+        "settled": descent.settled,
+        "clamped": descent.clamped,
+        "finite": descent.finite,
+    }
+
+
+def _target(tensors: Mapping[str, Any], row: int, concept: Concept, layer: int, digest: str) -> Target:
+    return Target(
+        concept=concept,
+        offset=tensors["offset"][row],
+        source=tensors["source"][row],
+        layer=layer,
+        encoder_digest=digest,
+        steps=int(tensors["steps"][row]),
+        first_loss=float(tensors["first"][row]),
+        last_loss=float(tensors["last"][row]),
+        settled=bool(tensors["settled"][row]),
+        clamped=bool(tensors["clamped"][row]),
+        finite=bool(tensors["finite"][row] and torch.isfinite(tensors["offset"][row]).all()),
+    )

@@ -1,0 +1,227 @@
+"""Key statistics: the second moment of every layer's ``fc2`` inputs over a corpus of captions."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surgery import progress
+from surgery.anatomy import (
+    TextStack,
+    Tokenizer,
+    after_attention,
+    frozen,
+    mlp_keys,
+    text_stack,
+    tokenize,
+    weights_digest,
+)
+from surgery.errors import MethodError, raise_all
+from surgery.methods.emcid.nouns import warning
+from surgery.methods.emcid.settings import CorpusSettings
+from surgery.numerics import MomentSum, pack, shrink, unpack
+from surgery.record import JSON, Finding
+from surgery.store import Store
+
+_log = logging.getLogger(__name__)
+
+# Enough tokens to fill a device, few enough for the keys of one pass to fit beside the model.
+_TOKENS_PER_BATCH = 3072
+# Fewer tokens than this many times the width leave directions that no caption ever used.
+_TOKENS_PER_DIRECTION = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStatistics:
+    """E[k kᵀ] of each layer as a packed float32 triangle, with what it was collected from.
+
+    Sums are packed before anything reads them, so that fresh and stored statistics are the same numbers.
+    """
+
+    moments: Mapping[int, Float[Tensor, "triangle"]]
+    token_count: int
+    caption_count: int
+    encoder_digest: str
+    corpus_digest: str
+    shrinkage: float = 0.0
+
+    def moment(self, layer: int) -> Float[Tensor, "d_in d_in"]:
+        """The second moment of one layer in float64, shrunk as asked."""
+        return shrink(unpack(self.moments[layer]), self.shrinkage)
+
+    def check(self, stack: TextStack, encoder_digest: str, layers: Sequence[int]) -> None:
+        """Refuse statistics of another encoder, of other layers, or of another width.
+
+        Raises:
+            MethodError: with all that does not fit.
+        """
+        faults = []
+        if self.encoder_digest != encoder_digest:
+            faults.append(
+                f"the key statistics belong to the text encoder {self.encoder_digest[:12]}; this one is "
+                f"{encoder_digest[:12]}. Collect them again for this checkpoint."
+            )
+        missing = [layer for layer in layers if layer not in self.moments]
+        if missing:
+            faults.append(
+                f"the key statistics have layers {sorted(self.moments)}; layers {missing} are edited too. "
+                "Collect them for all edited layers."
+            )
+        size = stack.mlp_width * (stack.mlp_width + 1) // 2
+        wrong = [layer for layer, packed in self.moments.items() if len(packed) != size]
+        if wrong:
+            faults.append(
+                f"the key statistics of layers {wrong} are not of width {stack.mlp_width}. "
+                "Collect them again for this checkpoint."
+            )
+        raise_all(MethodError, faults)
+
+    def findings(self, width: int) -> tuple[Finding, ...]:
+        """A warning when there are too few tokens for a matrix of this width."""
+        if self.token_count >= _TOKENS_PER_DIRECTION * width:
+            return ()
+        message = (
+            f"{self.token_count} tokens for a second moment of width {width}; expected "
+            f"{_TOKENS_PER_DIRECTION * width} or more. Give more captions, or set corpus.shrinkage."
+        )
+        return (warning("few-tokens", "key statistics", message),)
+
+
+def collect_statistics(
+    encoder: nn.Module,
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    layers: Sequence[int],
+    settings: CorpusSettings | None = None,
+    *,
+    store: Store | None = None,
+    digest: str | None = None,
+) -> KeyStatistics:
+    """The key statistics of several layers from one pass over the captions.
+
+    Captions are grouped by length; their order does not matter. A token counts once for each time it occurs,
+    the begin token and the padding by ``settings``. Layers that the store knows are not computed again.
+
+    Args:
+        encoder: A CLIP text encoder in float32.
+        tokenizer: Its tokenizer.
+        captions: Ordinary prompts, whose behaviour is to be kept.
+        layers: Text blocks.
+        settings: Which tokens count; the released choice (begin token, no padding) when left out.
+        store: Where results are kept.
+        digest: The encoder's ``weights_digest``, where the caller has it.
+
+    Raises:
+        MethodError: when there are no captions.
+
+    Source: 2.4 of the study (100,000 captions, one pass for each layer); here one pass serves all.
+    """
+    settings = settings or CorpusSettings()
+    ids = _corpus(tokenizer, captions[: settings.count], text_stack(encoder).positions)
+    corpus_digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    digest = digest or weights_digest(encoder)
+    keys = {layer: _meaning(digest, corpus_digest, layer, settings, encoder) for layer in layers}
+    moments = {} if store is None else _known(store, keys)
+    missing = [layer for layer in layers if layer not in moments]
+    count = _token_count(ids, settings, text_stack(encoder).positions)
+    if missing:
+        sums = _collect(encoder, ids, missing, settings, tokenizer.pad_token_id)
+        for layer, total in sums.items():
+            moments[layer] = pack(total.mean())
+            if store is not None:
+                store.put(store.key(keys[layer]), {"moment": moments[layer]}, {"tokens": count})
+    _log.info("key statistics of %d tokens in %d captions, %d layers", count, len(ids), len(layers))
+    return KeyStatistics(
+        moments=moments,
+        token_count=count,
+        caption_count=len(ids),
+        encoder_digest=digest,
+        corpus_digest=corpus_digest,
+        shrinkage=settings.shrinkage,
+    )
+
+
+def _corpus(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> list[tuple[int, ...]]:
+    if not captions:
+        raise MethodError(
+            "there are no captions for the key statistics; expected some thousand. Without them nothing "
+            "protects what is not edited."
+        )
+    ids = [tokenize(tokenizer, caption).cut(limit) for caption in captions]
+    return sorted(ids, key=lambda one: (len(one), one))
+
+
+def _meaning(
+    encoder_digest: str, corpus_digest: str, layer: int, settings: CorpusSettings, encoder: nn.Module
+) -> dict[str, JSON]:
+    return {
+        "result": "emcid/key-statistics",
+        "version": 1,
+        "encoder": encoder_digest,
+        "corpus": corpus_digest,
+        "layer": layer,
+        "include_bos": settings.include_bos,
+        "include_padding": settings.include_padding,
+        "tokens_per_batch": _TOKENS_PER_BATCH,
+        "device": text_stack(encoder).device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _known(store: Store, keys: Mapping[int, Mapping[str, JSON]]) -> dict[int, Tensor]:
+    found = {layer: store.get(store.key(meaning)) for layer, meaning in keys.items()}
+    return {layer: result.tensors()["moment"] for layer, result in found.items() if result is not None}
+
+
+def _token_count(ids: list[tuple[int, ...]], settings: CorpusSettings, positions: int) -> int:
+    total = len(ids) * positions if settings.include_padding else sum(len(one) for one in ids)
+    return total if settings.include_bos else total - len(ids)
+
+
+@torch.no_grad()
+def _collect(
+    encoder: nn.Module, ids: list[tuple[int, ...]], layers: Sequence[int], settings: CorpusSettings, pad: int
+) -> dict[int, MomentSum]:
+    stack = text_stack(encoder)
+    sums = {layer: MomentSum(stack.mlp_width) for layer in layers}
+    length = stack.positions if settings.include_padding else None
+    batches = list(_batches(ids, length))
+    with frozen(encoder):
+        for batch in progress.track(batches, "key statistics", unit="batch"):
+            tokens, counted = _padded(batch, length, pad)
+            counted[:, 0] = settings.include_bos
+            _count(stack, tokens.to(stack.device), counted.to(stack.device), sums)
+    return sums
+
+
+def _batches(ids: list[tuple[int, ...]], length: int | None) -> Iterator[list[tuple[int, ...]]]:
+    batch: list[tuple[int, ...]] = []
+    for one in ids:  # ascending lengths: the newest is the longest
+        if batch and (len(batch) + 1) * (length or len(one)) > _TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(one)
+    yield batch
+
+
+def _padded(batch: list[tuple[int, ...]], length: int | None, pad: int) -> tuple[Tensor, Tensor]:
+    width = length or len(batch[-1])
+    tokens = torch.tensor([[*one, *[pad] * (width - len(one))] for one in batch])
+    lengths = torch.tensor([length or len(one) for one in batch])
+    return tokens, torch.arange(width)[None] < lengths[:, None]
+
+
+def _count(stack: TextStack, tokens: Tensor, counted: Tensor, sums: Mapping[int, MomentSum]) -> None:
+    # padding on the right is never read by the tokens before it, so no mask is needed
+    stream = stack.embed(tokens)
+    for layer, block in enumerate(stack.blocks[: max(sums) + 1]):
+        middle = after_attention(block, stream)
+        keys = mlp_keys(block, middle)
+        if layer in sums:
+            sums[layer].add(keys[counted])
+        stream = middle + block.mlp.fc2(keys)

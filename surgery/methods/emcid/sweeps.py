@@ -1,0 +1,195 @@
+"""The sweeps of Stage II: layer after layer, keys and residuals measured on what has been changed so far."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from surgery import progress
+from surgery.anatomy import Span, TextStack
+from surgery.errors import MethodError
+from surgery.methods.emcid.grouping import Grouping
+from surgery.methods.emcid.offsets import Target
+from surgery.methods.emcid.settings import UpdateSettings
+from surgery.methods.emcid.statistics import KeyStatistics
+from surgery.methods.emcid.walk import Stretch, Walk
+from surgery.numerics import Prior, Solution, null_space, prior, solve
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What is known about one edited layer: the terms of its change, and how the first sweep solved it."""
+
+    terms: list[tuple[Float[Tensor, "width rank"], Float[Tensor, "rank d_in"]]] = field(default_factory=list)
+    solutions: list[Solution] = field(default_factory=list)
+    key_conditions: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What does not change over the sweeps: the prompts and where they shall end up.
+
+    ``unedited`` is the stream of each prompt's subject behind the last edited block; ``wanted`` is v* there.
+    """
+
+    stack: TextStack
+    subjects: tuple[Stretch, ...]
+    kept: tuple[Stretch, ...]
+    grouping: Grouping
+    weights: Float[Tensor, "concepts"]
+    offsets: Float[Tensor, "concepts width"]
+    unedited: Float[Tensor, "prompts width"]
+    wanted: Float[Tensor, "prompts width"]
+
+    def shares(self, reached: Float[Tensor, "prompts width"]) -> Float[Tensor, "concepts"]:
+        """The part of each offset that has arrived, along its direction; 1 where there is none to arrive."""
+        offsets = self.offsets.double()
+        arrived = self.grouping.mean((reached - self.unedited).double())
+        size = offsets.square().sum(1)
+        return torch.where(
+            size > 0, (arrived * offsets).sum(1) / size.clamp_min(1e-300), torch.ones_like(size)
+        )
+
+    def missing(self, reached: Float[Tensor, "prompts width"]) -> Float[Tensor, "concepts"]:
+        """The length of what is missing from v*, the mean over each concept's prompts."""
+        lengths: Tensor = self.grouping.mean((self.wanted - reached).double()).norm(dim=1)
+        return lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeps:
+    """Where the sweeps ended."""
+
+    sites: Mapping[int, Site]
+    reached: Float[Tensor, "prompts width"]
+    count: int
+
+
+def subjects_of(targets: Sequence[Target]) -> tuple[tuple[Stretch, ...], Grouping]:
+    """The prompts of all concepts, each cut behind its subject."""
+    stretches = tuple(
+        Stretch(ids=span.ids[: span.end], start=span.last, end=span.end)
+        for target in targets
+        for span in target.concept.spans
+    )
+    owner = [index for index, target in enumerate(targets) for _ in target.concept.spans]
+    return stretches, Grouping(owner=torch.tensor(owner))
+
+
+def kept_of(preserve: Sequence[Span]) -> tuple[Stretch, ...]:
+    """Prompts to preserve: all tokens that the phrase can reach, from its own to the end."""
+    return tuple(Stretch(ids=span.ids, start=span.start, end=len(span.ids)) for span in preserve)
+
+
+def measure(
+    stack: TextStack, subjects: Sequence[Stretch], layers: Sequence[int]
+) -> tuple[list[Float[Tensor, "prompts d_in"]], Float[Tensor, "prompts width"]]:
+    """The unedited keys of each layer, and the stream behind the last of them."""
+    walk, keys = Walk(stack, subjects), []
+    for layer in range(layers[-1] + 1):
+        if layer in layers:
+            keys.append(walk.keys())
+        walk.step({})
+    return keys, walk.stream()
+
+
+def sweep_layers(course: Course, statistics: KeyStatistics, settings: UpdateSettings) -> Sweeps:
+    """Sweep until every concept has attained its share, or the sweeps run out."""
+    sites = {layer: Site() for layer in settings.layers}
+    weights: dict[int, Tensor] = {}
+    reached, count = course.unedited, 0
+    for _ in progress.track(range(settings.sweeps), "sweeps", unit="sweep"):
+        reached = _sweep(course, statistics, settings, sites, weights)
+        count += 1
+        smallest = float(course.shares(reached).min())
+        _log.info("sweep %d: smallest attained share %.3f", count, smallest)
+        if settings.attained_share is not None and smallest >= settings.attained_share:
+            break
+    return Sweeps(sites=sites, reached=reached, count=count)
+
+
+def _sweep(
+    course: Course,
+    statistics: KeyStatistics,
+    settings: UpdateSettings,
+    sites: Mapping[int, Site],
+    weights: dict[int, Tensor],
+) -> Tensor:
+    walk = Walk(course.stack, course.subjects)
+    kept = Walk(course.stack, course.kept) if course.kept else None
+    for layer in range(settings.layers[-1] + 1):
+        if layer in sites:
+            left, right = _solve(course, statistics, settings, sites[layer], walk, kept, weights)
+            before = weights.get(layer, course.stack.weight(layer))
+            weights[layer] = before + (left @ right).to(before.device, before.dtype)
+        walk.step(weights)
+        if kept is not None:
+            kept.step(weights)
+    return walk.stream()
+
+
+def _solve(
+    course: Course,
+    statistics: KeyStatistics,
+    settings: UpdateSettings,
+    site: Site,
+    walk: Walk,
+    kept: Walk | None,
+    weights: Mapping[int, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """One layer: ΔW = R (A⁻¹ K diag(a))ᵀ as its two factors, noted at its site."""
+    layer, grouping = walk.layer, course.grouping
+    keys = walk.keys()
+    layers_left = len(settings.layers) - settings.layers.index(layer)
+    residual = (course.wanted - _current(course, settings, walk, keys, weights)) / layers_left
+    columns, column_weights = keys, grouping.spread(course.weights / grouping.counts)
+    if settings.keys == "mean":
+        columns, residual, column_weights = grouping.mean(keys), grouping.mean(residual), course.weights
+    known = _prior(statistics, settings, layer, kept)
+    solution = solve(known, columns.double().T, settings.alpha * column_weights.double())
+    factors = residual.double().T, solution.solved.T
+    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        raise MethodError(
+            f"the change of layer {layer} is not finite; expected finite numbers. Nothing was written. "
+            "Look at the offsets' lengths and at the key statistics."
+        )
+    site.terms.append(factors)
+    site.solutions.append(solution)
+    site.key_conditions.append(_key_condition(known, grouping.mean(keys).double().T))
+    return factors
+
+
+def _current(
+    course: Course, settings: UpdateSettings, walk: Walk, keys: Tensor, weights: Mapping[int, Tensor]
+) -> Float[Tensor, "prompts width"]:
+    if settings.residual == "block":
+        return walk.stream_behind(settings.layers[-1], weights)
+    fc2 = course.stack.blocks[walk.layer].mlp.fc2
+    weight = weights.get(walk.layer, course.stack.weight(walk.layer))
+    with torch.no_grad():
+        return linear(keys.to(weight.device), weight, fc2.bias).cpu()
+
+
+def _prior(statistics: KeyStatistics, settings: UpdateSettings, layer: int, kept: Walk | None) -> Prior:
+    moment = statistics.moment(layer)
+    matrix = (1 - settings.alpha) * settings.ridge * moment
+    if kept is not None:
+        keys = kept.keys().double()
+        matrix = matrix + settings.preserve_weight * keys.T @ keys
+    threshold = settings.null_space_threshold
+    return prior(matrix, None if threshold is None else null_space(moment, threshold))
+
+
+def _key_condition(known: Prior, keys: Float[Tensor, "d_in concepts"]) -> float:
+    """Condition of Kᵀ B⁻¹ K scaled to a unit diagonal: how well the prior can tell the concepts apart."""
+    inner = keys if known.basis is None else known.basis.T @ keys
+    gram = inner.T @ known.factor.solve(inner)
+    scale = gram.diagonal().clamp_min(1e-300).sqrt()
+    values = torch.linalg.eigvalsh(gram / scale / scale[:, None])
+    return float(values[-1] / values[0].clamp_min(1e-300))
