@@ -1,0 +1,26 @@
+"""From prompts to pictures, with models that are handed in; nothing is loaded here."""
+
+from surgery.diffusion.batches import in_batches
+from surgery.diffusion.models import Models, Scheduler, Tokenizer, device_and_dtype
+from surgery.diffusion.pairs import before_and_after, sample_table
+from surgery.diffusion.pixels import decode
+from surgery.diffusion.predict import guided_noise, predict_noise
+from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents
+from surgery.diffusion.text import encode_prompts
+
+__all__ = [
+    "Models",
+    "SampleKnobs",
+    "Scheduler",
+    "Tokenizer",
+    "before_and_after",
+    "decode",
+    "device_and_dtype",
+    "encode_prompts",
+    "guided_noise",
+    "in_batches",
+    "predict_noise",
+    "sample",
+    "sample_latents",
+    "sample_table",
+]

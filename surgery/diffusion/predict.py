@@ -1,0 +1,39 @@
+"""One noise prediction, plain or with classifier-free guidance."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def predict_noise(
+    unet: nn.Module,
+    latents: Float[Tensor, "pictures channels height width"],
+    timestep: Any,
+    text: Float[Tensor, "pictures tokens width"],
+) -> Float[Tensor, "pictures channels height width"]:
+    """The U-Net's output for noisy latents: the noise, or the velocity where the checkpoint predicts that.
+
+    Gradients flow through when the caller asks for them.
+    """
+    noise: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
+    return noise
+
+
+def guided_noise(
+    unet: nn.Module,
+    latents: Float[Tensor, "pictures channels height width"],
+    timestep: Any,
+    text: Float[Tensor, "pictures tokens width"],
+    unconditional: Float[Tensor, "pictures tokens width"],
+    guidance: float,
+) -> Float[Tensor, "pictures channels height width"]:
+    """The prediction moved away from the unconditional one; both come from one pass of twice the batch.
+
+    Source: Ho and Salimans 2022, eq. 6 in the form of Stable Diffusion, u + guidance · (c - u): guidance 1
+    is the plain conditional prediction.
+    """
+    both = predict_noise(unet, torch.cat([latents, latents]), timestep, torch.cat([unconditional, text]))
+    without, conditional = both.chunk(2)
+    return without + guidance * (conditional - without)

@@ -1,0 +1,91 @@
+"""Prompts to the features that a U-Net reads: each prompt encoded once."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surgery.diffusion.models import Tokenizer, config_of, device_and_dtype
+from surgery.errors import SurgeryError
+
+_log = logging.getLogger(__name__)
+
+# 32 × 77 tokens fill two cores and fit any GPU; larger batches are no faster.
+_BATCH = 32
+
+
+@torch.no_grad()
+def encode_prompts(
+    tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int = 0
+) -> Float[Tensor, "prompts tokens width"]:
+    """Features of the prompts, in their order; equal prompts are encoded once.
+
+    Args:
+        tokenizer: CLIP tokenizer; each prompt is padded to its ``model_max_length`` (77).
+        text_encoder: CLIP text model; the features have its device and type.
+        prompts: Any number of prompts, repeats allowed.
+        clip_skip: Blocks left out at the end. The final layer norm is applied either way.
+
+    A prompt that is too long is cut as the stock pipeline cuts it, and a warning names it.
+
+    Raises:
+        SurgeryError: when there are no prompts, or ``clip_skip`` leaves no block.
+
+    Source: ``StableDiffusionPipeline.encode_prompt`` of diffusers 0.42, where ``clip_skip`` None is our 0.
+    """
+    if not prompts:
+        raise SurgeryError(
+            "no prompts to encode; expected at least one. Pass the prompts as a list of texts."
+        )
+    blocks = config_of(text_encoder).num_hidden_layers
+    if not 0 <= clip_skip < blocks:
+        raise SurgeryError(
+            f"clip_skip is {clip_skip}; this text encoder has {blocks} blocks. Use 0 to {blocks - 1}."
+        )
+    unique = list(dict.fromkeys(prompts))
+    _warn_of_long_prompts(tokenizer, unique)
+    parts = [
+        _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
+        for start in range(0, len(unique), _BATCH)
+    ]
+    place = {prompt: row for row, prompt in enumerate(unique)}
+    return torch.cat(parts)[[place[prompt] for prompt in prompts]]
+
+
+def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int) -> Tensor:
+    device, dtype = device_and_dtype(text_encoder)
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    # CLIP reads its padding; only some derived encoders ask for a mask in their config.
+    masked = getattr(config_of(text_encoder), "use_attention_mask", False)
+    mask = tokens.attention_mask.to(device) if masked else None
+    ids = tokens.input_ids.to(device)
+    if clip_skip == 0:
+        features: Tensor = text_encoder(ids, attention_mask=mask)[0]
+    else:
+        hidden = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        features = _final_norm(text_encoder)(hidden[-(clip_skip + 1)])
+    return features.to(dtype)
+
+
+def _final_norm(text_encoder: nn.Module) -> Any:
+    # transformers 5 took the level `text_model` out of CLIPTextModel
+    return getattr(text_encoder, "text_model", text_encoder).final_layer_norm
+
+
+def _warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+    room = tokenizer.model_max_length
+    for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+        if len(ids) > room:
+            lost = tokenizer.decode(ids[room - 1 : -1])
+            _log.warning(
+                "prompt %r has %d tokens, of which %d fit; not read: %r", prompt, len(ids), room, lost
+            )
