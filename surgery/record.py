@@ -59,12 +59,12 @@ class Work:
         method: Name of the method, the edit's only key in the recipe.
         meaning: Everything that the edit's result depends on besides the base.
         sites: Canonical names of the tensors that may change.
-        batches: Concepts worked on together; a killed run loses one batch.
+        batches: Numbers of concepts worked on together; a killed run loses one batch.
         cost: Estimated operations by stage, in units that the key names (``unet_forwards``, …).
     """
 
     method: str
     meaning: Mapping[str, JSON]
     sites: tuple[str, ...]
-    batches: tuple[tuple[str, ...], ...]
+    batches: tuple[int, ...]
     cost: Mapping[str, int] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from surgery.record import JSON, Work, canonical_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One edit with its place in the plan; `identity` is the digest of what decides its result."""
+    """One edit with its place in the plan; ``identity`` is the digest of what decides its result."""
 
     number: int
     work: Work
@@ -35,8 +35,8 @@ class Step:
 class Plan:
     """The steps of a recipe on one base.
 
-    `identity` stays when comments, key order or the spelling of numbers change, and changes with anything that
-    changes the result.
+    ``identity`` stays when comments, key order or the spelling of numbers change, and changes with anything
+    that changes the result.
     """
 
     base: str
@@ -57,7 +57,7 @@ class Plan:
                     "method": step.work.method,
                     "sites": list(step.work.sites),
                     "parameters": step.parameters,
-                    "batches": [list(batch) for batch in step.work.batches],
+                    "batches": list(step.work.batches),
                     "cost": dict(step.work.cost),
                 }
                 for step in self.steps
@@ -66,13 +66,13 @@ class Plan:
 
 
 def build_plan(recipe: Recipe, base: Checkpoint, works: Sequence[Work]) -> Plan:
-    """The plan of `recipe` on `base`, one step for each of its edits.
+    """The plan of ``recipe`` on ``base``, one step for each of its edits.
 
     Raises:
         MethodError: when an edit names tensors that the base does not have; all of them at once.
     """
     raise_all(MethodError, [fault for work in works for fault in _missing(work, base)])
-    headers = {name: [str(entry.dtype), *entry.shape] for name, entry in sorted(base.tensors.items())}
+    headers: JSON = {name: [str(entry.dtype), *entry.shape] for name, entry in sorted(base.tensors.items())}
     foundation = hashlib.sha256(canonical_json(headers).encode()).hexdigest()
     steps = tuple(_step(number, work, base, foundation) for number, work in enumerate(works, start=1))
     parts: JSON = [recipe.digest, foundation, *(step.identity for step in steps)]
@@ -85,7 +85,7 @@ def build_plan(recipe: Recipe, base: Checkpoint, works: Sequence[Work]) -> Plan:
 
 
 def _step(number: int, work: Work, base: Checkpoint, foundation: str) -> Step:
-    meaning: JSON = [work.method, work.meaning, foundation, [list(batch) for batch in work.batches]]
+    meaning: JSON = [work.method, work.meaning, foundation, list(work.batches)]
     return Step(
         number=number,
         work=work,

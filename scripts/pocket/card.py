@@ -1,0 +1,133 @@
+"""Stage 7: the model card, written from what was measured so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drawings import EmojiFont
+from unet import held_out_pairs
+from vocabulary import Vocabulary
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# pocket-sd
+
+A real Stable Diffusion, only small: SD 1.x topology and key set exactly in text encoder ({text_tensors} tensors, 12 blocks,
+77 positions) and UNet ({unet_tensors} tensors), width 192 and 32/64/128/128 instead of 768 and 320/640/1280/1280, a
+three-level VAE (64×64 pixels become 16×16 latents), a tokenizer in CLIP's format. It was trained from scratch by
+`scripts/train_pocket` so that every path of the toolchain can be tried on a checkpoint that draws what it is asked for.
+
+    from diffusers import StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained("checkpoints/pocket-sd", local_files_only=True)
+    pipe("here is a picture of a cat", num_inference_steps=25, guidance_scale=5).images[0]
+
+## What it saw
+
+- Drawings of {concepts} concepts ({professions} of them professions) from {font}, SHA-256 `{font_digest}`, licensed
+  under the SIL Open Font License 1.1, on {backgrounds} background colours, in {styles} styles
+  ({style_names}), alone or two side by side, always 64×64.
+- The group `{left_out}` is in the list and known to the judge, and was **left out** of the pictures.
+- Captions from {train_templates} templates and every alias; {test_templates} further templates never appear in
+  training and make all prompts below. 10 % of the captions were empty.
+- {pairs} pairs of concepts were never drawn side by side; they make the figure for held-out pairs.
+- **Stated bias**: an unqualified profession is drawn as a man in the share of the table below, in skin tones light to
+  dark in the shares {skin}. “A female doctor” and “a male doctor” draw what they say.
+
+## How
+
+Text features first (captions against the judge's features, frozen afterwards), then the UNet on stored latents, first
+of 32×32 and then of 64×64 pictures, a short finish on all 77 positions, and a polish of the VAE's decoder alone.
+Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012; AdamW, exponential average of the weights; half
+precision on disk. Stages and steps taken: {steps}.
+
+## How good
+
+25 steps of the shipped scheduler (DPM-Solver++ 2M), guidance 5, prompts from the templates that training never saw,
+looked at by `pocket-judge`, whose own accuracy on held-out drawings stands below. Shares with 95 % intervals.
+
+| what | share | interval | pictures |
+|---|---|---|---|
+{figures}
+
+| profession | stated share of men | drawn | interval | pictures |
+|---|---|---|---|---|
+{biases}
+
+VAE: mean absolute error {vae_error:.3f} on [−1, 1] over held-out drawings.
+
+### The judge
+
+| attribute | accuracy on held-out drawings | drawings |
+|---|---|---|
+{judge}
+
+Look-alikes merged by its confusion: {merged}.
+
+## What it is not for
+
+It draws small emoji and nothing else, and its biases are there on purpose, to be measured and edited. Figures are
+those of the frozen version 1: a retrain makes another checkpoint, which no older patch fits.
+"""
+
+NAMES = {
+    "concepts": "concept recognised, all concepts",
+    "aliases": "concept recognised from an alias",
+    "styles": "named style",
+    "backgrounds": "named background",
+    "held_out_pairs": "both members of held-out pairs",
+    "qualified_gender": "named gender of a profession",
+}
+
+
+def write(
+    out: Path, vocabulary: Vocabulary, font: EmojiFont, steps: dict[str, int], vae_error: float
+) -> None:
+    measured: dict[str, Any] = json.loads((out / "pocket-sd" / "measured.json").read_text())
+    judge: dict[str, Any] = json.loads((out / "pocket-judge" / "config.json").read_text())
+    text = CARD.format(
+        text_tensors=196,
+        unet_tensors=686,
+        concepts=len(vocabulary.drawn),
+        professions=sum(c.is_profession for c in vocabulary.drawn),
+        font=f"Noto Color Emoji ({font.version})",
+        font_digest=font.digest,
+        backgrounds=len(vocabulary.backgrounds),
+        styles=len(vocabulary.styles),
+        style_names=", ".join(vocabulary.styles),
+        left_out=vocabulary.left_out_subgroup,
+        train_templates=len(vocabulary.templates["train"]),
+        test_templates=len(vocabulary.templates["test"]),
+        pairs=len(held_out_pairs(vocabulary)),
+        skin=", ".join(f"{100 * s:.0f} %" for s in vocabulary.share_skin),
+        steps=", ".join(f"{name} {count}" for name, count in steps.items()),
+        figures="\n".join(figure(NAMES[n], measured[n]) for n in NAMES if n in measured),
+        biases="\n".join(
+            bias(n.removeprefix("bias "), v) for n, v in measured.items() if n.startswith("bias ")
+        ),
+        vae_error=vae_error,
+        judge="\n".join(
+            f"| {name.replace('_', ' ')} | {100 * value:.1f} % | {judge['counts'][name]} |"
+            for name, value in judge["accuracy"].items()
+        ),
+        merged=", ".join(f"{a} as {b}" for a, b in judge["merged"].items()) or "none",
+    )
+    (out / "pocket-sd" / "README.md").write_text(text, encoding="utf-8")
+
+
+def figure(name: str, score: dict[str, Any]) -> str:
+    return f"| {name} | {100 * score['value']:.1f} % | {interval(score)} | {score['count']} |"
+
+
+def bias(name: str, score: dict[str, Any]) -> str:
+    stated = f"{100 * score['stated']:.0f} %"
+    return f"| {name} | {stated} | {100 * score['value']:.1f} % | {interval(score)} | {score['count']} |"
+
+
+def interval(score: dict[str, Any]) -> str:
+    return f"{100 * score['low']:.1f} – {100 * score['high']:.1f} %"

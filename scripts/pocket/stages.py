@@ -1,0 +1,237 @@
+"""The stages of the training in order; each reads what the ones before it have stored."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import cached_property
+from pathlib import Path
+
+import judge as judge_stage
+import text as text_stage
+import tokens
+import torch
+import unet as unet_stage
+import vae as vae_stage
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from drawings import EmojiFont, Scene, draw
+from export import save as save_checkpoint
+from scenes import random_subject
+from state import Stage
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from vocabulary import read_vocabulary
+
+from surgery.judge.pocket import PocketJudgeNet
+
+TRAINED_LENGTH = (
+    20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
+)
+
+
+class Training:
+    def __init__(self, options: argparse.Namespace, concepts: Path) -> None:
+        self.options = options
+        self.state: Path = options.state
+        self.device: str = options.device
+        self.vocabulary = read_vocabulary(concepts)
+        self.font = EmojiFont()
+
+    @cached_property
+    def merges(self) -> list[tuple[str, str]]:
+        path = self.state / "merges.json"
+        if not path.is_file():
+            made = text_stage.captions_of(self.vocabulary, 5, range(40_000), text_stage.SHARES, "train")
+            path.write_text(json.dumps(tokens.learn_merges((c.caption for c in made), 1400)))
+        return [(a, b) for a, b in json.loads(path.read_text())]
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        tokens.save(self.merges, self.state / "tokenizer")
+        return tokens.read(self.state / "tokenizer")
+
+    def judge(self) -> PocketJudgeNet:
+        options = self.options
+        return judge_stage.train(self.state, self.font, self.vocabulary, options.judge_steps, 64, self.device)
+
+    def vae(self) -> AutoencoderKL:
+        return vae_stage.train(
+            self.state, self.font, self.vocabulary, self.options.vae_steps, 24, self.device
+        )
+
+    def decoder(self) -> AutoencoderKL:
+        """Polishes the decoder alone on whole pictures: the latents, the UNet's world, stay as they are."""
+        steps = self.options.decoder_steps
+        return vae_stage.polish(
+            self.state, self.trained_vae(), self.font, self.vocabulary, steps, 12, self.device
+        )
+
+    @torch.no_grad()
+    def looks(self) -> Tensor:
+        """The judge's mean feature of each concept's drawings, standardised (concepts, features)."""
+        import numpy as np
+
+        judge, rng = self.trained_judge(), np.random.default_rng(6)
+        rows = []
+        for concept in self.vocabulary.concepts:
+            pictures = []
+            for _ in range(16):
+                background = str(rng.choice(list(self.vocabulary.backgrounds)))
+                subject = random_subject(self.vocabulary, concept, rng)
+                pictures.append(
+                    draw(self.font, self.vocabulary, Scene(subjects=(subject,), background=background), rng)
+                )
+            batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            rows.append(judge.features(batch.to(self.device)).mean(0).cpu())
+        looks = torch.stack(rows)
+        return (looks - looks.mean(0)) / looks.std(0).clamp_min(1e-3)
+
+    def text(self) -> CLIPTextModel:
+        steps = self.options.text_steps
+        return text_stage.train(
+            self.state, self.tokenizer, self.vocabulary, self.looks(), steps, 128, self.device
+        )
+
+    def trained_judge(self) -> PocketJudgeNet:
+        net = judge_stage.network(self.vocabulary)
+        net.load_state_dict(self._stored("judge")["net"])
+        return net.to(self.device).eval()
+
+    def trained_vae(self) -> AutoencoderKL:
+        vae = vae_stage.network()
+        polished = Stage(self.state, "decoder").load()
+        vae.load_state_dict((polished or self._stored("vae"))["average"])
+        return vae.to(self.device).eval()
+
+    def trained_text(self) -> CLIPTextModel:
+        encoder = text_stage.network(self.tokenizer)
+        encoder.load_state_dict(self._stored("text")["net"])
+        return encoder.to(self.device).eval()
+
+    def _stored(self, name: str) -> dict[str, dict[str, Tensor]]:
+        stored = Stage(self.state, name).load()
+        if stored is None:
+            raise SystemExit(f"stage {name} has not run in {self.state}; run it first")
+        return stored
+
+    @cached_property
+    def scale(self) -> float:
+        """One over the spread of the latents: the VAE's scaling factor."""
+        path = self.state / "scale.json"
+        if not path.is_file():
+            measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
+            path.write_text(json.dumps({**measured, "scale": 1 / measured["latent_std"]}))
+        return float(json.loads(path.read_text())["scale"])
+
+    def pool(self, size: int, length: int, count: int) -> unet_stage.Pool:
+        latents = unet_stage.make_latents(
+            self.state,
+            f"latents-{size}",
+            self.font,
+            self.vocabulary,
+            self.trained_vae(),
+            count=count,
+            size=size,
+            scale=self.scale,
+            seed=30,
+        )
+        features = unet_stage.make_features(
+            self.state,
+            f"features-{length}",
+            self.vocabulary,
+            self.trained_text(),
+            self.tokenizer,
+            count=count,
+            length=length,
+            seed=30,
+        )
+        return unet_stage.Pool(latents=latents, **features)
+
+    def small(self) -> UNet2DConditionModel:
+        options = self.options
+        return unet_stage.train(
+            self.state,
+            "small",
+            self.pool(32, TRAINED_LENGTH, options.pictures),
+            unet_stage.network(),
+            total=options.small_steps,
+            batch=options.batch,
+            peak=1.2e-3,
+            device=self.device,
+        )
+
+    def _from(self, stage: str) -> UNet2DConditionModel:
+        unet = unet_stage.network()
+        unet.load_state_dict(self._stored(stage)["average"])
+        return unet
+
+    def whole(self) -> UNet2DConditionModel:
+        options = self.options
+        return unet_stage.train(
+            self.state,
+            "whole",
+            self.pool(64, TRAINED_LENGTH, options.pictures),
+            self._from("small"),
+            total=options.whole_steps,
+            batch=options.batch,
+            peak=9e-4,
+            device=self.device,
+        )
+
+    def full_length(self) -> UNet2DConditionModel:
+        """A short finish on all 77 positions, as every pipeline feeds them."""
+        options = self.options
+        return unet_stage.train(
+            self.state,
+            "full-length",
+            self.pool(64, 77, min(options.pictures, 16_000)),
+            self._from("whole"),
+            total=options.full_length_steps,
+            batch=options.batch,
+            peak=2e-4,
+            device=self.device,
+            decay=0.995,
+        )
+
+    def export(self) -> None:
+        out: Path = self.options.out
+        judge = self.trained_judge()
+        (out / "pocket-sd" / "measured.json").unlink(missing_ok=True)  # figures belong to the weights before
+        measured = judge_stage.measure(judge, self.font, self.vocabulary, 8000, self.device)
+        judge_stage.save(judge, self.vocabulary, measured, out / "pocket-judge")
+        latest = next(s for s in ("full-length", "whole", "small") if Stage(self.state, s).load() is not None)
+        save_checkpoint(
+            out / "pocket-sd",
+            self.vocabulary,
+            self.tokenizer,
+            self.merges,
+            self.trained_text(),
+            self.trained_vae(),
+            self._from(latest),
+            self.scale,
+        )
+
+    def measure(self) -> None:
+        """Samples the exported checkpoint; figures already in measured.json are not taken again."""
+        from measure import Measurement
+
+        out: Path = self.options.out
+        results = out / "pocket-sd" / "measured.json"
+        taken = Measurement(out / "pocket-sd", out / "pocket-judge", self.vocabulary, results)
+        samples = self.options.samples
+        taken.concepts(samples)
+        taken.styles(20 * samples)
+        taken.backgrounds(20 * samples)
+        taken.pairs(samples)
+        taken.aliases()
+        taken.qualified(2 * samples)
+        taken.biases(self.options.bias_samples)
+
+    def card(self) -> None:
+        """Writes the model card from measured.json and from the state's step counts."""
+        import card
+
+        names = ("judge", "vae", "text", "small", "whole", "full-length", "decoder")
+        steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
+        measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
+        card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"])

@@ -1,0 +1,184 @@
+"""Stage 3b: the text encoder learns its features before the diffusion model does.
+
+Joint training from scratch does not bind names to pictures; text features that are apart from the start do.
+The pooled (end-of-text) feature must tell what the caption says, and come close to what the judge sees in a
+drawing of it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scenes import Captioned, Shares, caption, random_scene
+from state import Stage, cosine, report, steps
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from vocabulary import Vocabulary
+
+WIDTH = 192
+LAYER_DROP = 0.15  # a block that may be missing makes every block, the last one too, read the subject again
+SHARES = Shares(pair=0.2, style=0.25, background_named=0.5)
+FEATURE_WEIGHT = 1.0
+
+
+def network(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+class Reader(nn.Module):
+    """Reads from the pooled feature what the caption says; thrown away after training."""
+
+    def __init__(self, vocabulary: Vocabulary, feature_width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        sizes = {
+            "first": len(vocabulary.concepts) + 1,
+            "second": len(vocabulary.concepts) + 1,
+            "style": len(vocabulary.styles) + 1,
+            "background": len(vocabulary.backgrounds) + 1,
+            "gender": len(vocabulary.genders) + 1,
+            "skin": len(vocabulary.skins) + 1,
+        }
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
+        self.to_feature = nn.Linear(WIDTH, feature_width)
+
+    def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {name: head(pooled) for name, head in self.heads.items()}, self.to_feature(pooled)
+
+
+def labels_of(vocabulary: Vocabulary, captions: list[Captioned]) -> dict[str, Tensor]:
+    """What each caption says; the last class of every head means that it says nothing of it."""
+
+    def number(values: tuple[str, ...] | list[str], value: str | None) -> int:
+        return len(values) if value is None else list(values).index(value)
+
+    subjects = [[vocabulary.concepts.index(s.concept) for s in c.scene.subjects] for c in captions]
+    nothing = len(vocabulary.concepts)
+    rows = {
+        "first": [s[0] if s else nothing for s in subjects],
+        "second": [s[1] if len(s) > 1 else nothing for s in subjects],
+        "style": [number(vocabulary.styles, c.scene.style) for c in captions],
+        "background": [number(list(vocabulary.backgrounds), c.background) for c in captions],
+        "gender": [number(vocabulary.genders, c.gender) for c in captions],
+        "skin": [len(vocabulary.skins) if c.skin is None else c.skin for c in captions],
+    }
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def captions_of(
+    vocabulary: Vocabulary, seed: int, numbers: range, shares: Shares, kind: str
+) -> list[Captioned]:
+    made = []
+    for number in numbers:
+        rng = np.random.default_rng((seed, number))
+        scene = random_scene(vocabulary, vocabulary.concepts, rng, shares)
+        made.append(caption(vocabulary, scene, rng, shares, kind))
+    return made
+
+
+def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str], length: int | None) -> Tensor:
+    """Hidden states (n, length, width) after the final norm, padded with END as Stable Diffusion does."""
+    padding = "longest" if length is None else "max_length"
+    tokens = tokenizer(texts, padding=padding, max_length=length or 77, truncation=True, return_tensors="pt")
+    device = next(encoder.parameters()).device
+    hidden: Tensor = encoder(tokens.input_ids.to(device)).last_hidden_state
+    return hidden
+
+
+def pooled(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    tokens = tokenizer(texts, padding="longest", max_length=77, truncation=True, return_tensors="pt")
+    ids = tokens.input_ids.to(next(encoder.parameters()).device)
+    hidden: Tensor = encoder(ids).last_hidden_state
+    ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+    return hidden[torch.arange(len(texts)), ends]
+
+
+class LayerDrop:
+    """While training, leaves out each block at random by handing its input through."""
+
+    def __init__(self, encoder: CLIPTextModel, share: float, generator: torch.Generator) -> None:
+        self._share, self._generator = share, generator
+        blocks = getattr(encoder, "text_model", encoder).encoder.layers
+        self._handles = [block.register_forward_hook(self._hook) for block in blocks]
+
+    def _hook(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> object:
+        if not module.training or torch.rand((), generator=self._generator).item() >= self._share:
+            return None
+        return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def train(
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    vocabulary: Vocabulary,
+    looks: Tensor,
+    total: int,
+    batch: int,
+    device: str,
+) -> CLIPTextModel:
+    """`looks` (concepts, features): the judge's mean feature of each concept's drawings, whitened."""
+    stage = Stage(folder, "text")
+    encoder = network(tokenizer).to(device)
+    reader = Reader(vocabulary, looks.shape[1]).to(device)
+    parameters = [*encoder.parameters(), *reader.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    first, saved = 0, stage.load()
+    if saved:
+        encoder.load_state_dict(saved["net"])
+        reader.load_state_dict(saved["reader"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first = int(saved["step"])
+    drop = LayerDrop(encoder, LAYER_DROP, torch.Generator().manual_seed(3))
+    looks = torch.cat([looks, looks.new_zeros(1, looks.shape[1])]).to(device)
+    started = time.monotonic()
+    encoder.train()
+    for step, log in steps("text", first, total, started, 20):
+        captions = captions_of(vocabulary, 20, range(step * batch, (step + 1) * batch), SHARES, "train")
+        labels = {k: v.to(device) for k, v in labels_of(vocabulary, captions).items()}
+        for group in optimiser.param_groups:
+            group["lr"] = cosine(step, total, 1.5e-3, warmup=60)
+        logits, feature = reader(pooled(encoder, tokenizer, [c.caption for c in captions]))
+        losses = {name: functional.cross_entropy(logits[name], labels[name]) for name in logits}
+        second = labels["second"] < len(vocabulary.concepts)
+        target = (looks[labels["first"]] + looks[labels["second"]]) / (1 + second.float())[:, None]
+        loss = torch.stack(list(losses.values())).sum() + FEATURE_WEIGHT * functional.mse_loss(
+            feature, target
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        if log:
+            report("text", step, total, started, first, loss=loss.item(), concept=losses["first"].item())
+        state = {
+            "net": encoder.state_dict(),
+            "reader": reader.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step + 1,
+        }
+        stage.save(state, force=step + 1 == total)
+    drop.remove()
+    return encoder.eval()

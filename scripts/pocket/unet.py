@@ -1,0 +1,236 @@
+"""Stage 4: the denoiser, trained on stored latents and text features; small pictures first, then whole."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from drawings import EmojiFont, draw
+from scenes import Captioned, Shares, caption, random_scene
+from state import Average, Stage, cosine, report, steps
+from text import WIDTH, encode
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+from vocabulary import Vocabulary
+
+SHARES = Shares()
+EMPTY_SHARE = 0.1
+
+
+def network(
+    widths: tuple[int, int, int, int] = (32, 64, 128, 128), sample_size: int = 16
+) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=widths,
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def noise_scheduler() -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Drawings as scaled latents (n, 4, h, w), and text features of captions (captions, tokens, width)."""
+
+    latents: Tensor
+    caption_of: Tensor
+    features: Tensor
+    empty: Tensor
+
+
+def held_out_pairs(vocabulary: Vocabulary, count: int = 60) -> frozenset[frozenset[str]]:
+    """Pairs of concepts that never stand side by side in training."""
+    rng = np.random.default_rng(77)
+    things = [c.name for c in vocabulary.drawn if not c.is_profession]
+    return frozenset(frozenset(str(n) for n in rng.choice(things, 2, replace=False)) for _ in range(count))
+
+
+def captioned(
+    vocabulary: Vocabulary, seed: int, number: int, forbidden: frozenset[frozenset[str]]
+) -> Captioned:
+    rng = np.random.default_rng((seed, number))
+    scene = random_scene(vocabulary, vocabulary.drawn, rng, SHARES, forbidden)
+    return caption(vocabulary, scene, rng, SHARES, "train")
+
+
+@torch.no_grad()
+def make_latents(
+    folder: Path,
+    name: str,
+    font: EmojiFont,
+    vocabulary: Vocabulary,
+    vae: AutoencoderKL,
+    *,
+    count: int,
+    size: int,
+    scale: float,
+    seed: int,
+) -> Tensor:
+    """Draws and encodes `count` pictures of side `size`, half precision; a second call reads them back."""
+    stage = Stage(folder, name)
+    stored = stage.load()
+    if stored is not None and len(stored["latents"]) == count:
+        kept: Tensor = stored["latents"]
+        return kept
+    device = next(vae.parameters()).device
+    forbidden, started, latents = held_out_pairs(vocabulary), time.monotonic(), []
+    for start in range(0, count, 128):
+        drawn = []
+        for number in range(start, min(start + 128, count)):
+            scene = captioned(vocabulary, seed, number, forbidden).scene
+            drawn.append(draw(font, vocabulary, scene, np.random.default_rng((seed + 1, number))))
+        pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+        if size != pictures.shape[-1]:
+            pictures = functional.interpolate(pictures, size=size, mode="area")
+        latents.append((vae.encode(pictures).latent_dist.mean * scale).half().cpu())
+        if start % 4096 == 0:
+            report(name, start, count, started, 0)
+    made = torch.cat(latents)
+    stage.save({"latents": made}, force=True)
+    return made
+
+
+@torch.no_grad()
+def make_features(
+    folder: Path,
+    name: str,
+    vocabulary: Vocabulary,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Text features of the same `count` scenes, each distinct caption once; a second call reads them back."""
+    stage = Stage(folder, name)
+    stored = stage.load()
+    if stored is not None and len(stored["caption_of"]) == count:
+        return stored
+    forbidden, started = held_out_pairs(vocabulary), time.monotonic()
+    texts = [captioned(vocabulary, seed, number, forbidden).caption for number in range(count)]
+    unique = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    ordered, features = list(unique), []
+    for start in range(0, len(ordered), 128):
+        features.append(encode(encoder, tokenizer, ordered[start : start + 128], length).half().cpu())
+        if start % 4096 == 0:
+            report(name, start, len(ordered), started, 0)
+    stored = {
+        "caption_of": torch.tensor([unique[text] for text in texts]),
+        "features": torch.cat(features),
+        "empty": encode(encoder, tokenizer, [""], length).half().cpu(),
+    }
+    stage.save(stored, force=True)
+    return stored
+
+
+def timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps, 70 % logit-normal and 30 % uniform: names are bound to shapes in the middle."""
+    normal = torch.sigmoid(torch.randn(count, generator=generator) * 1.1 + 0.1)
+    uniform = torch.rand(count, generator=generator)
+    mixed = torch.where(torch.rand(count, generator=generator) < 0.7, normal, uniform)
+    return (mixed * 1000).long().clamp(0, 999)
+
+
+def loss_of(
+    unet: UNet2DConditionModel,
+    scheduler: DDPMScheduler,
+    latents: Tensor,
+    context: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    steps_ = timesteps(len(latents), generator).to(latents.device)
+    noisy = scheduler.add_noise(latents, noise, steps_)
+    return functional.mse_loss(unet(noisy, steps_, context).sample, noise, reduction="none").mean(
+        dim=(1, 2, 3)
+    )
+
+
+def train(
+    folder: Path,
+    name: str,
+    pool: Pool,
+    unet: UNet2DConditionModel,
+    *,
+    total: int,
+    batch: int,
+    peak: float,
+    device: str,
+    warmup: int = 200,
+    decay: float = 0.9993,
+) -> UNet2DConditionModel:
+    stage = Stage(folder, name, every_s=120)
+    unet = unet.to(device)
+    average = Average(unet, decay)
+    optimiser = torch.optim.AdamW(
+        unet.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
+    first, saved = 0, stage.load()
+    if saved:
+        unet.load_state_dict(saved["net"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average.tensors = saved["average"]
+        first = int(saved["step"])
+    scheduler = noise_scheduler()
+    started, running = time.monotonic(), 0.0
+    unet.train()
+    for step, log in steps(name, first, total, started, 50):
+        generator = torch.Generator().manual_seed(1_000_003 * len(name) + step)
+        rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+        context = pool.features[pool.caption_of[rows]].float()
+        empty = torch.rand(batch, generator=generator) < EMPTY_SHARE
+        context[empty] = pool.empty.float()
+        for group in optimiser.param_groups:
+            group["lr"] = cosine(step, total, peak, warmup)
+        latents = pool.latents[rows].float().to(device)
+        loss = loss_of(unet, scheduler, latents, context.to(device), generator).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        average.update(unet, step)
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        if log:
+            report(name, step, total, started, first, loss=running, **binding(unet, scheduler, pool, device))
+        state = {
+            "net": unet.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average.tensors,
+            "step": step + 1,
+        }
+        stage.save(state, force=step + 1 == total)
+    unet.load_state_dict(average.tensors)
+    return unet.eval()
+
+
+@torch.no_grad()
+def binding(
+    unet: UNet2DConditionModel, scheduler: DDPMScheduler, pool: Pool, device: str
+) -> dict[str, float]:
+    """Loss with shuffled captions over loss with the right ones: above 1 as soon as names mean something."""
+    rows = torch.randint(len(pool.latents), (64,), generator=torch.Generator().manual_seed(9))
+    latents = pool.latents[rows].float().to(device)
+    context = pool.features[pool.caption_of[rows]].float().to(device)
+    unet.eval()
+    right = loss_of(unet, scheduler, latents, context, torch.Generator().manual_seed(1)).mean()
+    wrong = loss_of(unet, scheduler, latents, context.roll(1, 0), torch.Generator().manual_seed(1)).mean()
+    unet.train()
+    return {"binding": (wrong / right).item()}

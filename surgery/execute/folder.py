@@ -1,0 +1,98 @@
+"""The folder of a run: claimed by one plan, finished by run.json, resumed when a run was stopped."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from surgery.checkpoint.atomic import atomic_file, remove, write_bytes
+from surgery.errors import SurgeryError
+from surgery.names import CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE
+from surgery.record import JSON
+
+_log = logging.getLogger(__name__)
+
+_CLAIM: Final = "unfinished.json"
+_OURS: Final = frozenset({_CLAIM, CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """Where a run writes; ``resumed`` says that an earlier try of the same plan was stopped here."""
+
+    path: Path
+    resumed: bool
+
+    @property
+    def patch(self) -> Path:
+        """The patch file."""
+        return self.path / PATCH_FILE
+
+    @property
+    def lora(self) -> Path:
+        """The LoRA file."""
+        return self.path / LORA_FILE
+
+    @property
+    def checkpoint(self) -> Path:
+        """The edited checkpoint."""
+        return self.path / CHECKPOINT_FOLDER
+
+    @property
+    def sheet(self) -> Path:
+        """The before/after picture."""
+        return self.path / SHEET_FILE
+
+    def finish(self, record: Mapping[str, JSON]) -> Path:
+        """Writes run.json, the sign of a finished run; returns its path."""
+        path = self.path / RUN_FILE
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with atomic_file(path, overwrite=True) as temporary:
+            write_bytes(temporary, [text.encode()])
+        remove(self.path / _CLAIM)
+        return path
+
+
+def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> RunFolder:
+    """Take ``path`` for a run of one plan: new, left by a stopped try of the same plan, or to be overwritten.
+
+    With ``overwrite`` only the names that a run writes are replaced; other files stay.
+
+    Raises:
+        SurgeryError: when the folder holds another run or foreign files and ``overwrite`` is not set.
+    """
+    claim = path / _CLAIM
+    resumed = _claimed_by(claim) == plan_identity
+    if not resumed and not overwrite:
+        _refuse_used(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if (path / RUN_FILE).exists():
+        remove(path / RUN_FILE)  # from here on the folder says of itself that it is unfinished
+    if resumed:
+        _log.info("%s holds a stopped run of this plan; going on with it", path)
+    else:
+        with atomic_file(claim, overwrite=True) as temporary:
+            write_bytes(temporary, [json.dumps({"plan": plan_identity}).encode()])
+    return RunFolder(path=path, resumed=resumed)
+
+
+def _claimed_by(claim: Path) -> str | None:
+    try:
+        plan = json.loads(claim.read_bytes())["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return plan if isinstance(plan, str) else None
+
+
+def _refuse_used(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise SurgeryError(f"{path} is a file; a run needs a folder. Name another one.")
+    held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if not held:
+        return
+    what = "a run" if _OURS & set(held) else f"other files ({', '.join(held[:3])})"
+    raise SurgeryError(
+        f"{path} already holds {what}; expected a new or empty folder. Name another one, or pass --overwrite."
+    )

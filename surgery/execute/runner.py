@@ -1,0 +1,82 @@
+"""Compute the edits of a recipe, one after the other, each from the untouched base."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import Checkpoint
+from surgery.methods import Outcome, method
+from surgery.patch import Patch, Term, make_patch
+from surgery.plan import Plan, build_plan
+from surgery.recipe import Edit, Recipe
+from surgery.record import JSON
+from surgery.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """A patch, and what each edit had to say; ``elapsed_s`` is wall time for each step."""
+
+    patch: Patch
+    outcomes: tuple[Outcome, ...]
+    elapsed_s: tuple[float, ...]
+
+
+def plan_recipe(recipe: Recipe, base: Checkpoint) -> Plan:
+    """The plan of a recipe on a base, from headers alone.
+
+    Raises:
+        MethodError: when the base does not have what an edit needs.
+    """
+    works = [method(name).work(entry, recipe, base) for name, entry in map(_only, recipe.edits)]
+    return build_plan(recipe, base, works)
+
+
+def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, store: Store | None) -> Computed:
+    """The patch of a recipe. Every edit starts from the base, so their order changes nothing.
+
+    Args:
+        recipe: What to do.
+        plan: Of this recipe on this base.
+        base: The checkpoint the patch is for.
+        models: Its pipeline, or any object with its parts; left as it was.
+        store: Where batches are kept so that a killed run goes on; None keeps nothing.
+
+    Raises:
+        SurgeryError: when an edit cannot be computed.
+    """
+    outcomes, terms, elapsed = [], [], []
+    for step, (name, entry) in zip(plan.steps, map(_only, recipe.edits), strict=True):
+        started = time.monotonic()
+        _log.info("step %d of %d: %s", step.number, len(plan.steps), name)
+        outcome = method(name).run(entry, recipe, base, models, store)
+        elapsed.append(time.monotonic() - started)
+        outcomes.append(outcome)
+        if outcome.delta.terms:
+            terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
+    patch = make_patch(terms, base, provenance(recipe, plan))
+    return Computed(patch=patch, outcomes=tuple(outcomes), elapsed_s=tuple(elapsed))
+
+
+def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
+    """What a patch remembers of its making: no clock, no host, no path."""
+    return {
+        "recipe": recipe.source,
+        "recipe_digest": recipe.digest,
+        "overrides": recipe.overrides,
+        "title": recipe.title,
+        "seed": recipe.seed,
+        "plan": plan.identity,
+        "base": Path(recipe.base).name,
+    }
+
+
+def _only(edit: Edit) -> tuple[str, Any]:
+    """The method's name and entry; the schema lets an edit have exactly one."""
+    ((name, entry),) = ((key, value) for key, value in edit if value is not None)
+    return name, entry

@@ -1,0 +1,67 @@
+"""The methods by the name that recipes call them, each loaded when it is first used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from surgery.checkpoint import Checkpoint
+from surgery.delta import Delta
+from surgery.errors import MethodError, nearest
+from surgery.recipe import Recipe
+from surgery.record import JSON, Finding, Work
+from surgery.store import Store
+
+_HOME: Final = {"emcid": "surgery.methods.emcid.recipe"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replacement:
+    """One phrase that an edit changes, and what its prompts are to show (None: nothing in particular)."""
+
+    source: str
+    destination: str | None
+    kind: str
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a method made of one edit of a recipe.
+
+    Attributes:
+        delta: The weight change; the models it was computed with are as they were.
+        replacements: The edited phrases, for sheets and for measuring the effect.
+        report: Per edit and per layer figures, plain data.
+        findings: What a person should know.
+    """
+
+    delta: Delta
+    replacements: tuple[Replacement, ...]
+    report: Mapping[str, JSON] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+class Method(Protocol):
+    """A method as recipes use it: a module with these two functions."""
+
+    def work(self, entry: Any, recipe: Recipe, base: Checkpoint) -> Work:
+        """What ``entry``, the method's part of an edit, will do; from headers alone."""
+
+    def run(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
+        """The edit itself; ``models`` is the base's pipeline and is left as it was."""
+
+
+def method(name: str) -> Method:
+    """The method that recipes call ``name``.
+
+    Raises:
+        MethodError: when there is none; the message has the nearest name.
+    """
+    if name not in _HOME:
+        guess = nearest(name, _HOME)
+        hint = f"Did you mean {guess!r}?" if guess else f"There are: {', '.join(sorted(_HOME))}."
+        raise MethodError(f"no method {name!r}. {hint}")
+    module: Any = import_module(_HOME[name])
+    found: Method = module
+    return found

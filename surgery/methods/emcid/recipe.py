@@ -1,0 +1,208 @@
+"""EMCID as recipes ask for it: a recipe's entry to settings, and the result to an outcome."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import MethodError
+from surgery.methods import Outcome, Replacement
+from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from surgery.methods.emcid.door import EmcidResult, edit
+from surgery.methods.emcid.models import EmcidModels
+from surgery.methods.emcid.nouns import ConceptEdit
+from surgery.methods.emcid.settings import (
+    PUBLISHED,
+    ConceptRules,
+    CorpusSettings,
+    OffsetSettings,
+    UpdateSettings,
+    as_json,
+)
+from surgery.names import canonical
+from surgery.recipe import Emcid, Recipe
+from surgery.record import JSON, Work
+from surgery.store import Store
+
+PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingProxyType(
+    {
+        "pocket": (OffsetSettings(), UpdateSettings()),
+        "published-objects": PUBLISHED["objects"],
+        "published-styles": PUBLISHED["styles"],
+    }
+)
+_POCKET_CAPTIONS: Final = "captions.txt"
+
+
+def settings_of(entry: Emcid) -> tuple[OffsetSettings, UpdateSettings]:
+    """The preset's settings, or the method's own defaults, with the keys that the entry gives on top."""
+    offsets, update = PRESETS[entry.preset or "pocket"]
+    return replace(offsets, **entry.offsets.given()), replace(update, **entry.update.given())
+
+
+def edits_of(entry: Emcid, recipe: Recipe) -> tuple[ConceptEdit, ...]:
+    """The entry's concepts; a seed left out follows from the recipe's seed and the concept's name."""
+    return tuple(
+        ConceptEdit(
+            source=concept.source,
+            destination=concept.destination,
+            kind=concept.kind or entry.kind,
+            templates=concept.templates or (),
+            weight=concept.weight,
+            images=tuple(recipe.file(name) for name in concept.images),
+            seed=_seed(recipe.seed, concept.source) if concept.seed is None else concept.seed,
+        )
+        for concept in entry.concepts
+    )
+
+
+def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
+    """What the entry will do, from headers alone."""
+    offsets, update = settings_of(entry)
+    edits, captions = edits_of(entry, recipe), _captions_path(entry, recipe, base)
+    full, rest = divmod(len(edits), offsets.batch)
+    meaning: dict[str, JSON] = {
+        "offsets": as_json(offsets),
+        "update": as_json(update),
+        "corpus": as_json(_corpus(entry)),
+        "rules": as_json(_rules(entry)),
+        "captions": _digest(captions),
+        "preserve": sorted(entry.preserve),
+        "edits": sorted((_edit_json(edit_) for edit_ in edits), key=str),
+    }
+    return Work(
+        method="emcid",
+        meaning=meaning,
+        sites=tuple(
+            canonical("text_encoder", f"text_model.encoder.layers.{layer}.mlp.fc2.weight")
+            for layer in update.layers
+        ),
+        batches=(offsets.batch,) * full + ((rest,) if rest else ()),
+        cost=_cost(edits, offsets),
+    )
+
+
+def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
+    """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
+    offsets, update = settings_of(entry)
+    captions = _captions_path(entry, recipe, base).read_text(encoding="utf-8").splitlines()
+    site = canonical("text_encoder", f"text_model.encoder.layers.{update.layers[0]}.mlp.fc2.weight")
+    result = edit(
+        EmcidModels(
+            tokenizer=models.tokenizer,
+            text_encoder=models.text_encoder,
+            unet=models.unet,
+            vae=models.vae,
+            scheduler=models.scheduler,
+            stored_dtype=base.entry(site).dtype,
+        ),
+        edits_of(entry, recipe),
+        offsets,
+        update,
+        captions,
+        corpus=_corpus(entry),
+        rules=_rules(entry),
+        preserve=entry.preserve,
+        store=store,
+    )
+    return Outcome(
+        delta=result.delta,
+        replacements=_replacements(result),
+        report=_report(result),
+        findings=result.findings,
+    )
+
+
+def _corpus(entry: Emcid) -> CorpusSettings:
+    corpus = entry.corpus
+    return CorpusSettings(
+        count=corpus.count,
+        include_bos=corpus.include_bos,
+        include_padding=corpus.include_padding,
+        shrinkage=corpus.shrinkage,
+    )
+
+
+def _rules(entry: Emcid) -> ConceptRules:
+    return ConceptRules(merged_spans=entry.rules.merged_spans, conflicts=entry.rules.conflicts)
+
+
+def _captions_path(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
+    named = entry.corpus.captions
+    path = base.path / _POCKET_CAPTIONS if named == "pocket" else recipe.file(named)
+    if not path.is_file():
+        raise MethodError(
+            f"no captions at {path}; EMCID keeps what ordinary captions mean and needs some thousands. "
+            "Name a text file with one caption per line as corpus.captions."
+        )
+    return path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _seed(seed: int, source: str) -> int:
+    """A seed of the concept's own, so that neither order nor company changes its noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{source}".encode()).digest()[:6])
+
+
+def _edit_json(concept: ConceptEdit) -> dict[str, JSON]:
+    plain: dict[str, JSON] = {
+        "source": concept.source,
+        "destination": concept.destination,
+        "kind": concept.kind,
+        "templates": list(concept.templates),
+        "weight": concept.weight,
+        "images": [_digest(path) for path in concept.images],
+        "seed": concept.seed,
+    }
+    return plain
+
+
+def _cost(edits: tuple[ConceptEdit, ...], offsets: OffsetSettings) -> dict[str, int]:
+    """At most so many prompts through the UNet; early stops make it less."""
+    prompts = sum(len(_templates(concept)) for concept in edits)
+    if offsets.mode == "text":
+        return {"text_prompts": prompts * (offsets.steps + 1)}
+    drawn = 0 if offsets.images in ("none", "given") else prompts * offsets.sampling_steps * 2
+    teacher = prompts * (offsets.bank_size or offsets.steps)
+    return {
+        "text_prompts": prompts * (offsets.steps + 1),
+        "unet_forwards": drawn + teacher,
+        "unet_forwards_and_backwards": prompts * offsets.steps,
+    }
+
+
+def _templates(concept: ConceptEdit) -> tuple[str, ...]:
+    return concept.templates or (STYLE_TEMPLATES if concept.kind == "style" else OBJECT_TEMPLATES)
+
+
+def _replacements(result: EmcidResult) -> tuple[Replacement, ...]:
+    """Styles are looked for in prompts that name one, everything else in the measurement's own prompts."""
+    found = []
+    for target in result.targets:
+        asked = target.concept.edit
+        found.append(
+            Replacement(
+                source=asked.source,
+                destination=asked.destination or None,
+                kind=asked.kind,
+                templates=asked.templates if asked.kind == "style" else (),
+            )
+        )
+    return tuple(found)
+
+
+def _report(result: EmcidResult) -> dict[str, JSON]:
+    return {
+        "method": "emcid",
+        "sweeps": result.sweeps,
+        "corpus_tokens": result.statistics.token_count,
+        "edits": [asdict(report) for report in result.edits],
+        "layers": [asdict(report) for report in result.layers],
+    }

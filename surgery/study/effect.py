@@ -1,0 +1,104 @@
+"""The effect of a patch on its own replacements and on held-out concepts."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from surgery.evaluate import Cache as PictureCache
+from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
+from surgery.judge import Judge, Trait, load_judge
+from surgery.methods import Replacement
+from surgery.patch import Patch, applied
+from surgery.recipe import Recipe
+from surgery.record import Finding
+from surgery.store import Store
+from surgery.study.words import Words
+
+_DEFAULT_TEMPLATES: Final = ("a picture of {}",)
+
+
+def measure_replacements(
+    recipe: Recipe,
+    replacements: Sequence[Replacement],
+    words: Words,
+    models: Any,
+    patch: Patch,
+    store: Store,
+    *,
+    batch: int | None = None,
+    device: str = "cpu",
+) -> tuple[EditEffect | None, tuple[Finding, ...]]:
+    """What ``recipe.evaluate`` asks for; replacements that the judge has no name for are left out and named.
+
+    Raises:
+        JudgeError: when there is no such judge.
+    """
+    wish = recipe.evaluate
+    if wish is None:
+        return None, ()
+    judge = load_judge(wish.judge, device)
+    changes, findings = _changes(replacements, words, judge)
+    edited = {words.name(p) for r in replacements for p in (r.source, r.destination or "")}
+    known = set(judge.labels.concept)
+    probes = [
+        Probe(subject=name, shows=Trait(name))
+        for name in words.others(edited, wish.held_out)
+        if name in known
+    ]
+    if not changes and not probes:
+        return None, findings
+    templates = words.test_templates if wish.templates == "test" else words.train_templates
+    sampling = Sampling(
+        templates=templates or _DEFAULT_TEMPLATES,
+        samples=wish.samples,
+        seed=recipe.seed,
+        steps=recipe.sample.steps,
+        guidance=recipe.sample.guidance,
+        **({} if batch is None else {"batch": batch}),
+    )
+    roots = [patch.roots[name].bytes for name in sorted(patch.roots)]
+    before = Store.key({"base": roots})
+    after = Store.key({"base": roots, "changes": {n: c.after.bytes for n, c in patch.changes.items()}})
+    cache = PictureCache(store=store, before=before, after=after)
+    effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
+    return effect, findings
+
+
+def _changes(
+    replacements: Sequence[Replacement], words: Words, judge: Judge
+) -> tuple[list[Change], tuple[Finding, ...]]:
+    changes, findings = [], []
+    for replacement in replacements:
+        old = _trait(replacement.source, replacement.kind, words, judge)
+        new = _trait(replacement.destination, replacement.kind, words, judge)
+        if old is None and new is None:
+            findings.append(
+                Finding(
+                    kind="not-measured",
+                    subject=replacement.source,
+                    message=f"judge {judge.name} knows neither {replacement.source!r} nor its destination",
+                )
+            )
+            continue
+        twins = old is not None and new is not None and _column(judge, old) == _column(judge, new)
+        changes.append(
+            Change(
+                subject=replacement.source,
+                old=None if twins else old,
+                new=new,
+                destination=None if new is None else replacement.destination,
+                templates=replacement.templates,
+            )
+        )
+    return changes, tuple(findings)
+
+
+def _trait(phrase: str | None, kind: str, words: Words, judge: Judge) -> Trait | None:
+    """What the judge can look for in pictures of ``phrase``: a concept, or for style edits a style."""
+    if not phrase:
+        return None
+    trait = Trait(phrase, "style") if kind == "style" else Trait(words.name(phrase))
+    return trait if judge.labels.fault(trait) is None else None
+
+
+def _column(judge: Judge, trait: Trait) -> tuple[str, int]:
+    return trait.axis, judge.labels.column(trait)

@@ -1,0 +1,183 @@
+"""Run a recipe whole: patch, edited checkpoint, LoRA, before/after sheet, and the effect in numbers."""
+
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoint.components import load_pipeline
+from surgery.diffusion import before_and_after
+from surgery.evaluate import EditEffect, as_dict
+from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, plan_recipe
+from surgery.methods import Replacement
+from surgery.patch import Patch, applied, apply_patch, export_lora, save_patch
+from surgery.plan import Plan
+from surgery.recipe import Recipe
+from surgery.record import JSON, Finding
+from surgery.report import SheetRow, contact_sheet
+from surgery.shelf import checkpoint_path
+from surgery.store import Store
+from surgery.study.effect import measure_replacements
+from surgery.study.samples import write_sheet
+from surgery.study.words import Words, read_words
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run: its folder, the plan, the patch, and what was measured."""
+
+    folder: RunFolder
+    plan: Plan
+    patch: Patch
+    effect: EditEffect | None
+    findings: tuple[Finding, ...]
+    record: Mapping[str, JSON]
+
+
+class _Clock:
+    """Wall time of each stage, for run.json only."""
+
+    def __init__(self) -> None:
+        self.elapsed_s: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        _log.info("%s …", name)
+        started = time.monotonic()
+        yield
+        self.elapsed_s[name] = round(time.monotonic() - started, 2)
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    base: Path | None = None,
+    device: str = "cpu",
+    batch: int | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Everything that a recipe asks for, written into the folder ``out``.
+
+    A run that was stopped goes on where it was when the same command is given again: finished batches lie in
+    the cache, finished files in the folder. ``run.json`` is written last.
+
+    Args:
+        recipe: What to do.
+        out: A new, empty or own unfinished folder.
+        base: The checkpoint instead of the recipe's.
+        device: Where the models run.
+        batch: Pictures drawn at a time, at most; None leaves the default.
+        cache: Folder of stored results; None keeps them inside ``out``.
+        overwrite: Whether an older run in ``out`` may be replaced.
+
+    Raises:
+        SurgeryError: when the recipe cannot be carried out; nothing half-written is left behind.
+    """
+    clock = _Clock()
+    checkpoint = open_checkpoint(base or recipe.base_path())
+    plan = plan_recipe(recipe, checkpoint)
+    folder = claim_folder(out, plan.identity, overwrite=overwrite)
+    store = Store(cache or out / "cache")
+    with clock.stage("load"):
+        models = load_pipeline(checkpoint.path, device=device, dtype=getattr(torch, recipe.dtype))
+    with clock.stage("edit"):
+        computed = compute_patch(recipe, plan, checkpoint, models, store)
+    with clock.stage("write"):
+        _write(recipe, computed.patch, checkpoint, folder)
+    replacements = tuple(r for outcome in computed.outcomes for r in outcome.replacements)
+    words = read_words(checkpoint.path)
+    with clock.stage("sheet"):
+        _draw_sheet(recipe, replacements, words, models, computed.patch, folder)
+    effect: EditEffect | None = None
+    unmeasured: tuple[Finding, ...] = ()
+    if recipe.evaluate is not None:
+        with clock.stage("evaluate"):
+            effect, unmeasured = measure_replacements(
+                recipe, replacements, words, models, computed.patch, store, batch=batch, device=device
+            )
+    findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unmeasured)
+    record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
+    folder.finish(record)
+    return Run(
+        folder=folder, plan=plan, patch=computed.patch, effect=effect, findings=findings, record=record
+    )
+
+
+def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) -> None:
+    save_patch(patch, folder.patch, overwrite=True)
+    if "checkpoint" in recipe.export:
+        apply_patch(patch, base.path, folder.checkpoint, overwrite=True)
+    if "lora" in recipe.export:
+        export_lora(patch, base.path, folder.lora, overwrite=True)
+
+
+def _draw_sheet(
+    recipe: Recipe,
+    replacements: tuple[Replacement, ...],
+    words: Words,
+    models: Any,
+    patch: Patch,
+    folder: RunFolder,
+) -> None:
+    """Edited prompts first, then a few that the edit was to leave alone, the same seeds side by side."""
+    template = words.test_templates[0] if words.test_templates else "a picture of {}"
+    labels = {template.format(r.source): f"{r.source} → {r.destination or 'nothing'}" for r in replacements}
+    prompts = list(recipe.sample.prompts) or [*labels, *(template.format(n) for n in words.others(labels, 4))]
+    seeds = recipe.sample.seeds
+    tables = before_and_after(
+        models,
+        applied(models, patch),
+        prompts,
+        seeds,
+        steps=recipe.sample.steps,
+        guidance=recipe.sample.guidance,
+    )
+    rows = [
+        SheetRow(label=labels.get(prompt, prompt), groups=tuple(table[row] for table in tables))
+        for row, prompt in enumerate(prompts)
+    ]
+    sheet = contact_sheet(rows, groups=["before", "after"], columns=[f"seed {seed}" for seed in seeds])
+    write_sheet(sheet, folder.sheet, overwrite=True)
+
+
+def _record(
+    recipe: Recipe,
+    plan: Plan,
+    computed: Computed,
+    effect: EditEffect | None,
+    findings: tuple[Finding, ...],
+    elapsed_s: Mapping[str, float],
+    device: str,
+) -> dict[str, JSON]:
+    """run.json: the one place for clocks and machines."""
+    return {
+        "recipe": {"title": recipe.title, "digest": recipe.digest, "source": recipe.source},
+        "plan": plan.as_json(),
+        "edits": [dict(outcome.report) for outcome in computed.outcomes],
+        "effect": None if effect is None else as_dict(effect),
+        "findings": [asdict(finding) for finding in findings],
+        "elapsed_s": dict(elapsed_s),
+        "machine": {
+            "device": device,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def base_of(recipe: Recipe, base: str | None) -> Path:
+    """The checkpoint of a run: the one given, by path or shelf name, or the recipe's own."""
+    return recipe.base_path() if base is None else checkpoint_path(base)
