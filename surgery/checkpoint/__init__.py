@@ -1,1 +1,32 @@
 """Checkpoints on disk: layouts, key maps, lazy reading, digests, streaming writing, and their models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.checkpoint.digest import Digest as Digest
+    from surgery.checkpoint.digest import Fingerprint as Fingerprint
+    from surgery.checkpoint.digest import component_roots as component_roots
+    from surgery.checkpoint.digest import tensor_digest as tensor_digest
+    from surgery.checkpoint.layout import Checkpoint as Checkpoint
+    from surgery.checkpoint.layout import open_checkpoint as open_checkpoint
+    from surgery.checkpoint.writer import write_checkpoint as write_checkpoint
+
+_HOME = {
+    "Checkpoint": "layout",
+    "Digest": "digest",
+    "Fingerprint": "digest",
+    "component_roots": "digest",
+    "open_checkpoint": "layout",
+    "tensor_digest": "digest",
+    "write_checkpoint": "writer",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use, so that `surgery.checkpoint.atomic` needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'surgery.checkpoint' has no attribute {name!r}")
+    return getattr(import_module(f"surgery.checkpoint.{_HOME[name]}"), name)

@@ -1,0 +1,61 @@
+"""New safetensors files whose bytes depend on their content alone.
+
+The safetensors library writes metadata in the order of a hash table, which differs from run to run; equal
+patches must be equal files.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from surgery.checkpoint.atomic import Bytes
+from surgery.checkpoint.digest import tensor_bytes
+from surgery.checkpoint.header import DTYPE_NAMES, HEADER_LIMIT
+from surgery.errors import CheckpointError
+
+_ALIGNMENT: Final = 8  # bytes; the widest element
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lazy:
+    """A tensor that is made when its turn to be written comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+def safetensors_chunks(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str]) -> Iterator[Bytes]:
+    """The bytes of a file with these tensors: header first, then each tensor.
+
+    Metadata sorted by key; tensors by element size, widest first (so that each is aligned), then by key.
+
+    Raises:
+        CheckpointError: when the header would be longer than safetensors allows.
+    """
+    ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0]))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for key, tensor in ordered:
+        end = position + prod(tensor.shape) * tensor.dtype.itemsize
+        header[key] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > HEADER_LIMIT:
+        raise CheckpointError(
+            f"the header would take {len(text)} bytes; safetensors allows {HEADER_LIMIT}. Shorten it."
+        )
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        made = tensor.make() if isinstance(tensor, Lazy) else tensor
+        yield tensor_bytes(made.detach().cpu().contiguous())

@@ -1,0 +1,101 @@
+"""Which files of a component folder hold its weights: one file, or shards, in one variant."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from surgery.checkpoint.keymap import WEIGHT_STEMS
+
+PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+_WEIGHTS: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSet:
+    """The weight files of one component.
+
+    Attributes:
+        variant: ``fp16`` for ``model.fp16.safetensors``; None for the plain name.
+        files: The one file, or the shards in the order of the index.
+        shard_of: Key to file of a sharded set, as the index says; empty without shards.
+        surplus: Files that hold the same weights in another encoding, and stay as they are.
+    """
+
+    variant: str | None
+    files: tuple[Path, ...]
+    shard_of: Mapping[str, Path] = field(default_factory=dict)
+    surplus: tuple[Path, ...] = ()
+
+
+def find_weights(folder: Path, component: str) -> tuple[WeightSet | None, list[str]]:
+    """The weights that libraries load from a component folder by default, and every fault on the way.
+
+    The plain name is taken where it exists, else the only variant.
+    """
+    if not folder.is_dir():
+        return None, [f"{folder} is missing, but model_index.json names it. Fetch the whole folder again."]
+    heads = _heads(folder, WEIGHT_STEMS[component])
+    if not heads:
+        return None, [_no_weights(folder)]
+    if None not in heads and len(heads) > 1:
+        variants = ", ".join(sorted(str(variant) for variant in heads))
+        return None, [f"{folder} holds the variants {variants} and no plain file; keep one of them."]
+    variant = None if None in heads else next(iter(heads))
+    if len(heads[variant]) > 1:
+        return None, [f"{folder} holds both a whole weight file and shards of it; keep one of them."]
+    files, shard_of, faults = _open_head(heads[variant][0])
+    surplus = (file for file in sorted(folder.iterdir()) if file.suffix in _WEIGHTS and file not in files)
+    return WeightSet(variant=variant, files=files, shard_of=shard_of, surplus=tuple(surplus)), faults
+
+
+def _heads(folder: Path, stem: str) -> dict[str | None, list[Path]]:
+    """Per variant, the weight file or the index that leads to the shards."""
+    shard = r"-\d{5}-of-\d{5}"
+    name = re.compile(
+        rf"{stem}(?:\.(?P<single>(?!.*{shard})[^.]+))?\.safetensors"
+        rf"|{stem}\.safetensors\.index(?:\.(?P<sharded>[^.]+))?\.json"
+    )
+    heads: dict[str | None, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        match = name.fullmatch(file.name)
+        if match:
+            heads.setdefault(match["single"] or match["sharded"], []).append(file)
+    return heads
+
+
+def _open_head(head: Path) -> tuple[tuple[Path, ...], dict[str, Path], list[str]]:
+    """Files, the index's table and faults, for a weight file or an index."""
+    if head.suffix == ".safetensors":
+        return (head,), {}, []
+    expected = "an index with a table 'weight_map' from keys to file names was expected. Fetch it again."
+    try:
+        table = json.loads(head.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return (), {}, [f"{head}: {error}; {expected}"]
+    match table:
+        case {"weight_map": dict(names)} if all(isinstance(name, str) for name in names.values()):
+            pass
+        case _:
+            return (), {}, [f"{head} has no such table; {expected}"]
+    faults = [
+        f"{head} names the shard {name!r}, which is not beside it. Fetch it again."
+        for name in sorted(set(names.values()))
+        if Path(name).name != name or not (head.parent / name).is_file()
+    ]
+    if faults:
+        return (), {}, faults
+    shard_of = {key: head.parent / name for key, name in names.items()}
+    return tuple(sorted(set(shard_of.values()))), shard_of, []
+
+
+def _no_weights(folder: Path) -> str:
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    if any(Path(name).suffix in PICKLES for name in found):
+        return (
+            f"{folder} holds its weights as a pickle ({', '.join(found)}); safetensors were expected, "
+            "since a pickle can run code. Save the pipeline with safe_serialization=True and use that folder."
+        )
+    return f"{folder} holds no weights (*.safetensors expected, found {found}). Fetch the folder again."

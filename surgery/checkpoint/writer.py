@@ -1,0 +1,94 @@
+"""A copy of a checkpoint with some tensors replaced, streamed into the input's own layout.
+
+Headers are copied, not written anew: key order, alignment and metadata stay, and a file in which nothing is
+replaced comes out byte for byte.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from surgery.checkpoint.atomic import Bytes, atomic_folder, write_bytes
+from surgery.checkpoint.digest import tensor_bytes
+from surgery.checkpoint.header import TensorEntry
+from surgery.checkpoint.layout import Checkpoint
+from surgery.checkpoint.reader import read_chunks
+from surgery.errors import CheckpointError
+
+Replacements = Mapping[str, Callable[[], Tensor]]
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, out: Path, replacements: Replacements, *, overwrite: bool = False
+) -> None:
+    """Write a copy of ``checkpoint`` to ``out``.
+
+    Memory is bounded by the largest replaced tensor. Nothing stands under ``out`` before all is on disk.
+
+    Args:
+        checkpoint: What to copy, with every file of its folder.
+        out: The new folder.
+        replacements: By canonical name, what makes the new tensor when its turn comes.
+        overwrite: Allow an existing ``out`` to be replaced.
+
+    Raises:
+        CheckpointError: for an unknown name, another shape or type, or an ``out`` that meets the input.
+    """
+    refuse_overlap(checkpoint.path, out)
+    in_file: dict[Path, list[tuple[TensorEntry, Callable[[], Tensor]]]] = {}
+    for name, make in replacements.items():
+        entry = checkpoint.entry(name)
+        in_file.setdefault(entry.file, []).append((entry, make))
+    with atomic_folder(out, overwrite=overwrite) as temporary:
+        for file in _files(checkpoint.path):
+            target = temporary / file.relative_to(checkpoint.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target, _chunks(file, in_file.get(file, [])))
+
+
+def _chunks(file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]]) -> Iterator[Bytes]:
+    """The bytes of ``file`` with some ranges replaced."""
+    position = 0
+    for entry, make in sorted(replaced, key=lambda pair: pair[0].start):
+        yield from read_chunks(file, position, entry.start)
+        yield tensor_bytes(_checked(entry, make()))
+        position = entry.end
+    yield from read_chunks(file, position, file.stat().st_size)
+
+
+def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
+    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+        raise CheckpointError(
+            f"tensor {entry.key!r} of {entry.file} has shape {entry.shape} and type {entry.dtype}; "
+            f"its replacement has {tuple(tensor.shape)} and {tensor.dtype}."
+        )
+    return tensor.contiguous()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file of a folder in a fixed order, through links to folders too."""
+    seen: set[Path] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        place = Path(root)
+        if place.resolve() in seen:  # a link back to where we have been
+            folders.clear()
+            continue
+        seen.add(place.resolve())
+        folders.sort()
+        yield from (place / name for name in sorted(files))
+
+
+def refuse_overlap(source: Path, out: Path) -> None:
+    """Refuse an output that is the input, lies in it, or holds it.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    inner, outer = source.resolve(), out.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise CheckpointError(
+            f"the output {out} and the input {source} lie inside each other; the input is never written to. "
+            "Choose an output elsewhere."
+        )
