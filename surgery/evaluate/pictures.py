@@ -1,0 +1,120 @@
+"""Pictures of phrases with fixed seeds, kept in the store so that runs share them and resume."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from surgery.diffusion import Models, Scheduler, device_and_dtype, sample
+from surgery.store import Store
+
+Pictures = UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How many pictures are drawn for a phrase, and how.
+
+    The pictures of one phrase are drawn by themselves, so that they do not change with the company they are
+    in; about eight or more of them (templates times ``samples``) keep two cores busy.
+
+    Attributes:
+        templates: Prompts with one ``{}`` for the phrase.
+        samples: Pictures of each prompt.
+        seed: Each picture's own seed follows from this, its prompt and its number.
+        steps: Steps of the checkpoint's scheduler.
+        guidance: Guidance scale.
+        batch: Pictures at a time, at most.
+    """
+
+    templates: tuple[str, ...]
+    samples: int = 2
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 5.0
+    batch: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Where pictures are kept, and the names of the weights that drew them.
+
+    Attributes:
+        store: Results on disk.
+        before: Digest of the unedited checkpoint.
+        after: Digest that names the edited weights (base, patch and strength).
+    """
+
+    store: Store
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painter:
+    """Draws the pictures of a phrase with one set of weights, or finds them in the store."""
+
+    models: Models
+    sampling: Sampling
+    store: Store | None = None
+    weights: str = ""
+
+    def pictures(self, phrase: str, templates: Sequence[str]) -> Pictures:
+        """``samples`` pictures for each template, template by template."""
+        prompts = [t.replace("{}", phrase) for t in templates for _ in range(self.sampling.samples)]
+        numbers = list(range(self.sampling.samples)) * len(templates)
+        seeds = [own_seed(self.sampling.seed, p, number) for p, number in zip(prompts, numbers, strict=True)]
+        if self.store is None:
+            return self._drawn(prompts, seeds)
+        key = self.store.key(self._meaning(prompts, seeds))
+        stored = self.store.remember(
+            key, lambda: ({"pictures": torch.from_numpy(self._drawn(prompts, seeds))}, {"prompts": prompts})
+        )
+        return np.asarray(stored.tensors()["pictures"])
+
+    def _drawn(self, prompts: list[str], seeds: list[int]) -> Pictures:
+        knobs = self.sampling
+        return sample(
+            self.models,
+            prompts,
+            seeds,
+            steps=knobs.steps,
+            guidance=knobs.guidance,
+            batch=knobs.batch,
+            progress=False,
+        )
+
+    def _meaning(self, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
+        device, dtype = device_and_dtype(self.models.unet)
+        return {
+            "result": "evaluate.pictures",
+            "version": 1,
+            "weights": self.weights,
+            "prompts": prompts,
+            "seeds": seeds,
+            "steps": self.sampling.steps,
+            "guidance": self.sampling.guidance,
+            "batch": self.sampling.batch,
+            "scheduler": _spelled(self.models.scheduler),
+            "dtype": str(dtype),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def own_seed(seed: int, prompt: str, number: int) -> int:
+    """A seed of 32 bits for one picture; it depends on nothing else that is drawn."""
+    text = json.dumps([seed, prompt, number])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _spelled(scheduler: Scheduler) -> str:
+    # as text: a scheduler's settings may hold infinities, which canonical JSON refuses
+    settings = json.dumps(dict(scheduler.config), sort_keys=True, default=str)
+    return f"{type(scheduler).__name__} {settings}"

@@ -1,0 +1,74 @@
+"""What a judge saw of one phrase, picture by picture, and the shares over many phrases."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from surgery.evaluate.statistics import Hits, difference, ratio, share
+from surgery.judge import Trait, Verdicts
+from surgery.record import Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Whether each picture shows a trait, before and after; at one place prompt and seed are the same."""
+
+    before: Hits
+    after: Hits
+
+    @classmethod
+    def of(cls, trait: Trait, before: Verdicts, after: Verdicts) -> "Pair":
+        """The pair for one trait."""
+        return cls(before=before.shows(trait), after=after.shows(trait))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One edited phrase: its old and its new trait, and the new one on the destination's own prompts."""
+
+    old: Pair | None
+    new: Pair | None
+    destination: Hits | None
+
+
+def change_scores(seen: Sequence[Seen]) -> Iterator[Score]:
+    """Scores over all edited phrases together."""
+    old = _joined(view.old for view in seen)
+    new = _joined(view.new for view in seen)
+    if old is not None:
+        yield share("old_before", old.before)
+        yield share("old_after", old.after)
+    if new is not None:
+        yield share("new_before", new.before)
+        yield share("new_after", new.after)
+    aims = [
+        Pair(before=view.destination, after=view.new.after)
+        for view in seen
+        if view.new is not None and view.destination is not None
+    ]
+    aimed = _joined(aims)
+    if aimed is not None:
+        yield share("destination", aimed.before)
+        reached = ratio("reached", aimed.after, aimed.before)
+        if reached is not None:
+            yield reached
+
+
+def held_out_scores(pairs: Sequence[Pair]) -> Iterator[Score]:
+    """Scores over all held-out phrases together."""
+    pair = _joined(pairs)
+    if pair is not None:
+        yield share("held_out_before", pair.before)
+        yield share("held_out_after", pair.after)
+        yield difference("held_out_change", pair.before, pair.after)
+
+
+def _joined(pairs: Iterable[Pair | None]) -> Pair | None:
+    present = [pair for pair in pairs if pair is not None]
+    if not present:
+        return None
+    return Pair(
+        before=np.concatenate([pair.before for pair in present]),
+        after=np.concatenate([pair.after for pair in present]),
+    )

@@ -1,0 +1,117 @@
+"""A measured effect as a table to read and as plain data for JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from surgery.evaluate.effect import EditEffect
+from surgery.record import JSON, Score
+
+#: What each score says, in the order of the table.
+MEANING: Final[Mapping[str, str]] = {
+    "old_before": "edited prompts show the old concept, before",
+    "old_after": "edited prompts show the old concept, after",
+    "new_before": "edited prompts show the new concept, before",
+    "new_after": "edited prompts show the new concept, after",
+    "destination": "destination prompts show the new concept, before",
+    "reached": "new concept after, relative to the destination prompts",
+    "held_out_before": "held-out prompts show their concept, before",
+    "held_out_after": "held-out prompts show their concept, after",
+    "held_out_change": "held-out prompts, change in points",
+}
+
+
+def as_text(effect: EditEffect, phrases: bool = True) -> str:
+    """The effect as plain text: all scores with their intervals, then (``phrases``) each phrase by itself."""
+    scores = [score for name in MEANING if (score := effect.score(name)) is not None]
+    rows = [("", "", "95 % interval", "pictures")]
+    rows += [(MEANING[score.name], _value(score), _interval(score), str(score.count)) for score in scores]
+    parts = [_aligned(rows)]
+    if phrases and effect.changes:
+        parts.append(_aligned(_change_rows(effect)))
+    if phrases and effect.held_out:
+        parts.append(_aligned(_held_out_rows(effect)))
+    parts.append(_small_print(effect))
+    return "\n\n".join(parts)
+
+
+def as_dict(effect: EditEffect) -> dict[str, JSON]:
+    """The effect as plain data; shares are 0 to 1."""
+    return {
+        "scores": {
+            score.name: {key: value for key, value in asdict(score).items() if key != "name"}
+            for score in effect.scores
+        },
+        "changes": [
+            {
+                "subject": row.change.subject,
+                "title": row.change.title,
+                "old_before": row.old_before,
+                "old_after": row.old_after,
+                "new_before": row.new_before,
+                "new_after": row.new_after,
+                "destination": row.destination,
+            }
+            for row in effect.changes
+        ],
+        "held_out": [
+            {"subject": row.probe.subject, "before": row.before, "after": row.after}
+            for row in effect.held_out
+        ],
+        "judge": {"name": effect.judge, "accuracy": dict(effect.judge_accuracy)},
+        "sampling": asdict(effect.sampling),
+    }
+
+
+def _change_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
+    head = ("edited", "old before", "old after", "new before", "new after", "destination")
+    return [head] + [
+        (
+            row.change.title,
+            _percent(row.old_before),
+            _percent(row.old_after),
+            _percent(row.new_before),
+            _percent(row.new_after),
+            _percent(row.destination),
+        )
+        for row in effect.changes
+    ]
+
+
+def _held_out_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
+    head = ("held out", "before", "after")
+    return [head] + [(r.probe.subject, _percent(r.before), _percent(r.after)) for r in effect.held_out]
+
+
+def _small_print(effect: EditEffect) -> str:
+    accuracy = ", ".join(f"{name} {_percent(value)}" for name, value in effect.judge_accuracy.items())
+    knobs = effect.sampling
+    return (
+        f"{knobs.samples} pictures for each of {len(knobs.templates)} templates, {knobs.steps} steps, "
+        f"guidance {knobs.guidance:g}, seed {knobs.seed}. "
+        f"Judge {effect.judge}" + (f", itself right on drawings in: {accuracy}." if accuracy else ".")
+    )
+
+
+def _value(score: Score) -> str:
+    return f"{100 * score.value:+.1f}" if score.name == "held_out_change" else f"{100 * score.value:.1f} %"
+
+
+def _interval(score: Score) -> str:
+    sign = "+" if score.name == "held_out_change" else ""
+    return f"{100 * score.low:{sign}.1f} to {100 * score.high:{sign}.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,9 @@
+"""Judges say what a picture shows: the protocol, and the judges that read local files."""
+
+from surgery.judge.labels import AXES, Labels, Trait
+from surgery.judge.loading import load_judge
+from surgery.judge.pocket_judge import PocketJudge
+from surgery.judge.protocol import Judge
+from surgery.judge.verdicts import SHOWN_FROM, Verdicts
+
+__all__ = ["AXES", "SHOWN_FROM", "Judge", "Labels", "PocketJudge", "Trait", "Verdicts", "load_judge"]

@@ -1,0 +1,67 @@
+"""The judge that ships: a small classifier trained on the drawings that pocket-sd was made from."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from surgery.errors import JudgeError
+from surgery.judge.labels import AXES, Axis, Labels
+from surgery.judge.pocket import PocketJudgeNet
+from surgery.judge.verdicts import Verdicts
+
+#: Where config.json lists the names of each axis.
+LISTS: Final[Mapping[Axis, str]] = {
+    "concept": "concepts",
+    "style": "styles",
+    "background": "backgrounds",
+    "gender": "genders",
+    "skin": "skins",
+}
+_BATCH = 256
+
+
+class PocketJudge:
+    """The small classifier that was trained on pocket-sd's drawings."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], network: PocketJudgeNet) -> None:
+        names = {axis: tuple(config[key]) for axis, key in LISTS.items()}
+        merged: Mapping[str, str] = config["merged"]
+        trained, names["concept"] = names["concept"], tuple(n for n in names["concept"] if n not in merged)
+        place = {concept: column for column, concept in enumerate(names["concept"])}
+        self.name = name
+        self.labels = Labels(**names, merged=merged)
+        self.accuracy: Mapping[str, float] = config["accuracy"]
+        self._size: int = config["size"]
+        self._network = network
+        self._columns = torch.tensor([place[merged.get(concept, concept)] for concept in trained])
+
+    @torch.no_grad()
+    def score(self, pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]) -> Verdicts:
+        """Verdicts on pictures of values 0 to 255, of the size that the judge was trained on.
+
+        Raises:
+            JudgeError: when the pictures have another size or are no bytes.
+        """
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self._size, self._size, 3):
+            raise JudgeError(
+                f"pictures of shape {pictures.shape[1:]} and type {pictures.dtype}; judge {self.name!r} "
+                f"expects {(self._size, self._size, 3)} of uint8. Sample at that size, or use another judge."
+            )
+        parts = [self._probabilities(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
+        empty = {axis: np.zeros((0, len(self.labels.of(axis))), np.float32) for axis in AXES}
+        columns = {axis: np.concatenate([empty[axis], *(part[axis] for part in parts)]) for axis in AXES}
+        return Verdicts(labels=self.labels, **columns)
+
+    def _probabilities(self, pictures: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        device = next(self._network.parameters()).device
+        values = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        logits = {axis: head.cpu() for axis, head in self._network(values).items()}
+        shares = {axis: head.softmax(dim=1).numpy() for axis, head in logits.items()}
+        # the network splits its belief between look-alikes, which exclude each other: so add it up
+        merged = torch.zeros(len(pictures), len(self.labels.concept))
+        merged.index_add_(1, self._columns, logits["concept"].sigmoid())
+        shares["concept"] = merged.clamp(max=1).numpy()
+        return shares

@@ -1,0 +1,56 @@
+"""What a judge says about some pictures."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from surgery.judge.labels import Axis, Labels, Trait
+
+#: A concept counts as shown from this probability on; several may be shown at once.
+SHOWN_FROM: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """Probabilities for each picture, one array for each axis with the columns of ``labels``.
+
+    Concepts are independent of each other (a picture may show two, or none); on the other axes each row sums
+    to 1. An axis that the judge does not know has no columns.
+    """
+
+    labels: Labels
+    concept: Float[np.ndarray[Any, Any], "pictures concepts"]
+    style: Float[np.ndarray[Any, Any], "pictures styles"]
+    background: Float[np.ndarray[Any, Any], "pictures backgrounds"]
+    gender: Float[np.ndarray[Any, Any], "pictures genders"]
+    skin: Float[np.ndarray[Any, Any], "pictures skins"]
+
+    def __len__(self) -> int:
+        return len(self.concept)
+
+    def probability(self, trait: Trait) -> Float[np.ndarray[Any, Any], " pictures"]:
+        """How likely each picture shows a trait, 0 to 1.
+
+        Raises:
+            JudgeError: when the judge does not know the trait.
+        """
+        values: np.ndarray[Any, Any] = getattr(self, trait.axis)[:, self.labels.column(trait)]
+        return values
+
+    def shows(self, trait: Trait) -> Bool[np.ndarray[Any, Any], " pictures"]:
+        """Whether each picture shows a trait: a concept by its probability, else the likeliest name.
+
+        Raises:
+            JudgeError: when the judge does not know the trait.
+        """
+        if trait.axis == "concept":
+            return np.asarray(self.probability(trait) >= SHOWN_FROM)
+        column = self.labels.column(trait)
+        return np.asarray(getattr(self, trait.axis).argmax(axis=1) == column)
+
+    def likeliest(self, axis: Axis = "concept") -> list[str]:
+        """The likeliest name on one axis for each picture."""
+        names = self.labels.of(axis)
+        return [names[column] for column in getattr(self, axis).argmax(axis=1)]
