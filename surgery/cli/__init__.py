@@ -1,5 +1,5 @@
 """The program ``surgery``: a thin skin over the library's own functions."""
 
-from surgery.cli.program import main
+from surgery.cli.program import call, main
 
-__all__ = ["main"]
+__all__ = ["call", "main"]

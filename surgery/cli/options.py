@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from surgery.record import JSON
-from surgery.shelf import checkpoint_names, checkpoint_path, recipe_names
+from surgery.shelf import checkpoint_names, recipe_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -45,6 +45,7 @@ device_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; part of what makes results equal bit for bit."
 )
+batch_option = click.option("--batch", type=click.IntRange(min=1), help="Pictures drawn at a time, at most.")
 
 
 def set_option(function: Function) -> Function:
@@ -65,22 +66,9 @@ def output_option(what: str) -> Callable[[Function], Function]:
     return click.option("-o", "--output", "output", type=FILE, required=True, help=what)
 
 
-def checkpoint(name_or_path: str | None) -> Path | None:
-    """The checkpoint that an argument names, on disk or on the shelf."""
-    return None if name_or_path is None else checkpoint_path(name_or_path)
-
-
 def print_json(value: JSON) -> None:
     """``value`` on stdout, readable."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def use_threads(threads: int | None) -> None:
-    """Let torch use that many CPU threads in this process."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The verbs, loaded when they are called, and what their outcome means to the shell."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,7 +59,7 @@ class Program(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs under their groups."""
         for title, verbs in GROUPS.items():
-            rows = [(verb, self._command(ctx, verb).get_short_help_str(80)) for verb in verbs]
+            rows = [(verb, self._command(ctx, verb).get_short_help_str(200)) for verb in verbs]
             with formatter.section(title):
                 formatter.write_dl(rows)
 
@@ -102,14 +103,22 @@ def program() -> None:
     """Edit Stable Diffusion checkpoints offline and ship the edit as a small patch."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code.
+def main() -> int:
+    """The program: offline, and without the chatter of the model libraries."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    return call(sys.argv[1:])
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run the program on ``arguments`` and return its exit code.
 
     0 done, 1 an error of ours (one line, no traceback without ``-v``), 2 wrong usage, 3 a verification found
     faults, 130 interrupted.
     """
     try:
-        outcome = program.main(arguments, prog_name="surgery", standalone_mode=False, obj=Verbosity())
+        outcome = program.main(list(arguments), prog_name="surgery", standalone_mode=False, obj=Verbosity())
         return outcome if isinstance(outcome, int) else DONE
     except click.Abort:
         return _failed("interrupted", INTERRUPTED)

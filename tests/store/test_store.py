@@ -16,6 +16,7 @@ from surgery.checkpoint.atomic import fault_hook
 from surgery.errors import StoreError
 from surgery.record import JSON
 from surgery.store import Store
+from tests.support.faults import Kill, Killed, count_steps
 
 KEY = Store.key({"method": "example"})
 DATA: dict[str, JSON] = {"loss": 0.1, "names": ["cat", "pizza"], "nothing": None}
@@ -154,40 +155,24 @@ def test_a_stored_result_is_not_computed_again(tmp_path: Path) -> None:
     assert store.remember(KEY, lambda: pytest.fail("computed again")).data == DATA
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing may clean up after it."""
+def test_a_writer_killed_at_any_step_leaves_the_old_entry_or_the_new_one(tmp_path: Path) -> None:
+    def replaced(store: Store) -> None:
+        store.put(KEY, {"new": torch.ones(1)}, {"version": 2})
 
-
-def test_a_writer_stopped_at_any_step_leaves_the_old_entry_or_the_new_one(tmp_path: Path) -> None:
-    finished = False
-    step = 0
-    while not finished:
-        store = Store(tmp_path / str(step))
+    def prepared(name: str) -> Store:
+        store = Store(tmp_path / name)
         store.put(KEY, {"old": torch.zeros(1)}, {"version": 1})
-        finished = not _killed_at(step, store)
+        return store
+
+    steps = count_steps(lambda: replaced(prepared("counted"))) - count_steps(lambda: prepared("old alone"))
+    for at in range(steps):
+        store = prepared(str(at))
+        with pytest.raises(Killed), fault_hook(Kill(at)):
+            replaced(store)
         found = store.get(KEY)
         assert found is not None
         assert (list(found.tensors()), found.data) in ((["old"], {"version": 1}), (["new"], {"version": 2}))
         assert store.remember(KEY, lambda: ({}, {})) == found
-        step += 1
-    assert step > 5
-
-
-def _killed_at(step: int, store: Store) -> bool:
-    remaining = step
-
-    def hook(primitive: str, path: Path) -> None:
-        nonlocal remaining
-        if remaining == 0:
-            raise Killed
-        remaining -= 1
-
-    try:
-        with fault_hook(hook):
-            store.put(KEY, {"new": torch.ones(1)}, {"version": 2})
-    except Killed:
-        return True
-    return False
 
 
 SLOW_COMPUTATION = f"""

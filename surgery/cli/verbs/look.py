@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,10 +23,36 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=CHECKPOINT)
 @json_option
 def inspect(checkpoint: str, as_json: bool) -> None:
-    """Show a checkpoint's layout, dtypes and fingerprint."""
+    """Show what a checkpoint or a patch file is.
+
+    Of a checkpoint: layout, dtypes and fingerprint. Of a patch: what it was made for, and what it changes.
+    """
+    place = checkpoint_path(checkpoint)
+    if place.is_file():
+        _inspect_patch(place, as_json)
+    else:
+        _inspect_checkpoint(place, as_json)
+
+
+def _inspect_patch(place: Path, as_json: bool) -> None:
+    from surgery.patch import load_patch, patch_digest
+
+    patch = load_patch(place)
+    digest = patch_digest(patch)
+    changes = {name: change.changed for name, change in patch.changes.items()}
+    if as_json:
+        facts: dict[str, JSON] = {"architecture": patch.architecture, "digest": digest}
+        print_json({**facts, "changed": changes, "provenance": dict(patch.provenance)})
+        return
+    print(f"{place}: a patch for {patch.architecture}, digest {digest[:12]}, {len(patch.terms)} terms")
+    for name, changed in changes.items():
+        print(f"  {name}: {changed:,} weights change")
+
+
+def _inspect_checkpoint(place: Path, as_json: bool) -> None:
     from surgery.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(checkpoint_path(checkpoint))
+    opened = open_checkpoint(place)
     components = _components(opened)
     if as_json:
         print_json(
@@ -66,7 +93,7 @@ def _dtype(entry: "TensorEntry") -> str:
 def locate(
     checkpoint: str, selectors: tuple[str, ...], phrase: str | None, template: str, as_json: bool
 ) -> None:
-    """Show which tensors SELECTORS name, or which tokens a phrase becomes.
+    """Find tensors by name, or a phrase among its prompt's tokens.
 
     A selector is a tensor's canonical name with * and ? as wildcards, for example
     'text_encoder/*.mlp.fc2.weight'.

@@ -55,7 +55,10 @@ def show(recipe: str) -> None:
 @click.argument("target", type=FILE, required=False)
 @overwrite_option
 def copy(recipe: str, target: Path | None, overwrite: bool) -> None:
-    """Copy a recipe to TARGET (a file or folder; else into this folder), to be changed there."""
+    """Copy a recipe to change it.
+
+    TARGET is a file or a folder; without it, the copy goes into the working folder.
+    """
     from surgery.checkpoint.atomic import atomic_file, write_bytes
 
     source = recipe_path(recipe)

@@ -1,0 +1,87 @@
+"""The verb that draws pictures: sample."""
+
+from pathlib import Path
+
+import click
+
+from surgery.cli.devices import chosen_device, use_threads
+from surgery.cli.options import (
+    CHECKPOINT,
+    FILE,
+    batch_option,
+    device_option,
+    output_option,
+    overwrite_option,
+    threads_option,
+)
+from surgery.cli.program import Verb
+from surgery.errors import SurgeryError
+from surgery.shelf import checkpoint_path
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint", type=CHECKPOINT)
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; one row for each.")
+@click.option("--patch", type=FILE, help="Draw with this patch too, beside the same seeds without it.")
+@click.option("--strength", type=float, default=1.0, show_default=True, help="1 = the patch as computed.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first column."
+)
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Columns.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Steps of the sampler."
+)
+@click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Compute type.",
+)
+@output_option("The sheet, a PNG file.")
+@overwrite_option
+@device_option
+@threads_option
+@batch_option
+def sample(
+    checkpoint: str,
+    prompts: tuple[str, ...],
+    patch: Path | None,
+    strength: float,
+    seed: int,
+    count: int,
+    steps: int,
+    guidance: float,
+    dtype: str,
+    output: Path,
+    overwrite: bool,
+    device: str,
+    threads: int | None,
+    batch: int | None,
+) -> None:
+    """Draw prompts onto one labelled sheet; with a patch, before and after it."""
+    place = checkpoint_path(checkpoint)
+    if output.exists() and not overwrite:
+        raise SurgeryError(f"{output} exists already. Name another file, or pass --overwrite.")
+    import torch
+
+    from surgery.diffusion import SampleKnobs
+    from surgery.study import sample_sheet, write_sheet
+
+    use_threads(threads)
+    knobs = SampleKnobs(steps=steps, guidance=guidance)
+    if batch is not None:
+        knobs["batch"] = batch
+    sheet = sample_sheet(
+        place,
+        prompts,
+        patch=patch,
+        strength=strength,
+        seeds=range(seed, seed + count),
+        device=chosen_device(device),
+        dtype=getattr(torch, dtype),
+        **knobs,
+    )
+    write_sheet(sheet, output, overwrite=overwrite)
+    print(output)

@@ -1,0 +1,123 @@
+"""The verbs about recipes: recipes, show, copy, check."""
+
+from pathlib import Path
+
+import pytest
+
+from surgery.recipe import load_recipe, recipe_schema
+from surgery.shelf import recipe_names, recipe_path
+from tests.cli.conftest import Call
+
+BAD = """\
+surgery: 1
+base: {base}
+edits:
+  - emcid:
+      concepts: []
+      offsets: {{stpes: 5}}
+seed: one
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A good recipe whose base is a folder beside it."""
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "good.yaml"
+    concept = "{source: cat, destination: dog}"
+    path.write_text(f"surgery: 1\nbase: model\nedits: [{{emcid: {{concepts: [{concept}]}}}}]\n")
+    return path
+
+
+def test_recipes_lists_every_name_with_its_title(surgery: Call) -> None:
+    lines = surgery("recipes").out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert "Ten concepts" in next(line for line in lines if line.startswith("quickstart"))
+
+
+def test_recipes_as_json(surgery: Call) -> None:
+    entries = surgery("recipes", "--json").json
+    assert [entry["name"] for entry in entries] == recipe_names()
+    assert all(entry["title"] for entry in entries)
+
+
+def test_the_schema_is_printed_as_json(surgery: Call) -> None:
+    assert surgery("recipes", "schema").json == recipe_schema()
+
+
+def test_show_prints_the_recipe_to_the_letter(surgery: Call) -> None:
+    assert surgery("show", "quickstart").out == recipe_path("quickstart").read_text(encoding="utf-8")
+
+
+def test_copy_makes_a_file_that_is_the_same(
+    surgery: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert surgery("copy", "erase/objects").out == "objects.yaml\n"
+    assert surgery("copy", "erase/objects", "mine.yaml").out == "mine.yaml\n"
+    assert Path("mine.yaml").read_bytes() == Path("objects.yaml").read_bytes()
+    assert load_recipe("mine.yaml").digest == load_recipe("erase/objects").digest
+
+
+def test_copy_replaces_nothing_without_being_told(surgery: Call, tmp_path: Path) -> None:
+    place = tmp_path / "quickstart.yaml"
+    place.write_text("mine")
+    assert surgery("copy", "quickstart", tmp_path).code == 1
+    assert place.read_text() == "mine"
+    assert surgery("copy", "quickstart", tmp_path, "--overwrite").code == 0
+    assert place.read_bytes() == recipe_path("quickstart").read_bytes()
+
+
+def test_check_says_that_a_good_recipe_is_good(surgery: Call, good: Path) -> None:
+    done = surgery("check", good)
+    assert (done.code, done.err) == (0, "")
+    assert "good; 1 concepts" in done.out
+
+
+def test_check_as_json_tells_digest_and_base(surgery: Call, good: Path) -> None:
+    assert surgery("check", good, "--json").json == {
+        "recipe": str(good),
+        "faults": [],
+        "digest": load_recipe(good).digest,
+        "base": str(good.parent / "model"),
+        "concepts": 1,
+    }
+
+
+def test_check_reports_all_faults_at_once(surgery: Call, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD.format(base="pocket-sd"))
+    done = surgery("check", path)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines() == [
+        "surgery: 2 faults:",
+        f"- {path}:6: edits[0].emcid.offsets.stpes: unknown key. Did you mean 'steps'?",
+        f"- {path}:7: seed: found the text 'one', expected a whole number.",
+    ]
+
+
+def test_check_as_json_lists_the_faults_apart(surgery: Call, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD.format(base="pocket-sd"))
+    done = surgery("check", path, "--json")
+    assert (done.code, len(done.json["faults"])) == (1, 2)
+
+
+def test_check_takes_changes_from_the_command_line(surgery: Call, good: Path) -> None:
+    assert surgery("check", good, "--set", "seed=3").code == 0
+    done = surgery("check", good, "--set", "sead=3")
+    assert (done.code, done.err) == (1, "surgery: --set sead: unknown key. Did you mean 'seed'?\n")
+
+
+def test_check_looks_for_the_base(surgery: Call, good: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").rmdir()
+    assert surgery("check", good).code == 1
+    assert surgery("check", good, "--base", tmp_path).code == 0
+    assert surgery("check", good, "--base", tmp_path / "none").code == 1
+
+
+def test_a_doubled_key_is_reported_by_check(surgery: Call, good: Path) -> None:
+    good.write_text(good.read_text() + "base: model\n")
+    done = surgery("check", good)
+    assert done.code == 1
+    assert "key 'base' stands twice" in done.err
