@@ -29,6 +29,12 @@ TRAINED_LENGTH = (
 )
 
 
+def run_stage(options: argparse.Namespace, concepts: Path, stage: str) -> None:
+    """One stage by its name on the command line, from the same seed whoever runs it."""
+    torch.manual_seed(0)
+    getattr(Training(options, concepts), stage.replace("-", "_"))()
+
+
 class Training:
     def __init__(self, options: argparse.Namespace, concepts: Path) -> None:
         self.options = options
@@ -161,7 +167,7 @@ class Training:
         )
 
     def _from(self, stage: str) -> UNet2DConditionModel:
-        unet = unet_stage.network()
+        unet = unet_stage.network(sample_size=8 if stage == "small" else 16)
         unet.load_state_dict(self._stored(stage)["average"])
         return unet
 

@@ -8,6 +8,7 @@ drawing of it.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import Vocabulary
 
 WIDTH = 192
-LAYER_DROP = 0.15  # a block that may be missing makes every block, the last one too, read the subject again
+LAYER_DROP = 0.1  # a block that may be missing makes no block indispensable
+SWAP_SHARE = 0.6  # of the captions of a batch lose what their ends have read so far
+SWAP_BLOCKS = range(3, 12)
 SHARES = Shares(pair=0.2, style=0.25, background_named=0.5)
 FEATURE_WEIGHT = 1.0
 
@@ -130,6 +133,42 @@ class LayerDrop:
             handle.remove()
 
 
+class SwappedEnds:
+    """While training, hands some captions the end tokens of another one before a random late block.
+
+    What the blocks before have gathered at the end of the text is then wrong, and the blocks left, at times
+    the last one alone, must read it again from the words. So words stay worth reading in late blocks, as they
+    are in large text encoders, and an edit of a word's stream reaches the ends and the padding.
+    """
+
+    def __init__(self, encoder: CLIPTextModel, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._block = -1
+        self._ends = torch.zeros(0, dtype=torch.long)
+        blocks = getattr(encoder, "text_model", encoder).encoder.layers
+        self._handles = [b.register_forward_pre_hook(partial(self._hook, n)) for n, b in enumerate(blocks)]
+
+    def draw(self, ends: Tensor) -> None:
+        """Chooses the block of the next batch, whose captions end at positions ``ends``."""
+        self._ends = ends
+        choice = int(torch.randint(len(SWAP_BLOCKS), (), generator=self._generator))
+        self._block = SWAP_BLOCKS[choice]
+
+    def _hook(self, number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if number != self._block or not module.training:
+            return None
+        hidden = inputs[0]
+        chosen = torch.rand(len(hidden), generator=self._generator) < SWAP_SHARE
+        behind = torch.arange(hidden.shape[1])[None] >= self._ends[:, None]
+        swapped = (chosen[:, None] & behind).to(hidden.device)[..., None]
+        foreign = hidden[:, -1:].roll(1, dims=0)  # the last position is an end or padding in every caption
+        return (torch.where(swapped, foreign, hidden), *inputs[1:])
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
 def train(
     folder: Path,
     tokenizer: CLIPTokenizer,
@@ -152,6 +191,7 @@ def train(
         optimiser.load_state_dict(saved["optimiser"])
         first = int(saved["step"])
     drop = LayerDrop(encoder, LAYER_DROP, torch.Generator().manual_seed(3))
+    swap = SwappedEnds(encoder, torch.Generator().manual_seed(4))
     looks = torch.cat([looks, looks.new_zeros(1, looks.shape[1])]).to(device)
     started = time.monotonic()
     encoder.train()
@@ -160,7 +200,9 @@ def train(
         labels = {k: v.to(device) for k, v in labels_of(vocabulary, captions).items()}
         for group in optimiser.param_groups:
             group["lr"] = cosine(step, total, 1.5e-3, warmup=60)
-        logits, feature = reader(pooled(encoder, tokenizer, [c.caption for c in captions]))
+        texts = [c.caption for c in captions]
+        swap.draw(torch.tensor([len(ids) - 1 for ids in tokenizer(texts).input_ids]))
+        logits, feature = reader(pooled(encoder, tokenizer, texts))
         losses = {name: functional.cross_entropy(logits[name], labels[name]) for name in logits}
         second = labels["second"] < len(vocabulary.concepts)
         target = (looks[labels["first"]] + looks[labels["second"]]) / (1 + second.float())[:, None]
@@ -181,4 +223,5 @@ def train(
         }
         stage.save(state, force=step + 1 == total)
     drop.remove()
+    swap.remove()
     return encoder.eval()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import team
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from drawings import EmojiFont, draw
@@ -156,12 +157,11 @@ def loss_of(
     context: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    steps_ = timesteps(len(latents), generator).to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, steps_)
-    return functional.mse_loss(unet(noisy, steps_, context).sample, noise, reduction="none").mean(
-        dim=(1, 2, 3)
-    )
+    """The noise loss of this process's share of a batch; all processes draw the noise of the whole batch."""
+    noise = team.share(torch.randn(latents.shape, generator=generator)).to(latents.device)
+    times = team.share(timesteps(len(latents), generator)).to(latents.device)
+    noisy = scheduler.add_noise(team.share(latents), noise, times)
+    return functional.mse_loss(unet(noisy, times, team.share(context)).sample, noise)
 
 
 def train(
@@ -201,13 +201,16 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = cosine(step, total, peak, warmup)
         latents = pool.latents[rows].float().to(device)
-        loss = loss_of(unet, scheduler, latents, context.to(device), generator).mean()
+        loss = loss_of(unet, scheduler, latents, context.to(device), generator)
         optimiser.zero_grad()
         loss.backward()
+        team.average_gradients(unet.parameters())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
         average.update(unet, step)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        if team.rank() != 0:
+            continue
         if log:
             report(name, step, total, started, first, loss=running, **binding(unet, scheduler, pool, device))
         state = {
@@ -230,7 +233,7 @@ def binding(
     latents = pool.latents[rows].float().to(device)
     context = pool.features[pool.caption_of[rows]].float().to(device)
     unet.eval()
-    right = loss_of(unet, scheduler, latents, context, torch.Generator().manual_seed(1)).mean()
-    wrong = loss_of(unet, scheduler, latents, context.roll(1, 0), torch.Generator().manual_seed(1)).mean()
+    right = loss_of(unet, scheduler, latents, context, torch.Generator().manual_seed(1))
+    wrong = loss_of(unet, scheduler, latents, context.roll(1, 0), torch.Generator().manual_seed(1))
     unet.train()
     return {"binding": (wrong / right).item()}

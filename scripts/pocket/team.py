@@ -1,0 +1,59 @@
+"""Several processes that train one model: each takes its share of every batch, gradients are averaged.
+
+On CPUs this beats threads inside one process, which wait for each other in every operation.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def share(tensor: Tensor) -> Tensor:
+    """This process's rows of a batch."""
+    return tensor[rank() :: size()]
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    if size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def together(processes: int, work: Callable[[], object]) -> None:
+    """Runs `work`, which must be picklable, in so many processes of one thread each."""
+    if processes == 1:
+        work()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_member, (processes, Path(folder) / "meeting", work), nprocs=processes)
+
+
+def _member(number: int, processes: int, meeting: Path, work: Callable[[], object]) -> None:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) >= processes:
+        os.sched_setaffinity(0, {cores[number]})
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=processes)
+    try:
+        work()
+    finally:
+        distributed.destroy_process_group()
