@@ -84,7 +84,8 @@ def _held_out_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
 
 
 def _small_print(effect: EditEffect) -> str:
-    accuracy = ", ".join(f"{name} {_percent(value)}" for name, value in effect.judge_accuracy.items())
+    questions = effect.judge_accuracy.items()
+    accuracy = ", ".join(f"{name.replace('_', ' ')} {_percent(value)}" for name, value in questions)
     knobs = effect.sampling
     return (
         f"{knobs.samples} pictures for each of {len(knobs.templates)} templates, {knobs.steps} steps, "
