@@ -1,0 +1,148 @@
+"""Write a checkpoint with a patch in it."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from surgery.checkpoint.digest import tensor_digest
+from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.writer import refuse_overlap, write_checkpoint
+from surgery.errors import PatchError
+from surgery.patch.file import patch_digest
+from surgery.patch.match import Agreement, agreement, match_base
+from surgery.patch.model import Patch
+from surgery.patch.rounding import changed_elements
+from surgery.patch.terms import patched
+from surgery.patch.undo import Edit, Overwritten, write_undo
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedTensor:
+    """What applying does to one tensor.
+
+    Attributes:
+        base: How the tensor agrees with the patch's base.
+        result: How the outcome agrees with the patch's record; None where nothing is claimed: at a strength
+            other than 1, or on a base in another precision than the patch was made for.
+        changed: Number of elements whose bits change.
+    """
+
+    base: Agreement
+    result: Agreement | None
+    changed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyReport:
+    """What applying a patch did; tensors by canonical name."""
+
+    out: Path
+    strength: float
+    tensors: Mapping[str, AppliedTensor]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every touched tensor is what the patch records, bit for bit."""
+        return all(tensor.result == "bytes" for tensor in self.tensors.values())
+
+
+def apply_patch(
+    patch: Patch,
+    base: Path,
+    out: Path,
+    *,
+    strength: float = 1.0,
+    undo: Path | None = None,
+    overwrite: bool = False,
+) -> ApplyReport:
+    """Write ``base`` with the patch in it to ``out``, in the layout of ``base``.
+
+    Everything is computed and checked before the first byte is written, and computed again while writing, so
+    that memory is bounded by the largest touched tensor.
+
+    Args:
+        patch: What to apply.
+        base: The checkpoint the patch was made for; it is only read.
+        out: The new checkpoint.
+        strength: 1 as made; 0 changes nothing; at others than 1 the recorded outcome is not claimed.
+        undo: Also write a file there that takes the patch out again without the base.
+        overwrite: Allow ``out`` and ``undo`` to be replaced.
+
+    Raises:
+        PatchError: when the checkpoint is not the patch's base, has the patch already, or the outcome is not
+            the recorded one.
+        SurgeryError: when ``out`` exists, or the disk refuses.
+    """
+    if not math.isfinite(strength):
+        raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
+    _refuse_places(base, out, undo)
+    checkpoint = open_checkpoint(base)
+    agreements = match_base(patch, checkpoint)
+    edit = partial(_edit, patch, checkpoint, strength)
+    planned = {name: _overwritten(name, edit) for name in patch.changes}
+    tensors = {
+        name: _applied(patch, name, overwritten, agreements[name], strength)
+        for name, overwritten in planned.items()
+    }
+    if undo is not None:
+        write_undo(undo, patch_digest(patch), planned, edit, overwrite=overwrite)
+    replacements = {name: partial(_after, edit, name) for name in planned if planned[name].changed}
+    write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
+    return ApplyReport(out=out, strength=strength, tensors=tensors)
+
+
+def _edit(patch: Patch, checkpoint: Checkpoint, strength: float, name: str) -> tuple[Tensor, Tensor]:
+    weight = checkpoint.read(name)
+    return weight, patched(name, weight, patch.half_delta(name, strength))
+
+
+def _after(edit: Edit, name: str) -> Tensor:
+    return edit(name)[1]
+
+
+def _overwritten(name: str, edit: Edit) -> Overwritten:
+    before, after = edit(name)
+    return Overwritten(
+        before=tensor_digest(name, before),
+        after=tensor_digest(name, after),
+        dtype=before.dtype,
+        shape=tuple(before.shape),
+        changed=changed_elements(before, after),
+    )
+
+
+def _applied(
+    patch: Patch, name: str, overwritten: Overwritten, base: Agreement, strength: float
+) -> AppliedTensor:
+    """The report on one tensor, after its outcome was held against the patch's record.
+
+    Raises:
+        PatchError: when a base that agrees bit for bit leads to another outcome.
+    """
+    recorded = patch.changes[name].after
+    result = agreement(overwritten.after, recorded) if strength == 1 else None
+    if strength == 1 and base == "bytes" and result != "bytes":
+        raise PatchError(
+            f"tensor {name!r} came out as {overwritten.after.bytes[:12]}; the patch records "
+            f"{recorded.bytes[:12]}. The patch is damaged, or this machine adds wrongly."
+        )
+    if strength == 1 and result is None:
+        _log.warning("%s: the base has another precision than the patch's; its outcome is not claimed", name)
+    return AppliedTensor(base=base, result=result, changed=overwritten.changed)
+
+
+def _refuse_places(base: Path, out: Path, undo: Path | None) -> None:
+    refuse_overlap(base, out)
+    if undo is not None:
+        for folder in (base, out):
+            if folder.resolve() in undo.resolve().parents:
+                raise PatchError(
+                    f"the undo file {undo} would lie inside {folder}; a place beside it was expected."
+                )

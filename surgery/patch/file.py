@@ -1,0 +1,95 @@
+"""The native patch file: one safetensors file, equal bytes for equal content.
+
+Tensors are named ``<term>/<canonical name>::<part>``, with part ``left`` and ``right`` (low rank) or
+``values`` (dense); the header's texts are those of `surgery.patch.manifest`, and ``sdpatch.content``, the
+sha256 of the other texts and of all tensors.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.digest import tensor_bytes
+from surgery.checkpoint.header import open_header
+from surgery.checkpoint.reader import read_tensor
+from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.errors import PatchError, raise_all
+from surgery.patch.manifest import VERSION, metadata_of, patch_from, tensors_in
+from surgery.patch.model import Patch
+
+_CONTENT = "sdpatch.content"
+
+
+def save_patch(patch: Patch, path: Path, *, overwrite: bool = False) -> str:
+    """Write a patch file; the sha256 of the file comes back, which is the patch's digest.
+
+    Raises:
+        SurgeryError: when ``path`` exists and ``overwrite`` is not set, or the disk refuses.
+    """
+    tensors, metadata = _content(patch)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        write_bytes(temporary, safetensors_chunks(tensors, metadata))
+    return patch_digest(patch)
+
+
+def patch_digest(patch: Patch) -> str:
+    """The sha256 of the patch's file, whether or not it was written."""
+    digest = hashlib.sha256()
+    for chunk in safetensors_chunks(*_content(patch)):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_patch(path: Path) -> Patch:
+    """The patch in a file, checked through and through.
+
+    Raises:
+        PatchError: listing every fault: a damaged file, an unknown version, missing tensors, wrong shapes,
+            numbers that are none, content that is not what its digest says.
+    """
+    header = open_header(path, PatchError)
+    _refuse_other_files(path, header.metadata)
+    tensors = {entry.key: read_tensor(entry) for entry in header.entries}
+    if header.metadata.get(_CONTENT) != _content_digest(tensors, header.metadata):
+        raise PatchError(
+            f"{path} is damaged, or was changed by hand: its content has another digest. Fetch it again."
+        )
+    patch, faults = patch_from(header.metadata, tensors)
+    if patch is None:
+        raise_all(PatchError, [f"{path}: {fault}" for fault in faults])
+        raise PatchError(f"{path} cannot be read.")
+    return patch
+
+
+def _refuse_other_files(path: Path, metadata: Mapping[str, str]) -> None:
+    version = metadata.get("sdpatch.version")
+    if version is None:
+        raise PatchError(
+            f"{path} is a safetensors file, but no patch of this program (no sdpatch.version in its header). "
+            "A LoRA or a checkpoint cannot be used in place of a patch."
+        )
+    if version != VERSION:
+        raise PatchError(
+            f"{path} is a patch of version {version!r}; this program knows {VERSION!r}. Update sd-surgery."
+        )
+
+
+def _content(patch: Patch) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, metadata = tensors_in(patch), metadata_of(patch)
+    return tensors, metadata | {_CONTENT: _content_digest(tensors, metadata)}
+
+
+def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Over our header texts and the tensors, both sorted; texts that other tools add do not count."""
+    digest = hashlib.sha256()
+    for key in sorted(metadata):
+        if key.startswith("sdpatch.") and key != _CONTENT:
+            digest.update(f"{key}\0{metadata[key]}\0".encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()

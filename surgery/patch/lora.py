@@ -1,0 +1,203 @@
+"""A patch as a LoRA file that diffusers, ComfyUI, A1111, Forge, InvokeAI and others load."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.layout import open_checkpoint
+from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.errors import PatchError, raise_all
+from surgery.patch.factors import Factors, Ranks, choose_ranks, largest_error, pad, select, truncate
+from surgery.patch.file import patch_digest
+from surgery.patch.kohya import companions, module_key, unexportable
+from surgery.patch.manifest import dump
+from surgery.patch.match import match_base
+from surgery.patch.model import Patch
+
+EXACT_LIMIT_BYTES: Final = 128 * 1024 * 1024
+
+_BASE_VERSIONS: Final = {"stable-diffusion-v1": "sd_v1"}
+_MISLEADING: Final = (
+    "optimizer",
+    "scheduler",
+    "checkpoint",
+)  # names diffusers skips when it looks for the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraReport:
+    """What was written.
+
+    Attributes:
+        errors: Per touched tensor, the largest error of an element of its change; 0 when exact.
+        modules: Number of modules in the file, with those of zeros: what loaders print as applied.
+    """
+
+    path: Path
+    size_bytes: int
+    alpha: int
+    modules: int
+    errors: Mapping[str, float]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every loader that adds in half or single precision gets the patch's own change."""
+        return not any(self.errors.values())
+
+
+def export_lora(
+    patch: Patch,
+    base: Path,
+    path: Path,
+    *,
+    rank: int | None = None,
+    limit_bytes: int = EXACT_LIMIT_BYTES,
+    overwrite: bool = False,
+) -> LoraReport:
+    """Write the patch as a LoRA under kohya's names.
+
+    Args:
+        patch: What to write.
+        base: The patch's base; shapes of untouched layers come from there.
+        path: The new file. "optimizer", "scheduler" or "checkpoint" in its name would hide it from diffusers.
+        rank: None for the exact change; else its best approximation of this rank, with the error measured.
+        limit_bytes: The largest exact file.
+        overwrite: Allow ``path`` to be replaced.
+
+    Raises:
+        PatchError: listing every tensor that cannot travel as a LoRA; or when the base is not the patch's, or
+            the exact file would be too large.
+        SurgeryError: when ``path`` exists, or the disk refuses.
+    """
+    _refuse_arguments(patch, path, rank)
+    checkpoint = open_checkpoint(base)
+    match_base(patch, checkpoint)
+    changes = {name: patch.half_delta(name).flatten(start_dim=1) for name in patch.changes}
+    factors = {name: truncate(change, rank) if rank else select(change) for name, change in changes.items()}
+    shapes = {name: checkpoint.entry(name).shape for name in (*factors, *sorted(companions(factors)))}
+    factors = {name: factors.get(name, _zeros(shape)) for name, shape in shapes.items()}
+    ranks = choose_ranks(
+        {name: factors[name].up.shape[1] for name in shapes},
+        {name: sum(_matrix_shape(shape)) for name, shape in shapes.items()},
+    )
+    padded = {name: pad(factors[name], ranks.of[name], ranks.alpha) for name in shapes}
+    scales = {name: ranks.alpha / ranks.of[name] for name in shapes}
+    errors = {name: largest_error(padded[name], scales[name], change) for name, change in changes.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        tensors |= _module_tensors(name, padded[name], shape, ranks.alpha)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    _refuse_outcome(patch, ranks, size, limit_bytes, rank)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        write_bytes(temporary, safetensors_chunks(tensors, _metadata(patch, ranks, errors, tensors)))
+    return LoraReport(
+        path=path, size_bytes=path.stat().st_size, alpha=ranks.alpha, modules=len(shapes), errors=errors
+    )
+
+
+def _refuse_arguments(patch: Patch, path: Path, rank: int | None) -> None:
+    faults = [
+        f"{name!r} cannot go into a LoRA: {reason}. Ship the patched checkpoint instead."
+        for name, change in patch.changes.items()
+        if (reason := unexportable(name, change.shape))
+    ]
+    if patch.architecture not in _BASE_VERSIONS:
+        faults.append(
+            f"the patch is for a {patch.architecture}; LoRA export knows {', '.join(_BASE_VERSIONS)} so far. "
+            "Ship the patched checkpoint instead."
+        )
+    if rank is not None and rank < 1:
+        faults.append(
+            f"the rank is {rank}; a whole number from 1 was expected, or none for the exact change."
+        )
+    if any(word in path.name for word in _MISLEADING):
+        faults.append(
+            f"{path.name} would be skipped by diffusers; avoid {', '.join(_MISLEADING)} in the name."
+        )
+    raise_all(PatchError, faults)
+
+
+def _refuse_outcome(patch: Patch, ranks: Ranks, size: int, limit_bytes: int, rank: int | None) -> None:
+    if rank is None and size > limit_bytes:
+        raise PatchError(
+            f"the exact LoRA would take {size / 1e6:.0f} MB; the limit is {limit_bytes / 1e6:.0f} MB. Raise "
+            "the limit, or ask for a bounded rank and take the stated error."
+        )
+    raise_all(
+        PatchError,
+        [
+            f"the change of {name!r} reaches {change.largest:.3g}, too large for a LoRA in half precision. "
+            "Ship the patched checkpoint instead."
+            for name, change in patch.changes.items()
+            if change.largest * max(1.0, ranks.of[name] / ranks.alpha) > torch.finfo(torch.float16).max
+        ],
+    )
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], math.prod(shape[1:])
+
+
+def _module_tensors(name: str, factors: Factors, shape: tuple[int, ...], alpha: int) -> dict[str, Tensor]:
+    """The three tensors of a module; kernels of a convolution go to the down factor."""
+    key, rank = module_key(name), factors.up.shape[1]
+    ones = (1,) * (len(shape) - 2)
+    return {
+        f"{key}.lora_up.weight": factors.up.reshape(shape[0], rank, *ones),
+        f"{key}.lora_down.weight": factors.down.reshape(rank, *shape[1:]),
+        f"{key}.alpha": torch.tensor(float(alpha)),
+    }
+
+
+def _zeros(shape: tuple[int, ...]) -> Factors:
+    rows, columns = _matrix_shape(shape)
+    return Factors(
+        up=torch.zeros(rows, 0, dtype=torch.float16), down=torch.zeros(0, columns, dtype=torch.float16)
+    )
+
+
+def _metadata(
+    patch: Patch, ranks: Ranks, errors: Mapping[str, float], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Kohya's minimum, ModelSpec's, and ours: which patch this is, and how exactly."""
+    different = len(set(ranks.of.values())) > 1
+    exactness = {
+        "patch": patch_digest(patch),
+        "exact": not any(errors.values()),
+        "tensors": {
+            name: {"module": module_key(name), "rank": ranks.of[name], "largest_error": error}
+            for name, error in errors.items()
+        },
+    }
+    return {
+        "format": "pt",
+        "ss_base_model_version": _BASE_VERSIONS[patch.architecture],
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "Dynamic" if different else str(max(ranks.of.values())),
+        "ss_network_alpha": str(float(ranks.alpha)),
+        "ss_network_args": "{}",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{patch.architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": str(patch.provenance.get("title", "patch")),
+        "modelspec.hash_sha256": f"0x{_data_digest(tensors)}",
+        "sdpatch.lora": dump(exactness),
+    }
+
+
+def _data_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of a file's bytes behind the header, as ModelSpec wants it."""
+    digest = hashlib.sha256()
+    chunks = safetensors_chunks(tensors, {})
+    next(chunks)  # the header
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

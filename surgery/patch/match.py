@@ -1,0 +1,117 @@
+"""Whether a checkpoint is the base of a patch, already has it, or is something else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from surgery.checkpoint.digest import Digest, tensor_digest
+from surgery.checkpoint.layout import Checkpoint
+from surgery.errors import PatchError, nearest, raise_all
+from surgery.patch.model import Change, Patch
+
+Agreement = Literal["bytes", "value16"]
+"""How a tensor agrees with a digest: bit for bit, or after rounding to half precision with -0 read as +0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """How one tensor of a checkpoint stands to a patch; None where it does not agree."""
+
+    before: Agreement | None
+    after: Agreement | None
+
+    @property
+    def word(self) -> Literal["before", "after", "both", "neither"]:
+        """Where the tensor stands; the better agreement wins, ``both`` where the patch changes nothing."""
+        if self.before == self.after:
+            return "both" if self.before else "neither"
+        if self.before is None or self.after == "bytes":
+            return "after"
+        return "before"
+
+
+def state_of(change: Change, found: Digest) -> State:
+    """How a tensor with the digest ``found`` stands to a patch that changes it so."""
+    return State(before=agreement(found, change.before), after=agreement(found, change.after))
+
+
+def agreement(found: Digest, recorded: Digest) -> Agreement | None:
+    """How two digests of tensors of one name agree."""
+    if found.bytes == recorded.bytes:
+        return "bytes"
+    return "value16" if found.value16 == recorded.value16 else None
+
+
+def match_base(patch: Patch, checkpoint: Checkpoint) -> dict[str, Agreement]:
+    """How each touched tensor of ``checkpoint`` agrees with the base of the patch.
+
+    Raises:
+        PatchError: listing every touched tensor that is missing, has another shape or other values; or
+            when the patch was applied already.
+    """
+    raise_all(PatchError, [*shape_faults(patch, checkpoint), *surplus_faults(patch, checkpoint)])
+    states = {
+        name: state_of(change, tensor_digest(name, checkpoint.read(name)))
+        for name, change in patch.changes.items()
+    }
+    refuse_applied(states, str(checkpoint.path))
+    faults = [
+        base_fault(name, patch.changes[name], checkpoint)
+        for name, state in states.items()
+        if state.before is None
+    ]
+    raise_all(PatchError, faults)
+    return {name: state.before for name, state in states.items() if state.before is not None}
+
+
+def refuse_applied(states: Mapping[str, State], subject: str) -> None:
+    """Refuse a second application.
+
+    Raises:
+        PatchError: when every tensor that the patch changes is as the patch leaves it.
+    """
+    words = {state.word for state in states.values()} - {"both"}
+    if words == {"after"}:
+        raise PatchError(
+            f"{subject} has this patch already: its {len(states)} touched tensors are as it leaves them. "
+            "A patch is applied once; revert it first, or use the base."
+        )
+
+
+def base_fault(name: str, change: Change, checkpoint: Checkpoint) -> str:
+    """Why a tensor is not the base's: the two digests and the likeliest reason."""
+    found = tensor_digest(name, checkpoint.read(name))
+    return (
+        f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]} (half precision "
+        f"{found.value16[:12]}); this patch was made for {change.before.bytes[:12]} "
+        f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since?"
+    )
+
+
+def shape_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
+    """Touched tensors that the checkpoint lacks or has in another shape or type family."""
+    faults = []
+    for name, change in patch.changes.items():
+        entry = checkpoint.tensors.get(name)
+        if entry is None:
+            guess = nearest(name, checkpoint.tensors)
+            faults.append(
+                f"{checkpoint.path} has no tensor {name!r} (nearest: {guess!r}). Is it the right base?"
+            )
+        elif entry.shape != change.shape:
+            faults.append(
+                f"tensor {name!r} of {checkpoint.path} has shape {entry.shape}; this patch was made for "
+                f"{change.shape}. The base is a {patch.architecture}; is this one?"
+            )
+    return faults
+
+
+def surplus_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
+    """Second copies of a touched component, which would keep the old weights for whoever loads them."""
+    touched = {name.split("/")[0] for name in patch.changes}
+    return [
+        f"{file} holds the weights of a touched component a second time, which the patch would leave as it "
+        "is. Apply it to a folder without it."
+        for component in sorted(touched & checkpoint.weights.keys())
+        for file in checkpoint.weights[component].surplus
+    ]

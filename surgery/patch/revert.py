@@ -1,0 +1,125 @@
+"""Take a patch out of a checkpoint again, to the byte."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from surgery.checkpoint.digest import Digest, tensor_digest
+from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.writer import Replacements, write_checkpoint
+from surgery.errors import PatchError, raise_all
+from surgery.patch.file import patch_digest
+from surgery.patch.match import base_fault, shape_faults, state_of
+from surgery.patch.model import Patch
+from surgery.patch.undo import Undo, read_undo
+
+
+def revert_patch(
+    patch: Patch,
+    edited: Path,
+    out: Path,
+    *,
+    undo: Path | None = None,
+    base: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write ``edited`` without the patch to ``out``: the files it was applied to, byte for byte.
+
+    Adding and rounding lose bits, so the old ones come from the undo file or from the base. Other patches
+    that touch other tensors stay in.
+
+    Args:
+        patch: What to take out.
+        edited: The checkpoint with the patch in it; it is only read.
+        out: The new checkpoint.
+        undo: The file that `apply_patch` wrote.
+        base: The checkpoint the patch was applied to, at strength 1.
+        overwrite: Allow ``out`` to be replaced.
+
+    Raises:
+        PatchError: when not exactly one of ``undo`` and ``base`` is given, or either or ``edited`` does not
+            belong to the patch.
+        SurgeryError: when ``out`` exists, or the disk refuses.
+    """
+    checkpoint = open_checkpoint(edited)
+    if undo is not None and base is None:
+        replacements = _from_undo(patch, checkpoint, read_undo(undo))
+    elif base is not None and undo is None:
+        replacements = _from_base(patch, checkpoint, open_checkpoint(base))
+    else:
+        raise PatchError(
+            "to revert, exactly one of the undo file and the base was expected: rounding cannot be undone "
+            "from the patch alone."
+        )
+    write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
+
+
+def _from_undo(patch: Patch, checkpoint: Checkpoint, undo: Undo) -> Replacements:
+    if undo.patch != patch_digest(patch):
+        raise PatchError(
+            f"{undo.path} belongs to the patch {undo.patch[:12]}, not to {patch_digest(patch)[:12]}. "
+            "Choose the undo file of this application."
+        )
+    faults = shape_faults(patch, checkpoint)
+    for name, (before, after) in undo.digests.items():
+        if name in checkpoint.tensors:
+            found = tensor_digest(name, checkpoint.read(name))
+            faults += _undo_faults(name, checkpoint, found, before, after)
+    raise_all(PatchError, faults)
+    return {
+        name: partial(_checked, name, before, partial(_restored, checkpoint, undo, name))
+        for name, (before, after) in undo.digests.items()
+        if before != after
+    }
+
+
+def _restored(checkpoint: Checkpoint, undo: Undo, name: str) -> Tensor:
+    return undo.restore(name, checkpoint.read(name))
+
+
+def _checked(name: str, expected: Digest, restore: Callable[[], Tensor]) -> Tensor:
+    """The restored tensor, refused when it is not what was there before."""
+    tensor = restore()
+    found = tensor_digest(name, tensor)
+    if found.bytes != expected.bytes:
+        raise PatchError(
+            f"tensor {name!r} would come back as {found.bytes[:12]} instead of {expected.bytes[:12]}; "
+            "the undo file is damaged. Revert with the base."
+        )
+    return tensor
+
+
+def _undo_faults(
+    name: str, checkpoint: Checkpoint, found: Digest, before: Digest, after: Digest
+) -> list[str]:
+    if found.bytes == after.bytes:
+        return []
+    reason = "does not have the patch" if found.bytes == before.bytes else "was changed since, or is another"
+    return [
+        f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]}; applying left "
+        f"{after.bytes[:12]}. This checkpoint {reason}. Revert later patches first, in reverse order."
+    ]
+
+
+def _from_base(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> Replacements:
+    faults = [*shape_faults(patch, checkpoint), *shape_faults(patch, base)]
+    raise_all(PatchError, faults)
+    for name, change in patch.changes.items():
+        if state_of(change, tensor_digest(name, base.read(name))).before is None:
+            faults.append(base_fault(name, change, base))
+        found = tensor_digest(name, checkpoint.read(name))
+        if state_of(change, found).after is None:
+            faults.append(
+                f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]}; this patch leaves "
+                f"{change.after.bytes[:12]}. Was it applied at another strength, or another patch after it? "
+                "Then revert with the undo file, later patches first."
+            )
+        if base.entry(name).dtype != checkpoint.entry(name).dtype:
+            faults.append(
+                f"tensor {name!r} is {checkpoint.entry(name).dtype} in {checkpoint.path} and "
+                f"{base.entry(name).dtype} in {base.path}; the base it was applied to was expected."
+            )
+    raise_all(PatchError, faults)
+    return {name: partial(base.read, name) for name in patch.changes}

@@ -1,0 +1,165 @@
+"""A patch in a living pipeline, for as long as a context lasts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from surgery.checkpoint.digest import tensor_digest
+from surgery.errors import PatchError, nearest, raise_all
+from surgery.names import split
+from surgery.patch.file import patch_digest
+from surgery.patch.match import State, refuse_applied, state_of
+from surgery.patch.model import Patch
+from surgery.patch.rounding import bits_of
+from surgery.patch.terms import patched
+
+P = TypeVar("P")
+
+_STACK = "surgery_applied"  # attribute of a patched parameter: the layers on it, innermost context last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Layer:
+    """One context on one parameter: which patch, and the bits it found."""
+
+    patch: str
+    original: Tensor
+
+
+@contextmanager
+def applied(pipeline: P, patch: Patch, strength: float = 1.0) -> Iterator[P]:
+    """The pipeline with the patch in its weights; at the end, also by an exception, the old bits return.
+
+    The weights are those of the applied checkpoint loaded in the pipeline's precision: a half-precision base
+    loaded as float32 is rounded as its file would be. Contexts nest; patches of one base add up.
+
+    Args:
+        pipeline: A diffusers pipeline, or any object with the touched components (``text_encoder``, ``unet``,
+            ...) as attributes. It comes back.
+        patch: What to apply.
+        strength: 1 as made, 0 nothing, -1 the opposite.
+
+    Raises:
+        PatchError: listing every weight that is missing, away on another device (meta), or not the base's; or
+            when the patch is in already.
+    """
+    digest = patch_digest(patch)
+    parameters = _parameters(pipeline, patch)
+    edited = _edited(parameters, patch, digest, strength)
+    layers: dict[str, _Layer] = {}
+    try:
+        for name, parameter in parameters.items():
+            layers[name] = _remember(parameter, digest)
+            _write(parameter, edited.pop(name))
+        yield pipeline
+    finally:
+        faults = [
+            fault for name, layer in layers.items() for fault in _restore(name, parameters[name], layer)
+        ]
+        raise_all(PatchError, faults)
+
+
+def _parameters(pipeline: object, patch: Patch) -> dict[str, nn.Parameter]:
+    """The living parameter of each touched tensor, in the module tree of any transformers."""
+    found: dict[str, nn.Parameter] = {}
+    faults = []
+    for name, change in patch.changes.items():
+        component, path = split(name)
+        module = getattr(pipeline, component, None)
+        if not isinstance(module, nn.Module):
+            faults.append(f"{name!r} cannot be patched: the pipeline has no {component}. Is it loaded?")
+            continue
+        known = dict(module.named_parameters())
+        parameter = known.get(path, known.get(path.removeprefix("text_model.")))
+        if parameter is None:
+            guess = nearest(path, known)
+            faults.append(
+                f"{name!r} is not in the pipeline (nearest: {guess!r}). Is it this patch's model? A loaded "
+                "LoRA renames weights; unload it first."
+            )
+        elif parameter.is_meta or not parameter.dtype.is_floating_point:
+            faults.append(
+                f"{name!r} is {parameter.dtype} on {parameter.device}; load it whole and unquantised."
+            )
+        elif tuple(parameter.shape) != change.shape:
+            faults.append(
+                f"{name!r} has shape {tuple(parameter.shape)}; the patch was made for {change.shape}."
+            )
+        else:
+            found[name] = parameter
+    raise_all(PatchError, faults)
+    return found
+
+
+def _edited(
+    parameters: dict[str, nn.Parameter], patch: Patch, digest: str, strength: float
+) -> dict[str, Tensor]:
+    """The new value of each parameter, in the parameter's own precision, on the CPU."""
+    faults, states = [], {}
+    edited = {}
+    for name, parameter in parameters.items():
+        stored = _as_stored(parameter, patch.changes[name].dtype)
+        states[name] = _state(name, parameter, stored, patch, digest)
+        if stored is None or states[name].before is None:
+            faults.append(
+                f"{name!r} of the pipeline does not hold the numbers this patch was made for. Is it another "
+                "base, changed since, or loaded in a precision that lost digits? Load it in the base's own."
+            )
+        else:
+            change = patch.half_delta(name, strength)
+            edited[name] = patched(name, stored, change).to(parameter.dtype)
+    refuse_applied(states, "the pipeline")
+    raise_all(PatchError, faults)
+    return edited
+
+
+def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """A living weight as the base's file has it; None when it is not a number of that type."""
+    live = value.detach().cpu()
+    stored = live.to(dtype)
+    same = torch.equal(bits_of(stored.to(live.dtype)), bits_of(live))
+    return stored if same else None
+
+
+def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Patch, digest: str) -> State:
+    """How a living weight stands to the patch; below other contexts, its value before them counts too."""
+    change = patch.changes[name]
+    layers: list[_Layer] = getattr(parameter, _STACK, [])
+    if any(layer.patch == digest for layer in layers):
+        return State(before=None, after="bytes")
+    if stored is None:
+        return State(before=None, after=None)
+    state = state_of(change, tensor_digest(name, stored))
+    if state.before is None and layers:
+        below = _as_stored(layers[0].original, change.dtype)
+        if below is not None:
+            return state_of(change, tensor_digest(name, below))
+    return state
+
+
+def _remember(parameter: nn.Parameter, patch: str) -> _Layer:
+    layer = _Layer(patch=patch, original=parameter.detach().clone())
+    setattr(parameter, _STACK, [*getattr(parameter, _STACK, []), layer])
+    return layer
+
+
+@torch.no_grad()
+def _write(parameter: nn.Parameter, value: Tensor) -> None:
+    parameter.copy_(value)
+
+
+def _restore(name: str, parameter: nn.Parameter, layer: _Layer) -> list[str]:
+    """Bring the old bits back; the fault, when an inner context is still open."""
+    layers: list[_Layer] = getattr(parameter, _STACK)
+    if layers[-1] is not layer:
+        return [f"the contexts on {name!r} were closed out of order; close the innermost first."]
+    _write(parameter, layer.original)
+    if len(layers) > 1:
+        setattr(parameter, _STACK, layers[:-1])
+    else:
+        delattr(parameter, _STACK)
+    return []

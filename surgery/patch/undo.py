@@ -1,0 +1,161 @@
+"""The undo file: the bits that applying a patch overwrote, so that reverting needs no base.
+
+One safetensors file. Per touched tensor ``<name>::old`` holds the old values: of all elements, or, where that
+is smaller, of the changed ones, with their flat positions in ``<name>::positions``. The header's
+``sdpatch.undo`` says which patch it belongs to, and the digests before and after.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.digest import Digest
+from surgery.checkpoint.header import TensorEntry, open_header
+from surgery.checkpoint.reader import read_chunks, read_tensor
+from surgery.checkpoint.serialise import Lazy, safetensors_chunks
+from surgery.errors import PatchError, raise_all
+from surgery.patch.manifest import digest_from, digest_json, dump
+from surgery.patch.rounding import bits_of
+
+VERSION: Final = "1"
+_POSITION: Final = torch.int32  # bytes of one position decide between the two encodings
+
+Edit = Callable[[str], tuple[Tensor, Tensor]]
+"""From a name to the tensor before and after."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overwritten:
+    """One tensor that applying changes: digests, type, shape, and how many elements change."""
+
+    before: Digest
+    after: Digest
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    changed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """An undo file, opened: the digest of its patch, and per tensor digests and where the old bits lie."""
+
+    path: Path
+    patch: str
+    digests: Mapping[str, tuple[Digest, Digest]]
+    entries: Mapping[str, TensorEntry]
+
+    def restore(self, name: str, edited: Tensor) -> Tensor:
+        """The old tensor, from the edited one and the old bits."""
+        old = read_tensor(self.entries[f"{name}::old"])
+        positions = self.entries.get(f"{name}::positions")
+        if positions is None:
+            return old
+        restored = edited.clone()
+        restored.view(-1)[read_tensor(positions).long()] = old
+        return restored
+
+
+def write_undo(
+    path: Path, patch: str, tensors: Mapping[str, Overwritten], edit: Edit, *, overwrite: bool = False
+) -> None:
+    """Write the undo file of an application, one tensor in memory at a time.
+
+    A file that already holds exactly this is left alone, so that a killed application can be run again.
+
+    Args:
+        path: Where to.
+        patch: Digest of the patch.
+        tensors: What applying changes.
+        edit: Makes a tensor as it was and as it becomes.
+        overwrite: Allow an existing file to be replaced.
+
+    Raises:
+        SurgeryError: when ``path`` exists with other content, or the disk refuses.
+    """
+    described = {
+        name: {"before": digest_json(tensor.before), "after": digest_json(tensor.after)}
+        for name, tensor in tensors.items()
+    }
+    content = {"version": VERSION, "patch": patch, "tensors": described}
+    metadata = {"format": "pt", "sdpatch.undo": dump(content)}
+    lazy: dict[str, Tensor | Lazy] = {}
+    for name, tensor in tensors.items():
+        lazy |= _planned(name, tensor, edit)
+    if path.is_file() and _file_digest(path) == _digest(lazy, metadata):
+        return
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        write_bytes(temporary, safetensors_chunks(lazy, metadata))
+
+
+def read_undo(path: Path) -> Undo:
+    """An undo file, checked as far as headers go; the restored tensors have digests of their own.
+
+    Raises:
+        PatchError: when the file is damaged, of an unknown version, or no undo file.
+    """
+    header = open_header(path, PatchError)
+    entries = {entry.key: entry for entry in header.entries}
+    try:
+        content = json.loads(header.metadata["sdpatch.undo"])
+        version, patch = content["version"], str(content["patch"])
+        digests = {
+            name: (digest_from(raw["before"]), digest_from(raw["after"]))
+            for name, raw in content["tensors"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PatchError(
+            f"{path} is no undo file of this program ({error!r}); choose the one apply wrote."
+        ) from error
+    if version != VERSION:
+        raise PatchError(
+            f"{path} is an undo file of version {version!r}; {VERSION!r} is known. Update sd-surgery."
+        )
+    missing = [name for name in digests if f"{name}::old" not in entries]
+    raise_all(PatchError, [f"{path} lacks the old values of {name!r}; it is damaged." for name in missing])
+    return Undo(path=path, patch=patch, digests=digests, entries=entries)
+
+
+def _planned(name: str, tensor: Overwritten, edit: Edit) -> dict[str, Lazy]:
+    """Old values of everything, or of what changes where that is smaller."""
+    size = tensor.dtype.itemsize
+    elements = torch.Size(tensor.shape).numel()
+    if (
+        tensor.changed * (size + _POSITION.itemsize) >= elements * size
+        or elements > torch.iinfo(_POSITION).max
+    ):
+        return {f"{name}::old": Lazy(dtype=tensor.dtype, shape=tensor.shape, make=lambda: edit(name)[0])}
+
+    def positions() -> Tensor:
+        before, after = edit(name)
+        return (bits_of(before) != bits_of(after)).reshape(-1).nonzero()[:, 0].to(_POSITION)
+
+    def old() -> Tensor:
+        before, after = edit(name)
+        return before[bits_of(before) != bits_of(after)]
+
+    shape = (tensor.changed,)
+    return {
+        f"{name}::positions": Lazy(dtype=_POSITION, shape=shape, make=positions),
+        f"{name}::old": Lazy(dtype=tensor.dtype, shape=shape, make=old),
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for chunk in safetensors_chunks(tensors, metadata):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path, 0, path.stat().st_size):
+        digest.update(chunk)
+    return digest.hexdigest()
