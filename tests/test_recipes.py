@@ -21,7 +21,7 @@ def known_words() -> set[str]:
 
 
 def words_of(recipe: Recipe) -> set[str]:
-    words = set()
+    words: set[str] = set()
     for edit in recipe.edits:
         words.update(edit.emcid.preserve)
         words.update(concept.source for concept in edit.emcid.concepts)
