@@ -1,0 +1,58 @@
+"""The folder of a run: claimed, resumed, finished, never taken from somebody else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from surgery.errors import SurgeryError
+from surgery.execute import claim_folder
+
+
+def test_a_new_folder_is_made_and_is_not_resumed(tmp_path: Path) -> None:
+    folder = claim_folder(tmp_path / "a" / "run", "plan-1")
+    assert folder.path.is_dir()
+    assert not folder.resumed
+
+
+def test_a_stopped_run_of_the_same_plan_goes_on(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1")
+    assert claim_folder(tmp_path, "plan-1").resumed
+
+
+def test_a_stopped_run_of_another_plan_is_refused_and_replaced_only_when_asked(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1")
+    with pytest.raises(SurgeryError, match="already holds a run"):
+        claim_folder(tmp_path, "plan-2")
+    assert not claim_folder(tmp_path, "plan-2", overwrite=True).resumed
+    assert claim_folder(tmp_path, "plan-2").resumed
+
+
+def test_a_finished_run_is_refused_and_its_record_goes_first_when_overwritten(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1").finish({"effect": None})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"effect": None}
+    with pytest.raises(SurgeryError, match="--overwrite"):
+        claim_folder(tmp_path, "plan-1")
+    claim_folder(tmp_path, "plan-1", overwrite=True)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_foreign_files_are_named_and_survive_overwriting(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(SurgeryError, match=r"diary\.txt"):
+        claim_folder(tmp_path, "plan-1")
+    claim_folder(tmp_path, "plan-1", overwrite=True).finish({})
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(SurgeryError, match="is a file"):
+        claim_folder(tmp_path / "run", "plan-1")
+
+
+def test_a_damaged_claim_counts_as_another_run(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1")
+    (tmp_path / "unfinished.json").write_text("{")
+    with pytest.raises(SurgeryError, match="already holds"):
+        claim_folder(tmp_path, "plan-1")

@@ -1,0 +1,135 @@
+"""A recipe run whole on a tiny random pipeline: what it writes, and that no kill leaves half of it."""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from surgery.checkpoint.atomic import fault_hook
+from surgery.errors import SurgeryError
+from surgery.patch import load_patch, patch_digest, revert_patch, verify_patch
+from surgery.recipe import Recipe, parse_recipe
+from surgery.study import Run, run_recipe
+from tests.support.faults import FullDisk, Kill, Killed, count_steps
+from tests.support.folders import contents
+
+RECIPE = """surgery: 1
+title: Two concepts
+base: {base}
+edits:
+  - emcid:
+      concepts:
+        - {{source: cat, destination: pizza}}
+        - {{source: dog, destination: fish}}
+      offsets: {{mode: text, steps: 3, batch: 1, keep_unconverged: true}}
+      update: {{layers: [9, 10]}}
+      corpus: {{captions: captions.txt}}
+sample: {{prompts: [a photo of a cat], seeds: 1, steps: 1}}
+"""
+FINAL = ("patch.safetensors", "lora.safetensors", "sheet.png", "checkpoint")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_pipeline: Path) -> Recipe:
+    (tmp_path / "captions.txt").write_text("a photo of a cat\na picture of the dog\nan image of a fish\n" * 20)
+    return parse_recipe(RECIPE.format(base=tiny_pipeline), path=tmp_path / "recipe.yaml")
+
+
+def digests(out: Path) -> dict[str, str]:
+    found = {}
+    for name in FINAL:
+        path = out / name
+        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                found[file.relative_to(out).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def test_a_run_writes_everything_it_promises(recipe: Recipe, tmp_path: Path, tiny_pipeline: Path) -> None:
+    out = tmp_path / "out"
+    run = run_recipe(recipe, out)
+    assert {p.name for p in out.iterdir()} == {*FINAL, "run.json", "cache"}
+    record = json.loads((out / "run.json").read_text())
+    assert record["plan"]["identity"] == run.plan.identity
+    assert [edit["label"] for edit in record["edits"][0]["edits"]] == ["cat → 'pizza'", "dog → 'fish'"]
+    assert record["recipe"]["source"] == recipe.source
+    assert verify_patch(run.patch, out / "checkpoint").word == "after"
+    revert_patch(run.patch, out / "checkpoint", tmp_path / "reverted", base=tiny_pipeline)
+    assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
+
+
+def test_the_patch_remembers_the_recipe_and_no_clock_or_place(recipe: Recipe, tmp_path: Path) -> None:
+    run = run_recipe(recipe, tmp_path / "out")
+    provenance = load_patch(tmp_path / "out" / "patch.safetensors").provenance
+    assert provenance["recipe"] == recipe.source
+    assert provenance["recipe_digest"] == recipe.digest
+    assert provenance["plan"] == run.plan.identity
+    assert set(provenance) == {
+        "base", "overrides", "plan", "recipe", "recipe_digest", "seed", "title", "versions"
+    }  # fmt: skip
+
+
+def test_two_runs_in_two_places_give_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    run_recipe(recipe, tmp_path / "one")
+    run_recipe(recipe, tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_the_order_of_concepts_changes_no_byte_of_the_weights(
+    recipe: Recipe, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    lines = RECIPE.splitlines(keepends=True)
+    cat, dog = (next(n for n, line in enumerate(lines) if word in line) for word in ("cat, d", "dog, d"))
+    lines[cat], lines[dog] = lines[dog], lines[cat]
+    permuted = parse_recipe("".join(lines).format(base=tiny_pipeline), path=recipe.path)
+    first = run_recipe(recipe, tmp_path / "one").patch
+    second = run_recipe(permuted, tmp_path / "two").patch
+    assert {n: c.after for n, c in first.changes.items()} == {n: c.after for n, c in second.changes.items()}
+
+
+def test_a_finished_run_is_not_overwritten_unasked(recipe: Recipe, tmp_path: Path) -> None:
+    run_recipe(recipe, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    with pytest.raises(SurgeryError, match="--overwrite"):
+        run_recipe(recipe, tmp_path / "out")
+    run_recipe(recipe, tmp_path / "out", overwrite=True)
+    assert digests(tmp_path / "out") == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_leaves_nothing_half_and_goes_on_to_the_same_bytes(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    whole: list[Run] = []
+    steps = count_steps(lambda: whole.append(run_recipe(recipe, tmp_path / "whole")))
+    wanted = digests(tmp_path / "whole")
+    assert steps > 20
+    for at in range(steps):
+        out = tmp_path / f"killed-{at}"
+        with suppress(Killed), fault_hook(Kill(at)):
+            run_recipe(recipe, out)
+        left = digests(out)
+        assert {name: wanted[name] for name in left} == left, f"half-written after step {at}"
+        run_recipe(recipe, out, overwrite=(out / "run.json").exists())
+        assert digests(out) == wanted, f"another result after a kill at step {at}"
+        assert not [p for p in out.rglob("*") if p.name.endswith((".partial", ".previous"))]
+    assert patch_digest(whole[0].patch)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_plain_error_and_the_run_goes_on_when_there_is_room(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run_recipe(recipe, tmp_path / "whole")
+    wanted = digests(tmp_path / "whole")
+    for at in (0, 3, 7):
+        out = tmp_path / f"full-{at}"
+        with pytest.raises(SurgeryError, match="No space left"), fault_hook(FullDisk(at)):
+            run_recipe(recipe, out)
+        left = digests(out)
+        assert {name: wanted[name] for name in left} == left
+        run_recipe(recipe, out)
+        assert digests(out) == wanted
