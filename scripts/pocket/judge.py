@@ -148,7 +148,8 @@ def train(
     first, saved = 0, stage.load()
     if saved:
         net.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
+        if "optimiser" in saved:  # an adopted checkpoint has none
+            optimiser.load_state_dict(saved["optimiser"])
         first = int(saved["step"])
     examples = Examples(font, vocabulary, seed=1, augment=True)
     started = time.monotonic()

@@ -56,6 +56,11 @@ class Training:
         tokens.save(self.merges, self.state / "tokenizer")
         return tokens.read(self.state / "tokenizer")
 
+    def adopt(self) -> None:
+        from adopt import adopt
+
+        adopt(self.options.out, self.state)
+
     def judge(self) -> PocketJudgeNet:
         options = self.options
         return judge_stage.train(self.state, self.font, self.vocabulary, options.judge_steps, 64, self.device)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 
 def rank() -> int:
@@ -44,7 +45,7 @@ def together(processes: int, work: Callable[[], object]) -> None:
         work()
         return
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_member, (processes, Path(folder) / "meeting", work), nprocs=processes)
+        spawn(_member, (processes, Path(folder) / "meeting", work), nprocs=processes)
 
 
 def _member(number: int, processes: int, meeting: Path, work: Callable[[], object]) -> None:

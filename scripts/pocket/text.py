@@ -187,8 +187,10 @@ def train(
     first, saved = 0, stage.load()
     if saved:
         encoder.load_state_dict(saved["net"])
-        reader.load_state_dict(saved["reader"])
-        optimiser.load_state_dict(saved["optimiser"])
+        if "reader" in saved:
+            reader.load_state_dict(saved["reader"])
+        if "optimiser" in saved:  # an adopted checkpoint has none
+            optimiser.load_state_dict(saved["optimiser"])
         first = int(saved["step"])
     drop = LayerDrop(encoder, LAYER_DROP, torch.Generator().manual_seed(3))
     swap = SwappedEnds(encoder, torch.Generator().manual_seed(4))

@@ -186,7 +186,8 @@ def train(
     first, saved = 0, stage.load()
     if saved:
         unet.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
+        if "optimiser" in saved:  # an adopted checkpoint has none
+            optimiser.load_state_dict(saved["optimiser"])
         average.tensors = saved["average"]
         first = int(saved["step"])
     scheduler = noise_scheduler()

@@ -78,7 +78,8 @@ def train(
     first, saved = 0, stage.load()
     if saved:
         vae.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
+        if "optimiser" in saved:  # an adopted checkpoint has none
+            optimiser.load_state_dict(saved["optimiser"])
         average.tensors = saved["average"]
         first = int(saved["step"])
     shares, whole_from = Shares(style=0.15), int(total * 0.95)
@@ -135,7 +136,8 @@ def polish(
     first, saved = 0, stage.load()
     if saved:
         vae.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
+        if "optimiser" in saved:  # an adopted checkpoint has none
+            optimiser.load_state_dict(saved["optimiser"])
         average.tensors = saved["average"]
         first = int(saved["step"])
     started = time.monotonic()

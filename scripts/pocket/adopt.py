@@ -1,0 +1,43 @@
+"""Stage 0, on request: a finished checkpoint becomes the state, so that training goes on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tokens
+from safetensors.torch import load_file
+from state import Stage
+from torch import Tensor
+
+
+def adopt(out: Path, folder: Path) -> None:
+    """Writes the state of every stage that ``out`` has weights of; optimisers start afresh."""
+    sd = out / "pocket-sd"
+    unet = json.loads((sd / "unet" / "config.json").read_text())
+    vae = json.loads((sd / "vae" / "config.json").read_text())
+    weights = {
+        "judge": load_file(out / "pocket-judge" / "model.safetensors"),
+        "vae": load_file(sd / "vae" / "diffusion_pytorch_model.safetensors"),
+        "text": _as_in_memory(load_file(sd / "text_encoder" / "model.safetensors")),
+        "small" if unet["sample_size"] == 8 else "whole": load_file(
+            sd / "unet" / "diffusion_pytorch_model.safetensors"
+        ),
+    }
+    for name, tensors in weights.items():
+        full = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+        Stage(folder, name).save({"net": full, "average": full, "step": 0}, force=True)
+    lines = (sd / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    (folder / "merges.json").write_text(json.dumps([line.split(" ") for line in lines]))
+    scale = {"scale": vae["scaling_factor"]}
+    (folder / "scale.json").write_text(json.dumps(scale))
+    tokens.read(sd / "tokenizer")  # fails here rather than hours later
+
+
+def _as_in_memory(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Text keys as the installed transformers spells them."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    prefixed = next(iter(CLIPTextModel(config).state_dict())).startswith("text_model.")
+    return stored if prefixed else {k.removeprefix("text_model."): t for k, t in stored.items()}
