@@ -6,6 +6,7 @@ import argparse
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import judge as judge_stage
 import text as text_stage
@@ -119,7 +120,7 @@ class Training:
         encoder.load_state_dict(self._stored("text")["net"])
         return encoder.to(self.device).eval()
 
-    def _stored(self, name: str) -> dict[str, dict[str, Tensor]]:
+    def _stored(self, name: str) -> dict[str, Any]:
         stored = Stage(self.state, name).load()
         if stored is None:
             raise SystemExit(f"stage {name} has not run in {self.state}; run it first")
@@ -164,16 +165,18 @@ class Training:
             self.state,
             "small",
             self.pool(32, TRAINED_LENGTH, options.pictures),
-            unet_stage.network(),
+            unet_stage.network(sample_size=8),
             total=options.small_steps,
             batch=options.batch,
             peak=1.2e-3,
             device=self.device,
         )
 
-    def _from(self, stage: str) -> UNet2DConditionModel:
-        unet = unet_stage.network(sample_size=8 if stage == "small" else 16)
-        unet.load_state_dict(self._stored(stage)["average"])
+    def _from(self, stage: str, sample_size: int | None = None) -> UNet2DConditionModel:
+        stored = self._stored(stage)
+        size = sample_size or int(stored.get("sample_size", 8 if stage == "small" else 16))
+        unet = unet_stage.network(sample_size=size)
+        unet.load_state_dict(stored["average"])
         return unet
 
     def whole(self) -> UNet2DConditionModel:
@@ -182,7 +185,7 @@ class Training:
             self.state,
             "whole",
             self.pool(64, TRAINED_LENGTH, options.pictures),
-            self._from("small"),
+            self._from("small", sample_size=16),
             total=options.whole_steps,
             batch=options.batch,
             peak=9e-4,
@@ -192,17 +195,22 @@ class Training:
     def full_length(self) -> UNet2DConditionModel:
         """A short finish on all 77 positions, as every pipeline feeds them."""
         options = self.options
+        unet = self._from(self._latest("whole", "small"))
+        size = 4 * unet.config.sample_size
         return unet_stage.train(
             self.state,
             "full-length",
-            self.pool(64, 77, min(options.pictures, 16_000)),
-            self._from("whole"),
+            self.pool(size, 77, min(options.pictures, options.full_length_pictures)),
+            unet,
             total=options.full_length_steps,
             batch=options.batch,
             peak=2e-4,
             device=self.device,
-            decay=0.995,
+            decay=0.99,
         )
+
+    def _latest(self, *stages: str) -> str:
+        return next(stage for stage in stages if Stage(self.state, stage).load() is not None)
 
     def export(self) -> None:
         out: Path = self.options.out
@@ -210,7 +218,6 @@ class Training:
         (out / "pocket-sd" / "measured.json").unlink(missing_ok=True)  # figures belong to the weights before
         measured = judge_stage.measure(judge, self.font, self.vocabulary, 8000, self.device)
         judge_stage.save(judge, self.vocabulary, measured, out / "pocket-judge")
-        latest = next(s for s in ("full-length", "whole", "small") if Stage(self.state, s).load() is not None)
         save_checkpoint(
             out / "pocket-sd",
             self.vocabulary,
@@ -218,7 +225,7 @@ class Training:
             self.merges,
             self.trained_text(),
             self.trained_vae(),
-            self._from(latest),
+            self._from(self._latest("full-length", "whole", "small")),
             self.scale,
         )
 

@@ -87,8 +87,8 @@ def make_latents(
     """Draws and encodes `count` pictures of side `size`, half precision; a second call reads them back."""
     stage = Stage(folder, name)
     stored = stage.load()
-    if stored is not None and len(stored["latents"]) == count:
-        kept: Tensor = stored["latents"]
+    if stored is not None and len(stored["latents"]) >= count:
+        kept: Tensor = stored["latents"][:count]
         return kept
     device = next(vae.parameters()).device
     forbidden, started, latents = held_out_pairs(vocabulary), time.monotonic(), []
@@ -123,8 +123,8 @@ def make_features(
     """Text features of the same `count` scenes, each distinct caption once; a second call reads them back."""
     stage = Stage(folder, name)
     stored = stage.load()
-    if stored is not None and len(stored["caption_of"]) == count:
-        return stored
+    if stored is not None and len(stored["caption_of"]) >= count:
+        return {**stored, "caption_of": stored["caption_of"][:count]}
     forbidden, started = held_out_pairs(vocabulary), time.monotonic()
     texts = [captioned(vocabulary, seed, number, forbidden).caption for number in range(count)]
     unique = {text: number for number, text in enumerate(dict.fromkeys(texts))}
@@ -219,6 +219,7 @@ def train(
             "optimiser": optimiser.state_dict(),
             "average": average.tensors,
             "step": step + 1,
+            "sample_size": unet.config.sample_size,
         }
         stage.save(state, force=step + 1 == total)
     unet.load_state_dict(average.tensors)
