@@ -42,6 +42,9 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N|mps", help="Where models run."
 )
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Compute type of the models."
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; part of what makes results equal bit for bit."
 )

@@ -10,6 +10,7 @@ from surgery.cli.options import (
     base_option,
     batch_option,
     device_option,
+    dtype_option,
     json_option,
     output_option,
     overwrite_option,
@@ -58,6 +59,7 @@ def plan(recipe: str, base: str | None, overrides: dict[str, str], as_json: bool
 @set_option
 @overwrite_option
 @device_option
+@dtype_option
 @threads_option
 @batch_option
 @click.option("--cache", type=FILE, help="Folder of stored results; without it, one inside the output.")
@@ -69,6 +71,7 @@ def run(
     overrides: dict[str, str],
     overwrite: bool,
     device: str,
+    dtype: str | None,
     threads: int | None,
     batch: int | None,
     cache: Path | None,
@@ -78,7 +81,7 @@ def run(
 
     A run that was stopped goes on when the same command is given again.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides if dtype is None else {**overrides, "dtype": dtype})
     place = _base(loaded, base)
     from surgery.evaluate import as_text
     from surgery.study.run import run_recipe

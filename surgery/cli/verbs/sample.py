@@ -10,6 +10,7 @@ from surgery.cli.options import (
     FILE,
     batch_option,
     device_option,
+    dtype_option,
     output_option,
     overwrite_option,
     threads_option,
@@ -32,13 +33,7 @@ from surgery.shelf import checkpoint_path
     "--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Steps of the sampler."
 )
 @click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Compute type.",
-)
+@dtype_option
 @output_option("The sheet, a PNG file.")
 @overwrite_option
 @device_option
@@ -53,7 +48,7 @@ def sample(
     count: int,
     steps: int,
     guidance: float,
-    dtype: str,
+    dtype: str | None,
     output: Path,
     overwrite: bool,
     device: str,
@@ -80,7 +75,7 @@ def sample(
         strength=strength,
         seeds=range(seed, seed + count),
         device=chosen_device(device),
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype or "float32"),
         **knobs,
     )
     write_sheet(sheet, output, overwrite=overwrite)
