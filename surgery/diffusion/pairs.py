@@ -13,7 +13,9 @@ from surgery.diffusion.sampling import SampleKnobs, sample
 PictureTable = UInt8[np.ndarray[Any, Any], "prompts seeds rows columns 3"]
 
 
-def sample_table(models: Models, prompts: Sequence[str], seeds: Sequence[int], **knobs: Unpack[SampleKnobs]) -> PictureTable:
+def sample_table(
+    models: Models, prompts: Sequence[str], seeds: Sequence[int], **knobs: Unpack[SampleKnobs]
+) -> PictureTable:
     """A picture of every prompt with every seed; ``knobs`` are those of ``sample``."""
     each = [prompt for prompt in prompts for _ in seeds]
     pictures = sample(models, each, list(seeds) * len(prompts), **knobs)
