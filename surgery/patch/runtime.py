@@ -35,7 +35,8 @@ def applied(pipeline: P, patch: Patch, strength: float = 1.0) -> Iterator[P]:
     """The pipeline with the patch in its weights; at the end, also by an exception, the old bits return.
 
     The weights are those of the applied checkpoint loaded in the pipeline's precision: a half-precision base
-    loaded as float32 is rounded as its file would be. Contexts nest; patches of one base add up.
+    loaded as float32 is rounded as its file would be. Only where the pipeline is narrower than the base's
+    file do they differ, by the rounding of the old weight. Contexts nest; patches of one base add up.
 
     Args:
         pipeline: A diffusers pipeline, or any object with the touched components (``text_encoder``, ``unet``,
