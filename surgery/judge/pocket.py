@@ -38,6 +38,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (n, inputs, height, width) → (n, outputs, height / stride, width / stride)."""
         hidden = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(self.shortcut(x) + self.norm2(self.conv2(hidden)))
 
@@ -65,7 +66,8 @@ class PocketJudgeNet(nn.Module):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Pictures (n, 3, height, width) in [−1, 1] → logits (n, classes) by head.
 
-        The concept head is read through a sigmoid for each concept and "none" (last); the others through a softmax.
+        The concept head is read through a sigmoid for each concept and for "none" (last), the others through
+        a softmax.
         """
         features = self.features(pictures)
         return {name: head(features) for name, head in self.heads.items()}

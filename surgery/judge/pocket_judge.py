@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from torch.nn.functional import interpolate
 
 from surgery.errors import JudgeError
 from surgery.judge.labels import AXES, Axis, Labels
@@ -40,15 +41,16 @@ class PocketJudge:
 
     @torch.no_grad()
     def score(self, pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]) -> Verdicts:
-        """Verdicts on pictures of values 0 to 255, of the size that the judge was trained on.
+        """Verdicts on square pictures of values 0 to 255, scaled to the size that the judge was trained on.
 
         Raises:
-            JudgeError: when the pictures have another size or are no bytes.
+            JudgeError: when the pictures are not square or no bytes.
         """
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self._size, self._size, 3):
+        side = pictures.shape[1]
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (side, side, 3):
             raise JudgeError(
                 f"pictures of shape {pictures.shape[1:]} and type {pictures.dtype}; judge {self.name!r} "
-                f"expects {(self._size, self._size, 3)} of uint8. Sample at that size, or use another judge."
+                f"expects squares such as {(self._size, self._size, 3)} of uint8. Sample square pictures."
             )
         parts = [self._probabilities(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
         empty = {axis: np.zeros((0, len(self.labels.of(axis))), np.float32) for axis in AXES}
@@ -58,6 +60,8 @@ class PocketJudge:
     def _probabilities(self, pictures: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         device = next(self._network.parameters()).device
         values = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if values.shape[-1] != self._size:
+            values = interpolate(values, size=self._size, mode="bicubic", antialias=True).clamp(-1, 1)
         logits = {axis: head.cpu() for axis, head in self._network(values).items()}
         shares = {axis: head.softmax(dim=1).numpy() for axis, head in logits.items()}
         # the network splits its belief between look-alikes, which exclude each other: so add it up

@@ -100,9 +100,17 @@ def test_a_judge_carries_its_name_and_its_own_accuracy(folder: Path) -> None:
     assert judge.accuracy == {"concept_single_top": 0.99}
 
 
-def test_pictures_of_another_size_are_refused_not_resized(folder: Path) -> None:
-    with pytest.raises(JudgeError, match=r"\(64, 64, 3\).*expects \(32, 32, 3\)"):
-        load_judge(folder).score(pictures(1, side=64))
+def test_pictures_of_another_size_are_scaled_as_the_judge_would_see_them(folder: Path) -> None:
+    judge = load_judge(folder)
+    flat = np.full((1, 64, 64, 3), 200, np.uint8)  # a flat colour is the same picture at every size
+    np.testing.assert_allclose(judge.score(flat).concept, judge.score(flat[:, :32, :32]).concept, atol=1e-5)
+    doubled = pictures(1).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(judge.score(doubled).concept, judge.score(pictures(1)).concept, atol=0.05)
+
+
+def test_pictures_that_are_not_square_are_refused(folder: Path) -> None:
+    with pytest.raises(JudgeError, match=r"\(32, 16, 3\).*expects squares such as \(32, 32, 3\)"):
+        load_judge(folder).score(pictures(1)[:, :, :16])
 
 
 def test_pictures_that_are_no_bytes_are_refused(folder: Path) -> None:
