@@ -28,7 +28,8 @@ def by_normal_equations(keys: Tensor, residual: Tensor, moment: Tensor, weights:
     for column in range(keys.shape[1]):
         left += weights[column] * torch.outer(keys[:, column], keys[:, column])
         right += weights[column] * torch.outer(residual[column], keys[:, column])
-    return torch.linalg.solve(left, right, left=False)
+    found: Tensor = torch.linalg.solve(left, right, left=False)
+    return found
 
 
 @given(count=COUNTS, seed=st.integers(0, 99), route=st.sampled_from([None, *ROUTES]))

@@ -1,0 +1,114 @@
+"""Pictures behind the noise loss: drawn, given, mirrored, or none."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from surgery.diffusion import decode, sample_latents
+from surgery.errors import ConceptError
+from surgery.methods.emcid import OffsetSettings
+from surgery.methods.emcid.pictures import clean_latents, derived_seed, load_picture
+from surgery.methods.emcid.views import views_of
+from tests.support.concepts import CAT, PIZZA, concepts_of
+
+QUICK = OffsetSettings(sampling_steps=2)
+
+
+@pytest.fixture
+def stripes(tmp_path: Path) -> Path:
+    """40 × 20 pixels: black, then white from the middle on."""
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, 20:] = 255
+    Image.fromarray(pixels).save(tmp_path / "stripes.png")
+    return tmp_path / "stripes.png"
+
+
+def test_a_picture_is_cut_at_its_centre_and_scaled_to_one(stripes: Path) -> None:
+    found = load_picture(stripes, 20, 20)
+    assert found.shape == (3, 20, 20)
+    assert found[:, :, :10].unique().tolist() == [-1.0]
+    assert found[:, :, 10:].unique().tolist() == [1.0]
+
+
+def test_a_picture_is_resized_by_its_shorter_side(stripes: Path) -> None:
+    assert load_picture(stripes, 8, 8).shape == (3, 8, 8)
+
+
+def test_a_picture_lying_on_its_side_is_turned_upright(tmp_path: Path, stripes: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by half
+    with Image.open(stripes) as picture:
+        picture.save(tmp_path / "turned.png", exif=exif)
+    turned = load_picture(tmp_path / "turned.png", 20, 20)
+    assert torch.equal(turned, load_picture(stripes, 20, 20).flip(-1))
+
+
+def test_a_file_that_is_no_picture_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ConceptError, match="cannot be read as a picture"):
+        load_picture(tmp_path / "text.png", 8, 8)
+
+
+@pytest.mark.parametrize(("images", "phrase"), [("source", "cat"), ("destination", "dog")])
+def test_drawn_pictures_are_the_sampler_s_latents(models: Any, images: Any, phrase: str) -> None:
+    views = views_of(concepts_of(models.tokenizer, CAT))
+    found = clean_latents(models, views, replace(QUICK, images=images))
+    expected = sample_latents(
+        models,
+        [f"An image of {phrase}", f"A photo of {phrase}", phrase],
+        [derived_seed(0, "picture", number) for number in range(3)],
+        steps=2,
+        guidance=7.5,
+    )
+    torch.testing.assert_close(found.mean, expected)
+    assert found.deviation.abs().max() == 0
+
+
+def test_recoded_pictures_are_the_posterior_of_the_decoded_ones(models: Any) -> None:
+    views = views_of(concepts_of(models.tokenizer, CAT))
+    straight = clean_latents(models, views, QUICK)
+    pixels = torch.from_numpy(decode(models.vae, straight.mean)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = models.vae.encode(pixels).latent_dist
+    found = clean_latents(models, views, replace(QUICK, latents="recoded"))
+    torch.testing.assert_close(found.mean, posterior.mean * 0.18215)
+    torch.testing.assert_close(found.deviation, posterior.std * 0.18215)
+
+
+def test_an_edit_s_own_pictures_are_used_and_make_as_many_views(models: Any, stripes: Path) -> None:
+    own = replace(CAT, images=(stripes,) * 5)
+    views = views_of(concepts_of(models.tokenizer, own))
+    assert [(view.number, view.template) for view in views] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
+    found = clean_latents(models, views, QUICK)
+    with torch.no_grad():
+        posterior = models.vae.encode(load_picture(stripes, 32, 32)[None]).latent_dist
+    torch.testing.assert_close(found.mean[4], posterior.mean[0] * 0.18215)
+
+
+def test_without_pictures_there_is_nothing(models: Any) -> None:
+    views = views_of(concepts_of(models.tokenizer, CAT))
+    found = clean_latents(models, views, replace(QUICK, images="none"))
+    assert found.mean.shape == (3, 4, 8, 8)
+    assert found.mean.abs().max() == found.deviation.abs().max() == 0
+
+
+def test_mirroring_is_drawn_once_per_picture_from_the_seed(models: Any) -> None:
+    views = views_of(concepts_of(models.tokenizer, CAT, PIZZA))
+    plain = clean_latents(models, views, QUICK).mean
+    mirrored = clean_latents(models, views, replace(QUICK, flip=True)).mean
+    same = [torch.equal(one, other) for one, other in zip(plain, mirrored, strict=True)]
+    turned = [torch.equal(one.flip(-1), other) for one, other in zip(plain, mirrored, strict=True)]
+    assert all(one != other for one, other in zip(same, turned, strict=True))
+    assert any(same)
+    assert any(turned)
+
+
+def test_pictures_do_not_depend_on_the_company(models: Any) -> None:
+    both = clean_latents(models, views_of(concepts_of(models.tokenizer, CAT, PIZZA)), QUICK)
+    alone = clean_latents(models, views_of(concepts_of(models.tokenizer, PIZZA)), QUICK)
+    torch.testing.assert_close(both.mean[3:], alone.mean)
