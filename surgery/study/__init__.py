@@ -1,6 +1,6 @@
 """Whole tasks, from a checkpoint on disk to something to look at."""
 
-from surgery.study.run import Run, base_of, run_recipe
+from surgery.study.run import Run, run_recipe
 from surgery.study.samples import sample_sheet, write_sheet
 
-__all__ = ["Run", "base_of", "run_recipe", "sample_sheet", "write_sheet"]
+__all__ = ["Run", "run_recipe", "sample_sheet", "write_sheet"]

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
-from surgery.judge import Judge, Trait, load_judge
+from surgery.judge import Labels, Trait, load_judge
 from surgery.methods import Replacement
 from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
@@ -36,7 +36,7 @@ def measure_replacements(
     if wish is None:
         return None, ()
     judge = load_judge(wish.judge, device)
-    changes, findings = _changes(replacements, words, judge)
+    changes, findings = changes_of(replacements, words, judge.labels)
     edited = {words.name(p) for r in replacements for p in (r.source, r.destination or "")}
     known = set(judge.labels.concept)
     probes = [
@@ -63,23 +63,19 @@ def measure_replacements(
     return effect, findings
 
 
-def _changes(
-    replacements: Sequence[Replacement], words: Words, judge: Judge
+def changes_of(
+    replacements: Sequence[Replacement], words: Words, labels: Labels
 ) -> tuple[list[Change], tuple[Finding, ...]]:
+    """What to look for in pictures of each replacement; those the judge has no name for are reported."""
     changes, findings = [], []
     for replacement in replacements:
-        old = _trait(replacement.source, replacement.kind, words, judge)
-        new = _trait(replacement.destination, replacement.kind, words, judge)
+        old = _trait(replacement.source, replacement.kind, words, labels)
+        new = _trait(replacement.destination, replacement.kind, words, labels)
         if old is None and new is None:
-            findings.append(
-                Finding(
-                    kind="not-measured",
-                    subject=replacement.source,
-                    message=f"judge {judge.name} knows neither {replacement.source!r} nor its destination",
-                )
-            )
+            message = f"the judge knows neither {replacement.source!r} nor {replacement.destination!r}"
+            findings.append(Finding(kind="not-measured", subject=replacement.source, message=message))
             continue
-        twins = old is not None and new is not None and _column(judge, old) == _column(judge, new)
+        twins = old is not None and new is not None and _column(labels, old) == _column(labels, new)
         changes.append(
             Change(
                 subject=replacement.source,
@@ -92,13 +88,13 @@ def _changes(
     return changes, tuple(findings)
 
 
-def _trait(phrase: str | None, kind: str, words: Words, judge: Judge) -> Trait | None:
+def _trait(phrase: str | None, kind: str, words: Words, labels: Labels) -> Trait | None:
     """What the judge can look for in pictures of ``phrase``: a concept, or for style edits a style."""
     if not phrase:
         return None
     trait = Trait(phrase, "style") if kind == "style" else Trait(words.name(phrase))
-    return trait if judge.labels.fault(trait) is None else None
+    return trait if labels.fault(trait) is None else None
 
 
-def _column(judge: Judge, trait: Trait) -> tuple[str, int]:
-    return trait.axis, judge.labels.column(trait)
+def _column(labels: Labels, trait: Trait) -> tuple[str, int]:
+    return trait.axis, labels.column(trait)

@@ -22,7 +22,6 @@ from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
 from surgery.report import SheetRow, contact_sheet
-from surgery.shelf import checkpoint_path
 from surgery.store import Store
 from surgery.study.effect import measure_replacements
 from surgery.study.samples import write_sheet
@@ -176,8 +175,3 @@ def _record(
             "torch": torch.__version__,
         },
     }
-
-
-def base_of(recipe: Recipe, base: str | None) -> Path:
-    """The checkpoint of a run: the one given, by path or shelf name, or the recipe's own."""
-    return recipe.base_path() if base is None else checkpoint_path(base)

@@ -33,7 +33,9 @@ FINAL = ("patch.safetensors", "lora.safetensors", "sheet.png", "checkpoint")
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_pipeline: Path) -> Recipe:
-    (tmp_path / "captions.txt").write_text("a photo of a cat\na picture of the dog\nan image of a fish\n" * 20)
+    (tmp_path / "captions.txt").write_text(
+        "a photo of a cat\na picture of the dog\nan image of a fish\n" * 20
+    )
     return parse_recipe(RECIPE.format(base=tiny_pipeline), path=tmp_path / "recipe.yaml")
 
 
