@@ -30,6 +30,12 @@ TRAINED_LENGTH = (
 )
 
 
+def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:
+    """Everything that the processes of a stage read and must not write at the same time."""
+    training = Training(options, concepts)
+    training.pool_of(stage)
+
+
 def run_stage(options: argparse.Namespace, concepts: Path, stage: str) -> None:
     """One stage by its name on the command line, from the same seed whoever runs it."""
     torch.manual_seed(0)
@@ -54,7 +60,8 @@ class Training:
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        tokens.save(self.merges, self.state / "tokenizer")
+        if not (self.state / "tokenizer" / "vocab.json").is_file():
+            tokens.save(self.merges, self.state / "tokenizer")
         return tokens.read(self.state / "tokenizer")
 
     def adopt(self) -> None:
@@ -135,6 +142,15 @@ class Training:
             path.write_text(json.dumps({**measured, "scale": 1 / measured["latent_std"]}))
         return float(json.loads(path.read_text())["scale"])
 
+    def pool_of(self, stage: str) -> unet_stage.Pool:
+        """What a stage of the UNet trains on; made by one process before several share it."""
+        count: int = self.options.pictures
+        if stage == "full-length":
+            latest = self._latest("whole", "small")
+            few = min(count, self.options.full_length_pictures)
+            return self.pool(64 if latest == "whole" else 32, 77, few)
+        return self.pool({"small": 32, "whole": 64}[stage], TRAINED_LENGTH, count)
+
     def pool(self, size: int, length: int, count: int) -> unet_stage.Pool:
         latents = unet_stage.make_latents(
             self.state,
@@ -164,7 +180,7 @@ class Training:
         return unet_stage.train(
             self.state,
             "small",
-            self.pool(32, TRAINED_LENGTH, options.pictures),
+            self.pool_of("small"),
             unet_stage.network(sample_size=8),
             total=options.small_steps,
             batch=options.batch,
@@ -184,7 +200,7 @@ class Training:
         return unet_stage.train(
             self.state,
             "whole",
-            self.pool(64, TRAINED_LENGTH, options.pictures),
+            self.pool_of("whole"),
             self._from("small", sample_size=16),
             total=options.whole_steps,
             batch=options.batch,
@@ -196,11 +212,10 @@ class Training:
         """A short finish on all 77 positions, as every pipeline feeds them."""
         options = self.options
         unet = self._from(self._latest("whole", "small"))
-        size = 4 * unet.config.sample_size
         return unet_stage.train(
             self.state,
             "full-length",
-            self.pool(size, 77, min(options.pictures, options.full_length_pictures)),
+            self.pool_of("full-length"),
             unet,
             total=options.full_length_steps,
             batch=options.batch,
