@@ -106,6 +106,7 @@ def program() -> None:
 def main() -> int:
     """The program: offline, and without the chatter of the model libraries."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     return call(sys.argv[1:])
