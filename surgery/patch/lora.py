@@ -80,26 +80,33 @@ def export_lora(
     checkpoint = open_checkpoint(base)
     match_base(patch, checkpoint)
     changes = {name: patch.half_delta(name).flatten(start_dim=1) for name in patch.changes}
-    factors = {name: truncate(change, rank) if rank else select(change) for name, change in changes.items()}
-    shapes = {name: checkpoint.entry(name).shape for name in (*factors, *sorted(companions(factors)))}
-    factors = {name: factors.get(name, _zeros(shape)) for name, shape in shapes.items()}
-    ranks = choose_ranks(
-        {name: factors[name].up.shape[1] for name in shapes},
-        {name: sum(_matrix_shape(shape)) for name, shape in shapes.items()},
-    )
-    padded = {name: pad(factors[name], ranks.of[name], ranks.alpha) for name in shapes}
-    scales = {name: ranks.alpha / ranks.of[name] for name in shapes}
-    errors = {name: largest_error(padded[name], scales[name], change) for name, change in changes.items()}
-    tensors: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        tensors |= _module_tensors(name, padded[name], shape, ranks.alpha)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    _refuse_outcome(patch, ranks, size, limit_bytes, rank)
+    names = (*changes, *sorted(companions(changes)))
+    shapes = {name: checkpoint.entry(name).shape for name in names}
+    ranks, factors = _factorise(changes, shapes, rank)
+    errors = {
+        name: largest_error(factors[name], ranks.alpha / ranks.of[name], change)
+        for name, change in changes.items()
+    }
+    tensors = _tensors(factors, shapes, ranks.alpha)
+    _refuse_outcome(patch, ranks, tensors, limit_bytes if rank is None else None)
     with atomic_file(path, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(tensors, _metadata(patch, ranks, errors, tensors)))
     return LoraReport(
-        path=path, size_bytes=path.stat().st_size, alpha=ranks.alpha, modules=len(shapes), errors=errors
+        path=path, size_bytes=path.stat().st_size, alpha=ranks.alpha, modules=len(factors), errors=errors
     )
+
+
+def _factorise(
+    changes: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], rank: int | None
+) -> tuple[Ranks, dict[str, Factors]]:
+    """Factors of every change, and zeros for the other modules, at ranks that go with one alpha."""
+    bare = {name: _zeros(shape) for name, shape in shapes.items()}
+    bare |= {name: truncate(change, rank) if rank else select(change) for name, change in changes.items()}
+    ranks = choose_ranks(
+        {name: factors.up.shape[1] for name, factors in bare.items()},
+        {name: sum(_matrix_shape(shape)) for name, shape in shapes.items()},
+    )
+    return ranks, {name: pad(factors, ranks.of[name], ranks.alpha) for name, factors in bare.items()}
 
 
 def _refuse_arguments(patch: Patch, path: Path, rank: int | None) -> None:
@@ -124,8 +131,11 @@ def _refuse_arguments(patch: Patch, path: Path, rank: int | None) -> None:
     raise_all(PatchError, faults)
 
 
-def _refuse_outcome(patch: Patch, ranks: Ranks, size: int, limit_bytes: int, rank: int | None) -> None:
-    if rank is None and size > limit_bytes:
+def _refuse_outcome(
+    patch: Patch, ranks: Ranks, tensors: Mapping[str, Tensor], limit_bytes: int | None
+) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if limit_bytes is not None and size > limit_bytes:
         raise PatchError(
             f"the exact LoRA would take {size / 1e6:.0f} MB; the limit is {limit_bytes / 1e6:.0f} MB. Raise "
             "the limit, or ask for a bounded rank and take the stated error."
@@ -145,15 +155,18 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _module_tensors(name: str, factors: Factors, shape: tuple[int, ...], alpha: int) -> dict[str, Tensor]:
-    """The three tensors of a module; kernels of a convolution go to the down factor."""
-    key, rank = module_key(name), factors.up.shape[1]
-    ones = (1,) * (len(shape) - 2)
-    return {
-        f"{key}.lora_up.weight": factors.up.reshape(shape[0], rank, *ones),
-        f"{key}.lora_down.weight": factors.down.reshape(rank, *shape[1:]),
-        f"{key}.alpha": torch.tensor(float(alpha)),
-    }
+def _tensors(
+    factors: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], alpha: int
+) -> dict[str, Tensor]:
+    """Three tensors per module; kernels of a convolution go to the down factor."""
+    tensors = {}
+    for name, pair in factors.items():
+        key, shape, rank = module_key(name), shapes[name], pair.up.shape[1]
+        ones = (1,) * (len(shape) - 2)
+        tensors[f"{key}.lora_up.weight"] = pair.up.reshape(shape[0], rank, *ones)
+        tensors[f"{key}.lora_down.weight"] = pair.down.reshape(rank, *shape[1:])
+        tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
+    return tensors
 
 
 def _zeros(shape: tuple[int, ...]) -> Factors:

@@ -1,0 +1,263 @@
+"""A patch as a LoRA: what stands in the file, and what stock diffusers of two generations make of it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from surgery.checkpoint import open_checkpoint
+from surgery.delta import Delta, Dense
+from surgery.errors import PatchError, SurgeryError
+from surgery.patch import (
+    Term,
+    apply_patch,
+    export_lora,
+    load_patch,
+    make_patch,
+    patch_digest,
+    save_patch,
+)
+from surgery.patch.kohya import ANCHOR, companions, module_key, unexportable
+from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, small_weights, write_folder
+from tests.support.generations import Generation, run_check
+from tests.support.patches import random_patch
+from tests.support.tiny import FC2
+
+BLOCK = "unet/down_blocks.0.attentions.0.transformer_blocks.0"
+Q_PROJ = "text_encoder/text_model.encoder.layers.2.self_attn.q_proj.weight"
+each_generation = pytest.mark.parametrize("generation", ["current", "older"])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "base", small_weights())
+
+
+def products(file: Path) -> dict[str, Tensor]:
+    """What a loader adds per module: alpha / rank times up times down, kernels kept."""
+    stored = load_file(file)
+    changes = {}
+    for key in [key.removesuffix(".alpha") for key in stored if key.endswith(".alpha")]:
+        up, down = stored[f"{key}.lora_up.weight"], stored[f"{key}.lora_down.weight"]
+        scale = stored[f"{key}.alpha"].item() / down.shape[0]
+        product = up.flatten(1).double() @ down.flatten(1).double()
+        changes[key] = scale * product.reshape(up.shape[0], *down.shape[1:])
+    return changes
+
+
+def test_the_products_in_the_file_are_the_patch(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base)
+    report = export_lora(patch, base, tmp_path / "lora.safetensors")
+    found = products(tmp_path / "lora.safetensors")
+    assert found.keys() == {module_key(name) for name in patch.changes}
+    for name in patch.changes:
+        assert torch.equal(found[module_key(name)], patch.half_delta(name).double())
+    assert report.exact
+    assert set(report.errors.values()) == {0.0}
+
+
+def test_a_file_for_the_text_encoder_alone_has_an_anchor_of_zeros(base: Path, tmp_path: Path) -> None:
+    report = export_lora(random_patch(base, [FC2_NAME]), base, tmp_path / "lora.safetensors")
+    found = products(tmp_path / "lora.safetensors")
+    anchor = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert found.keys() == {"lora_te_text_model_encoder_layers_0_mlp_fc2", anchor}
+    assert found[anchor].shape == (4, 3)
+    assert not found[anchor].any()
+    assert report.modules == 2
+
+
+def test_every_module_has_three_tensors_in_half_precision_and_one_alpha(base: Path, tmp_path: Path) -> None:
+    export_lora(random_patch(base), base, tmp_path / "lora.safetensors")
+    stored = load_file(tmp_path / "lora.safetensors")
+    modules = {key.partition(".")[0] for key in stored}
+    parts = ("lora_up.weight", "lora_down.weight", "alpha")
+    assert stored.keys() == {f"{module}.{part}" for module in modules for part in parts}
+    alphas = [stored[f"{module}.alpha"] for module in modules]
+    assert all(alpha.ndim == 0 and alpha.dtype == torch.float32 for alpha in alphas)
+    assert len({alpha.item() for alpha in alphas}) == 1
+    factors = [tensor for key, tensor in stored.items() if not key.endswith("alpha")]
+    assert {tensor.dtype for tensor in factors} == {torch.float16}
+
+
+def test_kernels_travel_in_the_down_factor(base: Path, tmp_path: Path) -> None:
+    export_lora(random_patch(base, [CONV_NAME]), base, tmp_path / "lora.safetensors")
+    stored = load_file(tmp_path / "lora.safetensors")
+    key = module_key(CONV_NAME)
+    rank = stored[f"{key}.lora_down.weight"].shape[0]
+    assert stored[f"{key}.lora_up.weight"].shape == (2, rank, 1, 1)
+    assert stored[f"{key}.lora_down.weight"].shape == (rank, 2, 3, 3)
+
+
+def test_a_bounded_rank_is_kept_and_its_error_stated(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base, dense=True)
+    report = export_lora(patch, base, tmp_path / "lora.safetensors", rank=1)
+    found = products(tmp_path / "lora.safetensors")
+    for name, error in report.errors.items():
+        difference = (found[module_key(name)] - patch.half_delta(name).double()).abs().max()
+        assert error == pytest.approx(float(difference))
+        assert error > 0
+    assert not report.exact
+    with safe_open(tmp_path / "lora.safetensors", "pt") as handle:
+        stated = json.loads(handle.metadata()["sdpatch.lora"])
+    assert stated["exact"] is False
+    assert {name: entry["largest_error"] for name, entry in stated["tensors"].items()} == report.errors
+
+
+def test_the_header_says_what_kohya_and_modelspec_ask_for(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base, [FC2_NAME])
+    export_lora(patch, base, tmp_path / "lora.safetensors")
+    with safe_open(tmp_path / "lora.safetensors", "pt") as handle:
+        metadata = handle.metadata()
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_v2"] == "False"
+    assert metadata["ss_network_module"] == "networks.lora"
+    # ranks 3 for the 3×5 change: equal ranks, alpha the rank
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "3.0")
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert json.loads(metadata["sdpatch.lora"])["patch"] == patch_digest(patch)
+    assert "lora_adapter_metadata" not in metadata  # diffusers would read ranks from it and fail
+    raw = (tmp_path / "lora.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    assert metadata["modelspec.hash_sha256"] == f"0x{hashlib.sha256(raw[8 + length :]).hexdigest()}"
+
+
+def test_equal_exports_are_equal_files(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base)
+    for run in range(2):
+        export_lora(patch, base, tmp_path / f"{run}.safetensors")
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+def test_attention_of_the_text_encoder_brings_its_three_siblings() -> None:
+    layer = Q_PROJ.removesuffix("q_proj.weight")
+    assert companions([Q_PROJ]) == {ANCHOR} | {
+        f"{layer}{part}.weight" for part in ("k_proj", "v_proj", "out_proj")
+    }
+    assert companions([ANCHOR, FC2.format(3)]) == set()
+    assert companions([f"{BLOCK}.attn2.to_q.weight"]) == {ANCHOR}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("text_encoder/text_model.encoder.layers.0.mlp.fc2.bias", (3,), "linear and convolution"),
+        ("text_encoder/text_model.final_layer_norm.weight", (3,), "linear and convolution"),
+        ("text_encoder/text_model.embeddings.token_embedding.weight", (9, 3), "embeddings"),
+        ("unet/conv_in.weight", (4, 4, 3, 3), "diffusers before 0.36"),
+        ("unet/time_embedding.linear_1.weight", (4, 4), "diffusers before 0.36"),
+        ("vae/decoder.conv_in.weight", (4, 4, 3, 3), "the vae"),
+    ],
+)
+def test_what_no_loader_applies_is_not_exportable(name: str, shape: tuple[int, ...], reason: str) -> None:
+    assert reason in str(unexportable(name, shape))
+
+
+@pytest.mark.parametrize(
+    "name", [FC2.format(0), Q_PROJ, f"{BLOCK}.attn2.to_k.weight", "unet/down_blocks.0.resnets.0.conv1.weight"]
+)
+def test_linear_and_convolution_weights_are_exportable(name: str) -> None:
+    assert unexportable(name, (3, 3)) is None
+
+
+def test_a_patch_that_only_partly_fits_is_refused_with_every_tensor(base: Path, tmp_path: Path) -> None:
+    bias, vae = "text_encoder/text_model.encoder.layers.0.mlp.fc2.bias", "vae/decoder.conv_in.weight"
+    patch = random_patch(base, [FC2_NAME, bias, vae])
+    with pytest.raises(PatchError) as caught:
+        export_lora(patch, base, tmp_path / "lora.safetensors")
+    assert len(caught.value.faults) == 2
+    assert bias in str(caught.value)
+    assert vae in str(caught.value)
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
+def test_other_arguments_that_cannot_be_are_refused(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base)
+    with pytest.raises(PatchError, match="a whole number from 1"):
+        export_lora(patch, base, tmp_path / "lora.safetensors", rank=0)
+    with pytest.raises(PatchError, match="skipped by diffusers"):
+        export_lora(patch, base, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(PatchError, match=r"limit is 0 MB.*bounded rank"):
+        export_lora(patch, base, tmp_path / "lora.safetensors", limit_bytes=10)
+    with pytest.raises(PatchError, match="this patch was made for"):
+        export_lora(
+            patch, write_folder(tmp_path / "other", small_weights(seed=4)), tmp_path / "lora.safetensors"
+        )
+
+
+def test_another_family_is_refused(tmp_path: Path) -> None:
+    weights = small_weights()
+    weights["unet"]["add_embedding.linear_1.weight"] = torch.zeros(2, 2).half()
+    base = write_folder(tmp_path / "xl", weights)
+    with pytest.raises(
+        PatchError, match="for a stable-diffusion-xl-v1-base; LoRA export knows stable-diffusion-v1"
+    ):
+        export_lora(random_patch(base, [TO_K_NAME]), base, tmp_path / "lora.safetensors")
+
+
+def test_a_change_too_large_for_a_selector_is_refused(tmp_path: Path) -> None:
+    weights = small_weights()
+    weights["unet"][CONV_NAME.removeprefix("unet/")] = torch.zeros(64, 64, 1, 1).half()
+    base = write_folder(tmp_path / "base", weights)
+    # ranks 64 and 3 become 64 and 4 with alpha 4; the selector carries 64 / 4, and 16 × 5000 is beyond fp16
+    changes = {CONV_NAME: torch.full((64, 64, 1, 1), 5000.0), TO_K_NAME: torch.ones(4, 3)}
+    delta = Delta({name: Dense(change) for name, change in changes.items()})
+    patch = make_patch([Term(delta=delta)], open_checkpoint(base))
+    with pytest.raises(PatchError, match=r"reaches 5e\+03, too large for a LoRA"):
+        export_lora(patch, base, tmp_path / "lora.safetensors")
+
+
+def test_an_existing_file_is_kept_unless_asked(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").write_text("mine")
+    with pytest.raises(SurgeryError, match="exists already"):
+        export_lora(random_patch(base), base, tmp_path / "lora.safetensors")
+    assert (tmp_path / "lora.safetensors").read_text() == "mine"
+
+
+EDITS = {
+    "fc2 of eleven blocks": [FC2.format(layer) for layer in range(11)],
+    "fc2, attention and convolutions": [
+        FC2.format(5),
+        Q_PROJ,
+        f"{BLOCK}.attn2.to_k.weight",
+        f"{BLOCK}.attn2.to_v.weight",
+        "unet/down_blocks.1.resnets.0.conv1.weight",
+        "unet/down_blocks.1.attentions.0.proj_in.weight",
+    ],
+}
+
+
+@each_generation
+@pytest.mark.parametrize("names", EDITS.values(), ids=EDITS.keys())
+def test_stock_diffusers_makes_the_weights_and_the_picture_of_the_edited_checkpoint(
+    tiny_pipeline: Path, tmp_path: Path, generation: Generation, names: list[str]
+) -> None:
+    patch = random_patch(tiny_pipeline, names, size=0.2)
+    apply_patch(patch, tiny_pipeline, tmp_path / "edited")
+    export_lora(patch, tiny_pipeline, tmp_path / "lora.safetensors")
+    seen = run_check(generation, "lora", tiny_pipeline, tmp_path / "edited", tmp_path / "lora.safetensors")
+    components = {name.split("/")[0] for name in names} | {"unet"}  # the anchor is in the U-Net
+    assert set(seen["adapters"]) == components
+    assert seen["weights"] == 0  # fused: every tensor of the pipeline to the bit
+    assert seen["fused"] == 0  # and so the picture
+    assert seen["edit"] > 0.02  # which the edit does change
+    # not fused, the layer adds W x and D x without the rounding of W + D to half precision
+    assert seen["loaded"] < seen["edit"] / 20
+
+
+@each_generation
+def test_the_patch_itself_works_in_both_generations(
+    tiny_pipeline: Path, tmp_path: Path, generation: Generation
+) -> None:
+    patch = random_patch(tiny_pipeline, EDITS["fc2, attention and convolutions"])
+    apply_patch(patch, tiny_pipeline, tmp_path / "edited")
+    save_patch(patch, tmp_path / "patch.safetensors")
+    assert load_patch(tmp_path / "patch.safetensors").changes == patch.changes
+    seen = run_check(
+        generation, "applied", tiny_pipeline, tmp_path / "edited", tmp_path / "patch.safetensors"
+    )
+    assert seen == {"inside": 0, "outside": 0}
