@@ -15,7 +15,7 @@ from surgery.checkpoint.digest import tensor_bytes
 from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint
 from surgery.checkpoint.reader import read_chunks
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, raise_all
 
 Replacements = Mapping[str, Callable[[], Tensor]]
 
@@ -45,7 +45,10 @@ def write_checkpoint(
         for file in _files(checkpoint.path):
             target = temporary / file.relative_to(checkpoint.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(target, _chunks(file, in_file.get(file, [])))
+            write_bytes(target, _chunks(file, in_file.pop(file, [])))
+        raise_all(
+            CheckpointError, [f"{file} was not found again; {checkpoint.path} changed." for file in in_file]
+        )
 
 
 def _chunks(file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]]) -> Iterator[Bytes]:
@@ -69,13 +72,12 @@ def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Every file of a folder in a fixed order, through links to folders too."""
-    seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         place = Path(root)
-        if place.resolve() in seen:  # a link back to where we have been
+        above = {parent.resolve() for parent in place.parents if parent.is_relative_to(folder)}
+        if place.resolve() in above:  # a link back to where it lies
             folders.clear()
             continue
-        seen.add(place.resolve())
         folders.sort()
         yield from (place / name for name in sorted(files))
 

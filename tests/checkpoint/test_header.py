@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from surgery.checkpoint.header import read_header
@@ -140,3 +142,26 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_an_error(tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match="ends earlier than its header says"):
         read_tensor(header.entries[-1])
+
+
+@settings(max_examples=200)
+@given(place=st.integers(0, 199), byte=st.integers(0, 255), cut=st.integers(0, 200))
+def test_any_damage_is_a_fault_or_harmless_but_never_another_exception(
+    tmp_path_factory: pytest.TempPathFactory, place: int, byte: int, cut: int
+) -> None:
+    path = good_file(tmp_path_factory.mktemp("fuzz") / "x")
+    raw = bytearray(path.read_bytes())
+    raw[place % len(raw)] = byte
+    path.write_bytes(raw[: max(0, len(raw) - cut)] if cut % 4 == 0 else raw)
+    header, faults = read_header(path)
+    assert (header is None) == bool(faults)
+    for entry in header.entries if header else ():
+        assert read_tensor(entry).shape == entry.shape
+
+
+@given(text=st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_any_json_in_place_of_a_tensor_is_a_fault(
+    tmp_path_factory: pytest.TempPathFactory, text: object
+) -> None:
+    path = rewrite(good_file(tmp_path_factory.mktemp("fuzz") / "x"), lambda table: table.update(a=text))
+    assert "'a' is described by" in faults_of(path)

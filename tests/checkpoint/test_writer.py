@@ -93,8 +93,32 @@ def test_links_are_followed_and_copied_as_files(folder: Path, tmp_path: Path) ->
     elsewhere = tmp_path / "blobs"
     elsewhere.mkdir()
     (folder / "unet").rename(elsewhere / "unet")
-    (folder / "unet").symlink_to(elsewhere / "unet", target_is_directory=True)
+    for name in ("unet", "twin"):
+        (folder / name).symlink_to(elsewhere / "unet", target_is_directory=True)
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     write_checkpoint(open_checkpoint(folder), tmp_path / "out", {})
     assert weight_file(tmp_path / "out", "unet").read_bytes() == weight_file(folder, "unet").read_bytes()
+    assert contents(tmp_path / "out" / "twin") == contents(elsewhere / "unet")
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert not (tmp_path / "out" / "loop").exists()
+
+
+@pytest.mark.parametrize("spelling", [".", "../base", "./x/.."])
+def test_any_spelling_of_the_input_finds_the_touched_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    (folder / "x").mkdir()
+    monkeypatch.chdir(folder)
+    checkpoint = open_checkpoint(Path(spelling))
+    new = torch.full((3, 5), 2.0).half()
+    write_checkpoint(checkpoint, tmp_path / "out", {FC2_NAME: lambda: new})
+    assert torch.equal(open_checkpoint(tmp_path / "out").read(FC2_NAME), new)
+
+
+def test_a_touched_file_that_vanishes_is_noticed(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    (folder / "unet").rename(folder / "other")
+    new = torch.full((3, 5), 2.0).half()
+    with pytest.raises(CheckpointError, match="was not found again"):
+        write_checkpoint(checkpoint, tmp_path / "out", {FC2_NAME: lambda: new, TO_K_NAME: lambda: new})
+    assert not (tmp_path / "out").exists()

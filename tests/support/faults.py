@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from surgery.checkpoint import atomic
 from surgery.checkpoint.atomic import fault_hook
 
 
@@ -55,3 +56,14 @@ def count_steps(work: Callable[[], object]) -> int:
     with fault_hook(trace):
         work()
     return len(trace.steps)
+
+
+def names_can_be_swapped(folder: Path) -> bool:
+    """Whether the system and the file system of ``folder`` exchange two names in one step."""
+    left, right = folder / "swap left", folder / "swap right"
+    left.mkdir()
+    right.mkdir()
+    able = atomic._swap_names(left, right)
+    left.rmdir()
+    right.rmdir()
+    return able
