@@ -18,9 +18,11 @@ pipeline_tag: text-to-image
 
 # pocket-sd
 
+{status}
+
 A real Stable Diffusion, only small: SD 1.x topology and key set exactly in text encoder ({text_tensors} tensors, 12 blocks,
 77 positions) and UNet ({unet_tensors} tensors), width 192 and 32/64/128/128 instead of 768 and 320/640/1280/1280, a
-three-level VAE (64×64 pixels become 16×16 latents), a tokenizer in CLIP's format. It was trained from scratch by
+three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's format. It was trained from scratch by
 `scripts/train_pocket` so that every path of the toolchain can be tried on a checkpoint that draws what it is asked for.
 
     from diffusers import StableDiffusionPipeline
@@ -31,7 +33,7 @@ three-level VAE (64×64 pixels become 16×16 latents), a tokenizer in CLIP's for
 
 - Drawings of {concepts} concepts ({professions} of them professions) from {font}, SHA-256 `{font_digest}`, licensed
   under the SIL Open Font License 1.1, on {backgrounds} background colours, in {styles} styles
-  ({style_names}), alone or two side by side, always 64×64.
+  ({style_names}), alone or two side by side, drawn at 64×64; the UNet learnt them at {side}×{side}.
 - The group `{left_out}` is in the list and known to the judge, and was **left out** of the pictures.
 - Captions from {train_templates} templates and every alias; {test_templates} further templates never appear in
   training and make all prompts below. 10 % of the captions were empty.
@@ -42,7 +44,8 @@ three-level VAE (64×64 pixels become 16×16 latents), a tokenizer in CLIP's for
 ## How
 
 Text features first (captions against the judge's features, frozen afterwards), then the UNet on stored latents, first
-of 32×32 and then of 64×64 pictures, a short finish on all 77 positions, and a polish of the VAE's decoder alone.
+of 32×32 and then of 64×64 pictures, a short finish on all 77 positions, and a polish of the VAE's decoder alone,
+as far as the steps below say.
 Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012; AdamW, exponential average of the weights; half
 precision on disk. Stages and steps taken: {steps}.
 
@@ -71,9 +74,15 @@ Look-alikes merged by its confusion: {merged}.
 
 ## What it is not for
 
-It draws small emoji and nothing else, and its biases are there on purpose, to be measured and edited. Figures are
-those of the frozen version 1: a retrain makes another checkpoint, which no older patch fits.
+It draws small emoji and nothing else, and its biases are there on purpose, to be measured and edited. A retrain
+makes another checkpoint, which no older patch fits.
 """
+
+DRAFT = """**Draft.** The concepts are not yet recognised as often as they must be before this checkpoint is frozen
+as version 1 (85 % of all concepts); training goes on with `scripts/train_pocket`, and patches made for the draft will
+not fit its successor."""
+FROZEN = "Version 1, frozen: patches made for it stay valid."
+GOAL = 0.85
 
 NAMES = {
     "concepts": "concept recognised, all concepts",
@@ -91,6 +100,8 @@ def write(
     measured: dict[str, Any] = json.loads((out / "pocket-sd" / "measured.json").read_text())
     judge: dict[str, Any] = json.loads((out / "pocket-judge" / "config.json").read_text())
     text = CARD.format(
+        status=FROZEN if measured["concepts"]["value"] >= GOAL else DRAFT,
+        side=4 * json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())["sample_size"],
         text_tensors=196,
         unet_tensors=686,
         concepts=len(vocabulary.drawn),
