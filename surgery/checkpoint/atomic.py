@@ -51,7 +51,7 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with _temporary(path, overwrite) as temporary:
         yield temporary
         fsync(temporary)
-        _refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
         rename(temporary, path)
 
 
@@ -71,7 +71,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         for inner in sorted(temporary.rglob("*")):
             fsync(inner)
         fsync(temporary)
-        _refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
         if path.exists():
             _replace_folder(temporary, path)
         else:
@@ -121,7 +121,7 @@ def _temporary(path: Path, overwrite: bool) -> Iterator[Path]:
     """A fresh temporary name for ``path``, gone again after a failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    _refuse_existing(path, overwrite)
+    refuse_existing(path, overwrite)
     temporary = _beside(path, "partial")
     try:
         yield temporary
@@ -155,7 +155,12 @@ def _swap_names(left: Path, right: Path) -> bool:
     return bool(outcome == 0)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """An output that exists is replaced only when asked for.
+
+    Raises:
+        SurgeryError: when ``path`` exists and ``overwrite`` is not set.
+    """
     if path.exists() and not overwrite:
         raise SurgeryError(
             f"{path} exists already; a new name was expected. "

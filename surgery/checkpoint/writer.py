@@ -34,9 +34,11 @@ def write_checkpoint(
         overwrite: Allow an existing ``out`` to be replaced.
 
     Raises:
-        CheckpointError: for an unknown name, another shape or type, or an ``out`` that meets the input.
+        CheckpointError: for an unknown name, another shape or type, or an ``out`` that meets the input or
+            holds something other than a checkpoint.
     """
     refuse_overlap(checkpoint.path, out)
+    refuse_foreign(out)
     in_file: dict[Path, list[tuple[TensorEntry, Callable[[], Tensor]]]] = {}
     for name, make in replacements.items():
         entry = checkpoint.entry(name)
@@ -49,6 +51,22 @@ def write_checkpoint(
         raise_all(
             CheckpointError, [f"{file} was not found again; {checkpoint.path} changed." for file in in_file]
         )
+
+
+def refuse_foreign(out: Path) -> None:
+    """Never replace what is no checkpoint, also not when asked to overwrite.
+
+    Raises:
+        CheckpointError: when ``out`` is a file, or a folder with something else in it.
+    """
+    if not out.exists() or (out / "model_index.json").is_file():
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    what = "a folder of other files" if out.is_dir() else "a file"
+    raise CheckpointError(
+        f"{out} is {what}; expected a new name, an empty folder or an older checkpoint. Name another one."
+    )
 
 
 def _chunks(file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]]) -> Iterator[Bytes]:

@@ -58,7 +58,7 @@ class RunFolder:
 def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> RunFolder:
     """Take ``path`` for a run of one plan: new, left by a stopped try of the same plan, or to be overwritten.
 
-    With ``overwrite`` only the names that a run writes are replaced; other files stay.
+    With ``overwrite`` everything that an older run wrote goes; other files stay.
 
     Raises:
         SurgeryError: when the folder holds another run or foreign files and ``overwrite`` is not set.
@@ -75,6 +75,8 @@ def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> 
     else:
         with atomic_file(claim, overwrite=True) as temporary:
             write_bytes(temporary, [json.dumps({"plan": plan_identity}).encode()])
+        for name in sorted(_OURS - {_CLAIM}):  # nothing of another run may stand beside this one's results
+            remove(path / name)
     return RunFolder(path=path, resumed=resumed)
 
 

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
@@ -64,7 +63,7 @@ def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, sto
 
 
 def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
-    """What a patch remembers of its making: no clock, no host, no path."""
+    """What a patch remembers of its making: no clock, no host, no path but the recipe's own."""
     return {
         "recipe": recipe.source,
         "recipe_digest": recipe.digest,
@@ -72,7 +71,7 @@ def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
         "title": recipe.title,
         "seed": recipe.seed,
         "plan": plan.identity,
-        "base": Path(recipe.base).name,
+        "base": plan.base,
     }
 
 

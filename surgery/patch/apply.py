@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from surgery.checkpoint.atomic import refuse_existing
 from surgery.checkpoint.digest import tensor_digest
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
-from surgery.checkpoint.writer import refuse_overlap, write_checkpoint
+from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest
 from surgery.patch.match import Agreement, agreement, match_base
@@ -82,7 +83,7 @@ def apply_patch(
     """
     if not math.isfinite(strength):
         raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
-    _refuse_places(base, out, undo)
+    _refuse_places(base, out, undo, overwrite)
     checkpoint = open_checkpoint(base)
     agreements = match_base(patch, checkpoint)
     edit = partial(_edit, patch, checkpoint, strength)
@@ -138,11 +139,14 @@ def _applied(
     return AppliedTensor(base=base, result=result, changed=overwritten.changed)
 
 
-def _refuse_places(base: Path, out: Path, undo: Path | None) -> None:
+def _refuse_places(base: Path, out: Path, undo: Path | None, overwrite: bool) -> None:
+    """Before anything is written: a refused apply leaves no undo file behind."""
     refuse_overlap(base, out)
+    refuse_foreign(out)
+    refuse_existing(out, overwrite)
     if undo is not None:
         for folder in (base, out):
-            if folder.resolve() in undo.resolve().parents:
+            if folder.resolve() in (undo.resolve(), *undo.resolve().parents):
                 raise PatchError(
-                    f"the undo file {undo} would lie inside {folder}; a place beside it was expected."
+                    f"the undo file {undo} would lie in {folder}; a place beside it was expected."
                 )

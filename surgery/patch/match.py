@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from surgery.checkpoint.digest import Digest, tensor_digest
@@ -108,10 +109,18 @@ def shape_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
 
 def surplus_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
     """Second copies of a touched component, which would keep the old weights for whoever loads them."""
-    touched = {name.split("/")[0] for name in patch.changes}
     return [
         f"{file} holds the weights of a touched component a second time, which the patch would leave as it "
         "is. Apply it to a folder without it."
+        for file in surplus_copies(patch, checkpoint)
+    ]
+
+
+def surplus_copies(patch: Patch, checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Files with a second copy of a component that the patch touches."""
+    touched = {name.split("/")[0] for name in patch.changes}
+    return tuple(
+        file
         for component in sorted(touched & checkpoint.weights.keys())
         for file in checkpoint.weights[component].surplus
-    ]
+    )

@@ -13,6 +13,7 @@ from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
 from surgery.patch.match import base_fault, shape_faults, state_of
 from surgery.patch.model import Patch
+from surgery.patch.terms import patched
 from surgery.patch.undo import Undo, read_undo
 
 
@@ -121,5 +122,18 @@ def _from_base(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> Replac
                 f"tensor {name!r} is {checkpoint.entry(name).dtype} in {checkpoint.path} and "
                 f"{base.entry(name).dtype} in {base.path}; the base it was applied to was expected."
             )
-    raise_all(PatchError, faults)
+    raise_all(PatchError, faults or _other_bits(patch, checkpoint, base))
     return {name: partial(base.read, name) for name in patch.changes}
+
+
+def _other_bits(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
+    """A base that agrees in half precision only may be another one; then bytes would be lost."""
+    faults = []
+    for name in patch.changes:
+        edited = patched(name, base.read(name), patch.half_delta(name))
+        if tensor_digest(name, edited).bytes != tensor_digest(name, checkpoint.read(name)).bytes:
+            faults.append(
+                f"tensor {name!r} of {base.path} with the patch is not bit for bit {checkpoint.path}'s; "
+                "the very base it was applied to was expected. Revert with the undo file, or with that base."
+            )
+    return faults

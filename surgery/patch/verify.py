@@ -7,7 +7,7 @@ from typing import Literal
 
 from surgery.checkpoint.digest import Digest, Fingerprint, component_roots
 from surgery.checkpoint.layout import open_checkpoint
-from surgery.patch.match import Agreement, State, agreement, state_of
+from surgery.patch.match import Agreement, State, agreement, state_of, surplus_copies
 from surgery.patch.model import Patch
 from surgery.record import JSON
 
@@ -22,17 +22,20 @@ class VerifyReport:
         tensors: Per touched tensor, how it agrees with the patch's record before and after.
         untouched: Per component of the base, how the tensors that the patch leaves alone agree with it; None
             where one of them differs, or the component is missing.
+        surplus: Files that hold a touched component a second time; a loader that asks for that variant gets
+            weights that were not looked at.
     """
 
     checkpoint: Path
     tensors: Mapping[str, State]
     untouched: Mapping[str, Agreement | None]
+    surplus: tuple[Path, ...] = ()
 
     @property
     def word(self) -> Word:
-        """One word for the whole: ``neither`` also when an untouched tensor differs from the base."""
+        """One word for the whole; ``neither`` also where something else differs or a second copy lies."""
         words = {state.word for state in self.tensors.values()} - {"both"}
-        if None in self.untouched.values() or len(words) > 1:
+        if None in self.untouched.values() or len(words) > 1 or self.surplus:
             return "neither"
         return words.pop() if words else "both"
 
@@ -46,6 +49,7 @@ class VerifyReport:
                 for name, state in self.tensors.items()
             },
             "untouched": dict(self.untouched),
+            "surplus": [str(path) for path in self.surplus],
         }
 
 
@@ -68,7 +72,9 @@ def verify_patch(patch: Patch, checkpoint: Path) -> VerifyReport:
         component: agreement(restored[component], root) if component in restored else None
         for component, root in patch.roots.items()
     }
-    return VerifyReport(checkpoint=checkpoint, tensors=states, untouched=untouched)
+    return VerifyReport(
+        checkpoint=checkpoint, tensors=states, untouched=untouched, surplus=surplus_copies(patch, opened)
+    )
 
 
 def _with_base_digests(patch: Patch, found: Fingerprint) -> dict[str, Digest]:

@@ -37,7 +37,7 @@ def measure_replacements(
         return None, ()
     judge = load_judge(wish.judge, device)
     changes, findings = changes_of(replacements, words, judge.labels)
-    edited = {words.name(p) for r in replacements for p in (r.source, r.destination or "")}
+    edited = edited_names(replacements, words)
     known = set(judge.labels.concept)
     probes = [
         Probe(subject=name, shows=Trait(name))
@@ -61,6 +61,11 @@ def measure_replacements(
     cache = PictureCache(store=store, before=before, after=after)
     effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
     return effect, findings
+
+
+def edited_names(replacements: Sequence[Replacement], words: Words) -> set[str]:
+    """Concepts that an edit touches, as source or as destination; no measure of what it left alone."""
+    return {words.name(phrase) for r in replacements for phrase in (r.source, r.destination or "")}
 
 
 def changes_of(

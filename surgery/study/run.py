@@ -13,17 +13,20 @@ import torch
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.components import load_pipeline
+from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after
+from surgery.diffusion.sampling import SampleKnobs
 from surgery.evaluate import EditEffect, as_dict
 from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, plan_recipe
+from surgery.judge import load_judge
 from surgery.methods import Replacement
-from surgery.patch import Patch, applied, apply_patch, export_lora, save_patch
+from surgery.patch import Patch, applied, apply_patch, export_lora, patch_digest, save_patch
 from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
 from surgery.report import SheetRow, contact_sheet
 from surgery.store import Store
-from surgery.study.effect import measure_replacements
+from surgery.study.effect import edited_names, measure_replacements
 from surgery.study.samples import write_sheet
 from surgery.study.words import Words, read_words
 
@@ -86,6 +89,10 @@ def run_recipe(
     clock = _Clock()
     checkpoint = open_checkpoint(base or recipe.base_path())
     plan = plan_recipe(recipe, checkpoint)
+    words = read_words(checkpoint.path)
+    if recipe.evaluate is not None:
+        load_judge(recipe.evaluate.judge)  # what is missing is said before minutes of work, not after
+    refuse_overlap(checkpoint.path, out)
     folder = claim_folder(out, plan.identity, overwrite=overwrite)
     store = Store(cache or out / "cache")
     with clock.stage("load"):
@@ -95,9 +102,8 @@ def run_recipe(
     with clock.stage("write"):
         _write(recipe, computed.patch, checkpoint, folder)
     replacements = tuple(r for outcome in computed.outcomes for r in outcome.replacements)
-    words = read_words(checkpoint.path)
     with clock.stage("sheet"):
-        _draw_sheet(recipe, replacements, words, models, computed.patch, folder)
+        _draw_sheet(recipe, replacements, words, models, computed.patch, folder, batch)
     effect: EditEffect | None = None
     unmeasured: tuple[Finding, ...] = ()
     if recipe.evaluate is not None:
@@ -128,26 +134,33 @@ def _draw_sheet(
     models: Any,
     patch: Patch,
     folder: RunFolder,
+    batch: int | None,
 ) -> None:
     """Edited prompts first, then a few that the edit was to leave alone, the same seeds side by side."""
+    labels = _edited_prompts(replacements, words)
     template = words.test_templates[0] if words.test_templates else "a picture of {}"
-    labels = {template.format(r.source): f"{r.source} → {r.destination or 'nothing'}" for r in replacements}
-    prompts = list(recipe.sample.prompts) or [*labels, *(template.format(n) for n in words.others(labels, 4))]
+    alone = words.others(edited_names(replacements, words), 4)
+    prompts = list(recipe.sample.prompts) or [*labels, *(template.replace("{}", name) for name in alone)]
     seeds = recipe.sample.seeds
-    tables = before_and_after(
-        models,
-        applied(models, patch),
-        prompts,
-        seeds,
-        steps=recipe.sample.steps,
-        guidance=recipe.sample.guidance,
-    )
+    knobs: SampleKnobs = {"steps": recipe.sample.steps, "guidance": recipe.sample.guidance}
+    if batch is not None:
+        knobs["batch"] = batch
+    tables = before_and_after(models, applied(models, patch), prompts, seeds, **knobs)
     rows = [
         SheetRow(label=labels.get(prompt, prompt), groups=tuple(table[row] for table in tables))
         for row, prompt in enumerate(prompts)
     ]
     sheet = contact_sheet(rows, groups=["before", "after"], columns=[f"seed {seed}" for seed in seeds])
     write_sheet(sheet, folder.sheet, overwrite=True)
+
+
+def _edited_prompts(replacements: tuple[Replacement, ...], words: Words) -> dict[str, str]:
+    """One prompt for each replacement, with the label of its row."""
+    common = words.test_templates[0] if words.test_templates else "a picture of {}"
+    return {
+        (r.templates or (common,))[0].replace("{}", r.source): f"{r.source} → {r.destination or 'nothing'}"
+        for r in replacements
+    }
 
 
 def _record(
@@ -161,9 +174,22 @@ def _record(
 ) -> dict[str, JSON]:
     """run.json: the one place for clocks and machines."""
     return {
-        "recipe": {"title": recipe.title, "digest": recipe.digest, "source": recipe.source},
+        "recipe": {
+            "title": recipe.title,
+            "digest": recipe.digest,
+            "source": recipe.source,
+            "overrides": recipe.overrides,
+        },
+        "patch": {
+            "digest": patch_digest(computed.patch),
+            "base": {name: root.bytes for name, root in sorted(computed.patch.roots.items())},
+            "versions": computed.patch.provenance["versions"],
+        },
         "plan": plan.as_json(),
-        "edits": [dict(outcome.report) for outcome in computed.outcomes],
+        "edits": [
+            {**outcome.report, "elapsed_s": round(elapsed, 2)}
+            for outcome, elapsed in zip(computed.outcomes, computed.elapsed_s, strict=True)
+        ],
         "effect": None if effect is None else as_dict(effect),
         "findings": [asdict(finding) for finding in findings],
         "elapsed_s": dict(elapsed_s),

@@ -81,10 +81,10 @@ def test_an_output_that_meets_the_input_is_refused(folder: Path, place: str) -> 
 def test_an_existing_output_is_kept_unless_asked(folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
+    (tmp_path / "out" / "model_index.json").write_text("mine")
     with pytest.raises(SurgeryError, match="exists already"):
         write_checkpoint(checkpoint, tmp_path / "out", {})
-    assert contents(tmp_path / "out") == {"mine": b"mine"}
+    assert contents(tmp_path / "out") == {"model_index.json": b"mine"}
     write_checkpoint(checkpoint, tmp_path / "out", {}, overwrite=True)
     assert contents(tmp_path / "out") == contents(folder)
 
@@ -122,3 +122,14 @@ def test_a_touched_file_that_vanishes_is_noticed(folder: Path, tmp_path: Path) -
     with pytest.raises(CheckpointError, match="was not found again"):
         write_checkpoint(checkpoint, tmp_path / "out", {FC2_NAME: lambda: new, TO_K_NAME: lambda: new})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["chapter.tex", "config.json"])
+def test_what_is_no_checkpoint_is_not_replaced_even_when_asked(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(CheckpointError, match="a folder of other files"):
+        write_checkpoint(open_checkpoint(folder), tmp_path / "out", {}, overwrite=True)
+    assert contents(tmp_path / "out") == {name: b"mine"}

@@ -1,5 +1,8 @@
 """The verbs that carry out a recipe and draw: plan, run, sample."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,27 @@ def test_run_with_a_bad_recipe_or_device_writes_nothing(surgery: Call, recipe: P
     done = surgery("run", recipe, "-o", out, "--device", "cuda:99")
     assert (done.code, out.exists()) == (1, False)
     assert "there is no device 'cuda:99' here" in done.err
+
+
+def test_an_interrupted_run_ends_with_130_and_leaves_nothing_that_looks_finished(
+    recipe: Path, tmp_path: Path
+) -> None:
+    endless = [
+        "--set",
+        "edits[0].emcid.offsets.steps=100000000",
+        "--set",
+        "edits[0].emcid.offsets.patience=null",
+    ]
+    command = [sys.executable, "-m", "surgery", "run", str(recipe), "-o", str(tmp_path / "out"), *endless]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "key statistics" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.endswith("surgery: interrupted\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cache", "unfinished.json"}
 
 
 def test_sample_draws_one_row_for_each_prompt(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -56,3 +56,19 @@ def test_a_damaged_claim_counts_as_another_run(tmp_path: Path) -> None:
     (tmp_path / "unfinished.json").write_text("{")
     with pytest.raises(SurgeryError, match="already holds"):
         claim_folder(tmp_path, "plan-1")
+
+
+def test_overwriting_takes_away_all_that_an_older_run_wrote(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1").finish({})
+    (tmp_path / "lora.safetensors").write_text("of plan 1")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model_index.json").write_text("{}")
+    claim_folder(tmp_path, "plan-2", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished.json"]
+
+
+def test_a_resumed_run_keeps_what_is_finished(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1")
+    (tmp_path / "patch.safetensors").write_text("whole")
+    claim_folder(tmp_path, "plan-1")
+    assert (tmp_path / "patch.safetensors").read_text() == "whole"

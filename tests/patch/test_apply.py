@@ -215,3 +215,27 @@ def test_all_tensors_of_the_tiny_pipeline_can_be_patched(tiny_pipeline: Path, tm
 
 def test_names_of_the_support_patches_are_all_touched(base: Path) -> None:
     assert set(random_patch(base).changes) == set(NAMES)
+
+
+def test_a_folder_of_other_files_is_never_replaced(base: Path, tmp_path: Path) -> None:
+    patch, thesis = random_patch(base), tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="a folder of other files"):
+        apply_patch(patch, base, thesis, undo=tmp_path / "undo", overwrite=True)
+    assert (thesis / "chapter.tex").read_text() == "years of work"
+    assert not (tmp_path / "undo").exists()
+
+
+def test_a_refused_output_leaves_no_undo_file(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base)
+    apply_patch(patch, base, tmp_path / "out")
+    with pytest.raises(SurgeryError, match="out exists already"):
+        apply_patch(patch, base, tmp_path / "out", undo=tmp_path / "undo")
+    assert not (tmp_path / "undo").exists()
+
+
+def test_the_undo_file_cannot_take_the_place_of_the_output(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base)
+    with pytest.raises(PatchError, match="a place beside it"):
+        apply_patch(patch, base, tmp_path / "out", undo=tmp_path / "out", overwrite=True)

@@ -159,3 +159,21 @@ def test_other_files_are_no_undo_file(patch: Patch, edited: Path, tmp_path: Path
     )
     with pytest.raises(PatchError, match="version '9'"):
         revert_patch(patch, edited, tmp_path / "back", undo=tmp_path / "new")
+
+
+def test_another_base_that_agrees_in_half_precision_only_is_refused(tmp_path: Path) -> None:
+    exact = small_weights(torch.float32)
+    rounded = {c: {k: _half(t) for k, t in tensors.items()} for c, tensors in exact.items()}
+    base = write_folder(tmp_path / "base", exact)
+    other = write_folder(tmp_path / "other", rounded)
+    patch = random_patch(base)
+    apply_patch(patch, base, tmp_path / "edited")
+    with pytest.raises(PatchError, match="not bit for bit"):
+        revert_patch(patch, tmp_path / "edited", tmp_path / "back", base=other)
+    assert not (tmp_path / "back").exists()
+    revert_patch(patch, tmp_path / "edited", tmp_path / "back", base=base)
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half().float() if tensor.is_floating_point() else tensor

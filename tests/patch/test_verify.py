@@ -123,3 +123,12 @@ def test_numbers_that_agree_only_when_rounded_are_said_to(patch: Patch, base: Pa
     tensors[f"text_model.{FC2}"][0, 0] = torch.tensor(0.0)  # it was -0.0
     save_file(tensors, file, metadata={"format": "pt"})
     assert verify_patch(patch, base).tensors[FC2_NAME].before == "value16"
+
+
+def test_a_second_copy_of_an_edited_component_is_told(patch: Patch, edited: Path, base: Path) -> None:
+    plain = weight_file(edited, "text_encoder")
+    copy = plain.with_name(plain.name.replace(".safetensors", ".fp16.safetensors"))
+    copy.write_bytes(weight_file(base, "text_encoder").read_bytes())
+    report = verify_patch(patch, edited)
+    assert report.word == "neither"
+    assert report.surplus == (copy,)

@@ -2,7 +2,7 @@
 
 from surgery.judge import Labels, Trait
 from surgery.methods import Replacement
-from surgery.study.effect import changes_of
+from surgery.study.effect import changes_of, edited_names
 from surgery.study.words import Words
 
 LABELS = Labels(
@@ -46,3 +46,7 @@ def test_what_the_judge_has_no_name_for_is_reported_and_left_out() -> None:
 def test_look_alikes_are_measured_on_the_new_look_alone() -> None:
     (change,), _ = changes_of([replaced("new moon", "moon")], WORDS, LABELS)
     assert (change.old, change.new) == (None, Trait("moon"))
+
+
+def test_sources_and_destinations_are_no_measure_of_what_was_left_alone() -> None:
+    assert edited_names([replaced("kitty", "pizza")], WORDS) >= {"cat", "pizza"}

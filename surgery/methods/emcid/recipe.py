@@ -30,8 +30,7 @@ from surgery.store import Store
 PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingProxyType(
     {
         "pocket": (OffsetSettings(), UpdateSettings()),
-        "published-objects": PUBLISHED["objects"],
-        "published-styles": PUBLISHED["styles"],
+        **{f"published-{name}": settings for name, settings in PUBLISHED.items()},
     }
 )
 _POCKET_CAPTIONS: Final = "captions.txt"
@@ -88,7 +87,7 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
 def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
-    captions = _captions_path(entry, recipe, base).read_text(encoding="utf-8").splitlines()
+    captions = _read_captions(_captions_path(entry, recipe, base))
     site = canonical("text_encoder", f"text_model.encoder.layers.{update.layers[0]}.mlp.fc2.weight")
     result = edit(
         EmcidModels(
@@ -139,6 +138,13 @@ def _captions_path(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
             "Name a text file with one caption per line as corpus.captions."
         )
     return path
+
+
+def _read_captions(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MethodError(f"{path}: byte {error.start} is no UTF-8. Save the captions as UTF-8.") from error
 
 
 def _digest(path: Path) -> str:
