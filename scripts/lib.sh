@@ -89,12 +89,12 @@ make_environment() {
     [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
     pins=$(mktemp)
     if [ -n "$torch" ]; then
-        expose_torch "$python" "$folder"
         { grep -v '^torch==' "$constraints"; echo "torch==$torch"; } >"$pins"
     else
         cp "$constraints" "$pins"
     fi
     "$folder/bin/python" -m pip install --quiet --upgrade --constraint "$pins" setuptools
+    [ -z "$torch" ] || expose_torch "$python" "$folder"
     "$folder/bin/python" -m pip install --quiet --constraint "$pins" --no-build-isolation \
         --editable "$root${extras:+[$extras]}"
     rm -f "$pins"
