@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
+from surgery.methods.emcid.recipe import PRESETS
 from surgery.methods.emcid.settings import (
     PUBLISHED,
     ConceptRules,
@@ -47,8 +48,8 @@ def test_the_rules_of_the_recipe_have_the_method_s_defaults() -> None:
     assert Rules().model_dump() == {field.name: field.default for field in fields(ConceptRules)}
 
 
-def test_every_published_set_is_a_preset() -> None:
-    assert {f"published-{name}" for name in PUBLISHED} | {"pocket"} == set(get_args(Preset))
+def test_the_presets_of_the_recipe_are_the_method_s() -> None:
+    assert set(get_args(Preset)) == set(PRESETS)
 
 
 def test_patience_may_be_switched_off() -> None:
