@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import torch
@@ -15,9 +14,9 @@ from surgery.errors import PatchError, nearest, raise_all
 from surgery.patch.rounding import changed_elements
 from surgery.patch.terms import Term, content_digest, fits, half_delta, patched, term_faults
 from surgery.record import JSON
+from surgery.store.libraries import library_versions
 
 SUPPORTED: Final = (torch.float16, torch.bfloat16, torch.float32)
-_LIBRARIES: Final = ("sd-surgery", "torch", "numpy", "safetensors", "transformers", "diffusers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,17 +101,6 @@ def make_patch(
         changes=changes,
         provenance={"versions": library_versions(), **(provenance or {})},
     )
-
-
-def library_versions() -> dict[str, JSON]:
-    """Installed versions of the libraries that results depend on."""
-    found: dict[str, JSON] = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _change(name: str, weight: Tensor, change: Tensor, before: Digest) -> Change:

@@ -1,6 +1,7 @@
 """Content-addressed results: a folder of tensors and plain data for every key.
 
-The key is the sha256 of everything that the result depends on, as canonical JSON. An entry stands under its
+The key is the sha256 of everything that the result depends on, the versions of the libraries among it, as
+canonical JSON. An entry stands under its
 key only when it is whole: the folder is written under another name, ``done.json`` last, and renamed. What is
 damaged later (a missing, short or changed file) counts as not there, is named in the log and computed again.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
 from surgery.errors import StoreError
 from surgery.record import JSON, canonical_json
+from surgery.store.libraries import library_versions
 
 _log = logging.getLogger(__name__)
 
@@ -51,13 +53,14 @@ class Store:
 
     @staticmethod
     def key(meaning: Mapping[str, JSON]) -> str:
-        """The key of a result that depends on ``meaning`` and on nothing else.
+        """The key of a result that depends on ``meaning``, on the installed libraries and on nothing else.
 
         Raises:
             StoreError: when ``meaning`` is no JSON, since it would have no stable spelling.
         """
         try:
-            return hashlib.sha256(canonical_json(meaning).encode()).hexdigest()
+            whole: JSON = {"libraries": library_versions(), "meaning": meaning}
+            return hashlib.sha256(canonical_json(whole).encode()).hexdigest()
         except (TypeError, ValueError) as error:
             raise StoreError(f"a key is made of plain JSON with finite numbers, but {error}.") from error
 

@@ -70,9 +70,10 @@ def test_a_key_ignores_the_order_of_keys_and_nothing_else(meaning: dict[str, JSO
     assert Store.key(meaning) != Store.key({**meaning, "one more": 1})
 
 
-def test_a_key_is_the_digest_of_canonical_json() -> None:
-    # printf '{"a":[1,2.5,null],"b":"ü"}' | sha256sum
-    expected = "e2672cf879e97a793f656865538547ae5f61ce7879a9dadf9f44f8903812b738"
+def test_a_key_is_the_digest_of_canonical_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgery.store.store.library_versions", lambda: {"torch": "2.6"})
+    # printf '{"libraries":{"torch":"2.6"},"meaning":{"a":[1,2.5,null],"b":"ü"}}' | sha256sum
+    expected = "205f93f7239d4c3f9fc881e75dd6d0a7b18d85b3f7b2626bb9e8399aac00129d"
     assert Store.key({"b": "ü", "a": [1, 2.5, None]}) == expected
 
 
@@ -212,3 +213,12 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert worker.returncode == 9
     with Store(tmp_path).locked(KEY):
         assert Store(tmp_path).get(KEY) is None
+
+
+def test_a_key_changes_with_a_library_that_is_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [{"torch": "2.6"}, {"torch": "2.7"}]
+    keys = []
+    for found in versions:
+        monkeypatch.setattr("surgery.store.store.library_versions", lambda found=found: found)
+        keys.append(Store.key({"method": "example"}))
+    assert keys[0] != keys[1]
