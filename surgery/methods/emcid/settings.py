@@ -74,8 +74,8 @@ class UpdateSettings:
     """What is missing, at the last edited block's output, or at each layer's ``fc2`` (as released)."""
     anchor: Literal["mean", "first"] = "mean"
     """The source vector that the offset is added to: of all prompts, or of the first (as released)."""
-    keys: Literal["mean", "all"] = "mean"
-    """One key per concept, the mean over its prompts, or one per prompt."""
+    keys: Literal["mean", "all"] = "all"
+    """One key per concept, the mean over its prompts (as released), or one per prompt."""
     sweeps: int = 1
     """Passes over all layers at most."""
     attained_share: float | None = None
@@ -123,7 +123,7 @@ _RELEASED_OFFSETS = OffsetSettings(
     batch=1,
     keep_unconverged=True,
 )
-_RELEASED_UPDATE = UpdateSettings(residual="mlp", anchor="first")
+_RELEASED_UPDATE = UpdateSettings(residual="mlp", anchor="first", keys="mean")
 
 PUBLISHED: Mapping[str, tuple[OffsetSettings, UpdateSettings]] = MappingProxyType(
     {

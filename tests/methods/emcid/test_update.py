@@ -25,7 +25,7 @@ from surgery.methods.emcid.walk import Stretch, Walk
 from tests.support.concepts import CAT, DOCTOR, FORGET, PIZZA, captions, concepts_of, random_targets
 
 LAYERS = (2, 6, 10)
-PLAIN = UpdateSettings(layers=LAYERS, ridge=50.0)
+PLAIN = UpdateSettings(layers=LAYERS, ridge=50.0, keys="mean")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_the_released_residual_overshoots_where_the_block_residual_does_not(
     encoder: Any, statistics: Any, targets: Any
 ) -> None:
     # 2.3 of the study: up to H_n times v*, and never more than the whole offset
-    eleven = UpdateSettings(layers=LAYERS, ridge=1e-3, residual="mlp", anchor="first")
+    eleven = replace(PLAIN, ridge=1e-3, residual="mlp", anchor="first")
     released = solve_updates(encoder, targets, statistics, eleven)
     block = solve_updates(encoder, targets, statistics, replace(eleven, residual="block", anchor="mean"))
     assert float(shares(released).min()) > 1.3
