@@ -103,7 +103,7 @@ def save(
             "num_hidden_layers": 12,
             "pad_token_id": tokenizer.pad_token_id,
             "projection_dim": WIDTH,
-            "torch_dtype": "float16",
+            "dtype": "float32",
             "vocab_size": len(tokenizer),
         },
     )
