@@ -43,7 +43,7 @@ def half_delta(
         if name in term.delta.terms:
             total += materialise(term.delta.terms[name]).reshape(shape) * (term.strength * strength)
     change = round_once(total, torch.float16)
-    if not bool(change.isfinite().all()):
+    if not all_finite(change):
         raise PatchError(
             f"the change of {name!r} reaches {float(total.abs().max()):.3g}; half precision ends at 65504. "
             "Is the strength right?"
@@ -58,7 +58,7 @@ def patched(name: str, weight: Tensor, change: Float[Tensor, "*shape"]) -> Tenso
         PatchError: when a finite weight would become infinite.
     """
     edited = add_once(weight, change)
-    if bool((weight.isfinite() & ~edited.isfinite()).any()):
+    if not all_finite(edited) and bool((weight.isfinite() & ~edited.isfinite()).any()):
         raise PatchError(
             f"tensor {name!r} would leave the range of {weight.dtype}; a smaller change was expected. "
             "Is the strength right?"
@@ -80,6 +80,11 @@ def tensors_of(form: Form) -> dict[str, Tensor]:
     return {"left": form.left, "right": form.right}
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is infinite or NaN; much faster than asking each."""
+    return tensor.numel() == 0 or bool(tensor.abs().amax() < torch.inf)
+
+
 def content_digest(term: Term) -> str:
     """A digest of everything in a term, which orders terms the same way whatever order they came in."""
     digest = hashlib.sha256(f"{term.source}\0{term.strength!r}\0".encode())
@@ -96,5 +101,5 @@ def term_faults(terms: Iterable[Term]) -> Iterable[str]:
         if not math.isfinite(term.strength):
             yield f"a term of {term.source!r} has the strength {term.strength}; a finite number was expected."
         for name, form in term.delta.terms.items():
-            if not all(bool(factor.isfinite().all()) for factor in tensors_of(form).values()):
+            if not all(all_finite(factor) for factor in tensors_of(form).values()):
                 yield f"the change of {name!r} holds NaN or infinity. The method that made it went wrong."
