@@ -73,10 +73,10 @@ def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> 
     if resumed:
         _log.info("%s holds a stopped run of this plan; going on with it", path)
     else:
+        for name in sorted(_OURS):  # nothing of another run may stand beside this one's results
+            remove(path / name)
         with atomic_file(claim, overwrite=True) as temporary:
             write_bytes(temporary, [json.dumps({"plan": plan_identity}).encode()])
-        for name in sorted(_OURS - {_CLAIM}):  # nothing of another run may stand beside this one's results
-            remove(path / name)
     return RunFolder(path=path, resumed=resumed)
 
 
@@ -92,9 +92,15 @@ def _refuse_used(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise SurgeryError(f"{path} is a file; a run needs a folder. Name another one.")
     held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    held = [name for name in held if not _is_leftover(name)]
     if not held:
         return
     what = "a run" if _OURS & set(held) else f"other files ({', '.join(held[:3])})"
     raise SurgeryError(
         f"{path} already holds {what}; expected a new or empty folder. Name another one, or pass --overwrite."
     )
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a name is what a killed writer leaves behind; the next writer clears it away."""
+    return name.startswith(".") and name.endswith((".partial", ".previous"))

@@ -72,3 +72,8 @@ def test_a_resumed_run_keeps_what_is_finished(tmp_path: Path) -> None:
     (tmp_path / "patch.safetensors").write_text("whole")
     claim_folder(tmp_path, "plan-1")
     assert (tmp_path / "patch.safetensors").read_text() == "whole"
+
+
+def test_what_a_killed_writer_left_is_no_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished.json.17.17.c4e99aa5.partial").write_text("torn")
+    assert not claim_folder(tmp_path, "plan-1").resumed
