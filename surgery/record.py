@@ -1,5 +1,6 @@
 """Plain data that audit, evaluation and report exchange, and its one spelling as text."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,16 @@ def canonical_json(value: JSON) -> str:
         ValueError: when it holds a number that is not finite.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def json_digest(value: JSON) -> str:
+    """The sha256 of ``value``'s canonical JSON, lower-case hexadecimal.
+
+    Raises:
+        TypeError: when ``value`` holds something that is no JSON.
+        ValueError: when it holds a number that is not finite.
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

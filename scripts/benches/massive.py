@@ -13,6 +13,7 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.evaluate import EditEffect
 from surgery.execute import compute_patch, plan_recipe
+from surgery.judge import Judge, load_judge
 from surgery.recipe import Recipe, parse_recipe
 from surgery.record import Score
 from surgery.shelf import checkpoint_path
@@ -27,6 +28,7 @@ def compare(options: argparse.Namespace) -> None:
     """Prints one row for each combination, each share with its 95 % interval."""
     base = checkpoint_path(options.base)
     words, models = read_words(base), load_pipeline(base)
+    judge = load_judge("pocket-judge")
     edits = draw_edits(words, options.concepts)
     print(
         f"{'kind':8}{'residual':10}{'mode':7}"
@@ -35,7 +37,7 @@ def compare(options: argparse.Namespace) -> None:
     )
     for kind, residual, mode in product(options.kinds, options.residuals, options.modes):
         recipe = recipe_of(options, edits, kind, residual, mode)
-        effect, elapsed = measured(recipe, base, models, words, Store(options.store))
+        effect, elapsed = measured(recipe, base, models, words, judge, Store(options.store))
         cells = "".join(f"{shown(effect, name):>24}" for name in COLUMNS)
         print(f"{kind:8}{residual:10}{mode:7}{cells}{elapsed:10.1f}", flush=True)
 
@@ -71,13 +73,15 @@ evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}
     )
 
 
-def measured(recipe: Recipe, base: Any, models: Any, words: Words, store: Store) -> tuple[EditEffect, float]:
+def measured(
+    recipe: Recipe, base: Any, models: Any, words: Words, judge: Judge, store: Store
+) -> tuple[EditEffect, float]:
     checkpoint = open_checkpoint(base)
     started = time.monotonic()
     computed = compute_patch(recipe, plan_recipe(recipe, checkpoint), checkpoint, models, store)
     elapsed = time.monotonic() - started
     replacements = [r for outcome in computed.outcomes for r in outcome.replacements]
-    effect, _ = measure_replacements(recipe, replacements, words, models, computed.patch, store)
+    effect, _ = measure_replacements(recipe, replacements, words, models, computed.patch, judge, store)
     if effect is None:
         raise SystemExit("nothing could be measured: the judge knows none of the concepts")
     return effect, elapsed

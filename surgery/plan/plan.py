@@ -1,13 +1,13 @@
 """The steps of a recipe in order, each with its sites, its batches and its cost; made from headers alone."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import MethodError, nearest, raise_all
 from surgery.recipe import Recipe
-from surgery.record import JSON, Work, canonical_json
+from surgery.record import JSON, Work, json_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,7 @@ class Step:
     @property
     def parameters(self) -> int:
         """Weights that may change."""
-        total = 0
-        for shape in self.shapes.values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(prod(shape) for shape in self.shapes.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +67,14 @@ def build_plan(recipe: Recipe, base: Checkpoint, works: Sequence[Work]) -> Plan:
     """
     raise_all(MethodError, [fault for work in works for fault in _missing(work, base)])
     headers: JSON = {name: [str(entry.dtype), *entry.shape] for name, entry in sorted(base.tensors.items())}
-    foundation = hashlib.sha256(canonical_json(headers).encode()).hexdigest()
+    foundation = json_digest(headers)
     steps = tuple(_step(number, work, base, foundation) for number, work in enumerate(works, start=1))
     parts: JSON = [recipe.digest, foundation, *(step.identity for step in steps)]
     return Plan(
         base=base.path.name,
         architecture=base.architecture,
         steps=steps,
-        identity=hashlib.sha256(canonical_json(parts).encode()).hexdigest(),
+        identity=json_digest(parts),
     )
 
 
@@ -90,7 +84,7 @@ def _step(number: int, work: Work, base: Checkpoint, foundation: str) -> Step:
         number=number,
         work=work,
         shapes={name: tuple(base.tensors[name].shape) for name in work.sites},
-        identity=hashlib.sha256(canonical_json(meaning).encode()).hexdigest(),
+        identity=json_digest(meaning),
     )
 
 

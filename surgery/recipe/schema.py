@@ -1,6 +1,5 @@
 """A recipe: what the user asked for. No code in it, no model behind it."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from pydantic import Field, PrivateAttr
 from surgery.recipe.emcid import Emcid
 from surgery.recipe.model import Part
 from surgery.recipe.parameters import Count, NotNegative, Phrase, Seed, Seeds
-from surgery.record import canonical_json
+from surgery.record import json_digest
 from surgery.shelf import checkpoint_path
 
 
@@ -94,7 +93,7 @@ class Recipe(Part):
         Files that the recipe names (base, captions, pictures) enter by name only; whoever caches a result
         adds their digests.
         """
-        return hashlib.sha256(canonical_json(self.meaning()).encode()).hexdigest()
+        return json_digest(self.meaning())
 
     def base_path(self) -> Path:
         """The checkpoint to edit: a path seen from the recipe's folder, or one on the shelf.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
 from surgery.errors import StoreError
-from surgery.record import JSON, canonical_json
+from surgery.record import JSON, json_digest
 from surgery.store.libraries import library_versions
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Store:
         """
         try:
             whole: JSON = {"libraries": library_versions(), "meaning": meaning}
-            return hashlib.sha256(canonical_json(whole).encode()).hexdigest()
+            return json_digest(whole)
         except (TypeError, ValueError) as error:
             raise StoreError(f"a key is made of plain JSON with finite numbers, but {error}.") from error
 
@@ -84,7 +84,7 @@ class Store:
         """
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         try:
-            done = {"data": data, "data_sha256": _data_digest(data), "tensors_sha256": _digest(content)}
+            done = {"data": data, "data_sha256": json_digest(data), "tensors_sha256": _digest(content)}
             text = json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise StoreError(f"a result's data is plain JSON with finite numbers, but {error}.") from error
@@ -135,13 +135,9 @@ def _checked(folder: Path) -> Mapping[str, Any]:
     if found != done["tensors_sha256"]:
         raise ValueError(f"{_TENSORS} has other bytes than were written")
     data: Mapping[str, Any] = done["data"]
-    if _data_digest(data) != done["data_sha256"]:
+    if json_digest(data) != done["data_sha256"]:
         raise ValueError(f"{_DONE} has other data than was written")
     return data
-
-
-def _data_digest(data: Mapping[str, JSON]) -> str:
-    return _digest(canonical_json(data).encode())
 
 
 def _digest(content: bytes) -> str:

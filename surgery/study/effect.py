@@ -1,19 +1,17 @@
 """The effect of a patch on its own replacements and on held-out concepts."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
-from surgery.judge import Labels, Trait, load_judge
+from surgery.judge import Judge, Labels, Trait
 from surgery.methods import Replacement
 from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
 from surgery.record import Finding
 from surgery.store import Store
 from surgery.study.words import Words
-
-_DEFAULT_TEMPLATES: Final = ("a picture of {}",)
 
 
 def measure_replacements(
@@ -22,20 +20,15 @@ def measure_replacements(
     words: Words,
     models: Any,
     patch: Patch,
+    judge: Judge,
     store: Store,
     *,
     batch: int | None = None,
-    device: str = "cpu",
 ) -> tuple[EditEffect | None, tuple[Finding, ...]]:
-    """What ``recipe.evaluate`` asks for; replacements that the judge has no name for are left out and named.
-
-    Raises:
-        JudgeError: when there is no such judge.
-    """
+    """What ``recipe.evaluate`` asks for; replacements the judge has no name for are left out and named."""
     wish = recipe.evaluate
     if wish is None:
         return None, ()
-    judge = load_judge(wish.judge, device)
     changes, findings = changes_of(replacements, words, judge.labels)
     edited = edited_names(replacements, words)
     known = set(judge.labels.concept)
@@ -46,9 +39,8 @@ def measure_replacements(
     ]
     if not changes and not probes:
         return None, findings
-    templates = words.test_templates if wish.templates == "test" else words.train_templates
     sampling = Sampling(
-        templates=templates or _DEFAULT_TEMPLATES,
+        templates=words.templates(wish.templates),
         samples=wish.samples,
         seed=recipe.seed,
         steps=recipe.sample.steps,

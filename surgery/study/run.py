@@ -90,8 +90,8 @@ def run_recipe(
     checkpoint = open_checkpoint(base or recipe.base_path())
     plan = plan_recipe(recipe, checkpoint)
     words = read_words(checkpoint.path)
-    if recipe.evaluate is not None:
-        load_judge(recipe.evaluate.judge)  # what is missing is said before minutes of work, not after
+    # what is missing is said before minutes of work, not after
+    judge = None if recipe.evaluate is None else load_judge(recipe.evaluate.judge, device)
     refuse_overlap(checkpoint.path, out)
     folder = claim_folder(out, plan.identity, overwrite=overwrite)
     store = Store(cache or out / "cache")
@@ -106,10 +106,10 @@ def run_recipe(
         _draw_sheet(recipe, replacements, words, models, computed.patch, folder, batch)
     effect: EditEffect | None = None
     unmeasured: tuple[Finding, ...] = ()
-    if recipe.evaluate is not None:
+    if judge is not None:
         with clock.stage("evaluate"):
             effect, unmeasured = measure_replacements(
-                recipe, replacements, words, models, computed.patch, store, batch=batch, device=device
+                recipe, replacements, words, models, computed.patch, judge, store, batch=batch
             )
     findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
@@ -138,7 +138,7 @@ def _draw_sheet(
 ) -> None:
     """Edited prompts first, then a few that the edit was to leave alone, the same seeds side by side."""
     labels = _edited_prompts(replacements, words)
-    template = words.test_templates[0] if words.test_templates else "a picture of {}"
+    template = words.templates("test")[0]
     alone = words.others(edited_names(replacements, words), 4)
     prompts = list(recipe.sample.prompts) or [*labels, *(template.replace("{}", name) for name in alone)]
     seeds = recipe.sample.seeds
@@ -156,7 +156,7 @@ def _draw_sheet(
 
 def _edited_prompts(replacements: tuple[Replacement, ...], words: Words) -> dict[str, str]:
     """One prompt for each replacement, with the label of its row."""
-    common = words.test_templates[0] if words.test_templates else "a picture of {}"
+    common = words.templates("test")[0]
     return {
         (r.templates or (common,))[0].replace("{}", r.source): f"{r.source} → {r.destination or 'nothing'}"
         for r in replacements

@@ -9,6 +9,7 @@ from typing import Final
 from surgery.errors import CheckpointError
 
 _WORDS_FILE: Final = "concepts.json"
+_PLAIN: Final = ("a picture of {}",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,10 @@ class Words:
     name_of: dict[str, str] | None = None
     train_templates: tuple[str, ...] = ()
     test_templates: tuple[str, ...] = ()
+
+    def templates(self, kind: str) -> tuple[str, ...]:
+        """Prompts of one kind, "train" or "test"; a plain one for checkpoints that name none."""
+        return (self.test_templates if kind == "test" else self.train_templates) or _PLAIN
 
     def name(self, phrase: str) -> str:
         """The concept that a phrase calls by name or alias; the phrase itself when unknown."""

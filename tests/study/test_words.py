@@ -49,3 +49,9 @@ def test_others_are_spread_evenly_and_leave_the_named_ones_out() -> None:
     assert words.others({"a", "b"}, 4) == ["d", "f", "h", "j"]
     assert words.others(set("abcdefgh"), 4) == ["i", "j"]
     assert words.others((), 0) == []
+
+
+def test_templates_of_each_kind_and_a_plain_one_where_there_are_none(tmp_path: Path) -> None:
+    words = read_words(written(tmp_path, RAW))
+    assert (words.templates("test"), words.templates("train")) == (("here is {}",), ("a photo of {}",))
+    assert Words().templates("test") == ("a picture of {}",)
