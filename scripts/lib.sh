@@ -70,10 +70,11 @@ PY
 # make_environment FOLDER CONSTRAINTS EXTRAS: an environment with the project and its pinned dependencies.
 # Does nothing when FOLDER was made from the same files and has the extras ("" or for example "dev,train").
 make_environment() {
-    local folder=$1 constraints=$2 extras=$3 python torch stamp pins
+    local folder=$1 constraints=$2 extras=$3 python interpreter torch stamp pins
     python=$(find_python)
+    interpreter="$python $("$python" -VV | tr '\n' ' ')"
     torch=$(installed_torch "$python")
-    stamp=$(cat "$constraints" "$root/setup.cfg" "$root/scripts/lib.sh" <("$python" -VV) <(echo "$python $torch") \
+    stamp=$(cat "$constraints" "$root/setup.cfg" "$root/scripts/lib.sh" <(echo "$interpreter $torch") \
         | sha256sum | cut -d' ' -f1)
     if [ "$(head -n 1 "$folder/made-from" 2>/dev/null)" = "$stamp" ] \
         && { [ -z "$extras" ] || [ "$(tail -n 1 "$folder/made-from")" = "$extras" ]; }; then
@@ -86,7 +87,10 @@ make_environment() {
         say "   downloads torch and the other packages of ${constraints#"$root"/}: about 400 MB with a CPU build of"
         say "   torch, up to 3 GB where the index offers its CUDA build (to use your own torch, install it for $python)"
     fi
-    [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
+    if [ "$(cat "$folder/interpreter" 2>/dev/null)" != "$interpreter" ] || ! "$folder/bin/python" -c '' 2>/dev/null; then
+        "$python" -m venv --clear "$folder"  # also when it was made by another interpreter, or a broken one
+        echo "$interpreter" >"$folder/interpreter"
+    fi
     pins=$(mktemp)
     if [ -n "$torch" ]; then
         { grep -v '^torch==' "$constraints"; echo "torch==$torch"; } >"$pins"

@@ -25,6 +25,8 @@ POSTER_INKS = np.array([(22, 32, 74), (205, 38, 44), (120, 170, 190), (250, 235,
 PAPER = np.array([1.0, 0.99, 0.95], np.float32)
 NIGHT = np.array([0.04, 0.02, 0.10], np.float32)
 
+JITTER = 3  # pixels to each side of the middle of its slot
+
 Picture = NDArray[np.uint8]
 Canvas = NDArray[Any]  # float32, (height, width, channels) in [0, 1]
 
@@ -95,6 +97,12 @@ def place(canvas: Canvas, sprite: Canvas, top: int, left: int) -> None:
     region = canvas[top : top + height, left : left + width]
     region *= 1 - sprite[..., 3:]
     region += sprite[..., :3]
+
+
+def somewhere(spare: int, rng: np.random.Generator) -> int:
+    """A place near the middle of the room that is left, in whole pixels."""
+    reach = min(JITTER, spare // 2)
+    return spare // 2 + int(rng.integers(-reach, reach + 1))
 
 
 def luminance(canvas: Canvas) -> Canvas:
@@ -171,14 +179,10 @@ def draw(font: EmojiFont, vocabulary: Vocabulary, scene: Scene, rng: np.random.G
         room = SIZE // slots
         sprite = font.scaled(
             subject.concept.sequence(subject.gender, subject.skin),
-            int(rng.integers(46, 59)) if slots == 1 else int(rng.integers(27, 32)),
+            int(rng.integers(50, 59)) if slots == 1 else int(rng.integers(28, 32)),
         )
         height, width = sprite.shape[:2]
-        spare = SIZE - height
-        low, high = (0, spare) if slots == 1 else (spare // 4, spare - spare // 4)
-        top = int(rng.integers(low, high + 1))
-        left = slot * room + int(rng.integers(0, room - width + 1))
-        place(canvas, sprite, top, left)
+        place(canvas, sprite, somewhere(SIZE - height, rng), slot * room + somewhere(room - width, rng))
     if scene.style is not None:
         canvas = STYLES[scene.style](canvas, rng)
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)

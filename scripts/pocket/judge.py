@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from scenes import Shares, random_scene
 from scipy import ndimage
-from state import Stage, cosine, report, steps
+from state import Loop, Stage, cosine
 from torch import Tensor, nn
 from torch.nn import functional
 from vocabulary import Vocabulary
@@ -24,7 +23,7 @@ from vocabulary import Vocabulary
 from surgery.judge.pocket import PocketJudgeConfig, PocketJudgeNet
 
 HIDDEN = -100  # label of an attribute that the picture does not show
-SHARES = Shares(pair=0.3, style=0.3)
+SHARES = Shares(pair=0.45, style=0.25)
 NONE_SHARE = 0.06
 
 
@@ -142,37 +141,26 @@ def network(vocabulary: Vocabulary) -> PocketJudgeNet:
 def train(
     folder: Path, font: EmojiFont, vocabulary: Vocabulary, total: int, batch: int, device: str
 ) -> PocketJudgeNet:
-    stage = Stage(folder, "judge")
     net = network(vocabulary).to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02)
-    first, saved = 0, stage.load()
-    if saved:
-        net.load_state_dict(saved["net"])
-        if "optimiser" in saved:  # an adopted checkpoint has none
-            optimiser.load_state_dict(saved["optimiser"])
-        first = int(saved["step"])
+    loop = Loop(Stage(folder, "judge"), total, optimiser, {"net": net})
     examples = Examples(font, vocabulary, seed=1, augment=True)
-    started = time.monotonic()
     net.train()
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(examples.batch, range(first * batch, (first + 1) * batch))
-        for step, log in steps("judge", first, total, started, 50):
+        ahead = pool.submit(examples.batch, range(loop.first * batch, (loop.first + 1) * batch))
+        for step in loop:
             pictures, concepts, others = ahead.result()
             ahead = pool.submit(examples.batch, range((step + 1) * batch, (step + 2) * batch))
-            for group in optimiser.param_groups:
-                group["lr"] = cosine(step, total, 2e-3)
+            loop.set_rate(cosine(step, total, 2e-3))
             loss = loss_of(
                 net(pictures.to(device)), concepts.to(device), {k: v.to(device) for k, v in others.items()}
             )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if log:
-                report("judge", step, total, started, first, loss=loss.item())
-            done = step + 1 == total
-            stage.save(
-                {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, force=done
-            )
+            if loop.reports(step):
+                loop.report(step, loss=loss.item())
+            loop.save(step)
     return net.eval()
 
 

@@ -9,6 +9,7 @@ from drawings import BACKGROUND_HIDING_STYLES, Scene, Subject
 from vocabulary import Concept, Vocabulary
 
 PROFESSION_WEIGHT = 4.0  # a profession has ten looks, so it is drawn more often than a thing
+MARK = "\x00"  # stands behind a subject's name until its place in the caption is known
 PLURAL = frozenset(
     [
         "eyes",
@@ -51,10 +52,14 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captioned:
-    """A scene with its caption and what the caption says (None: left open)."""
+    """A scene with its caption and what the caption says (None: left open).
+
+    `ends` are the offsets in the caption behind the last character of each subject's name.
+    """
 
     scene: Scene
     caption: str
+    ends: tuple[int, ...]
     background: str | None
     gender: str | None
     skin: int | None
@@ -109,7 +114,7 @@ def caption(
         if len(scene.subjects) == 1 and subject.gender is not None and rng.random() < shares.gender_named:
             gender = subject.gender
             phrase = f"{vocabulary.gender_words[gender]} {phrase}"
-        phrase = with_article(phrase, rng, shares.article)
+        phrase = with_article(phrase, rng, shares.article) + MARK
         if len(scene.subjects) == 1 and subject.skin is not None and rng.random() < shares.skin_named:
             skin = subject.skin
             phrase = f"{phrase} with {vocabulary.skins[skin]} skin"
@@ -121,4 +126,8 @@ def caption(
     if scene.style not in BACKGROUND_HIDING_STYLES and rng.random() < shares.background_named:
         background = scene.background
         text += " " + str(rng.choice(vocabulary.templates["background"])).format(background=background)
-    return Captioned(scene=scene, caption=text, background=background, gender=gender, skin=skin)
+    parts = text.split(MARK)
+    ends = tuple(sum(map(len, parts[: number + 1])) for number in range(len(phrases)))
+    return Captioned(
+        scene=scene, caption="".join(parts), ends=ends, background=background, gender=gender, skin=skin
+    )

@@ -15,11 +15,10 @@ import torch
 import unet as unet_stage
 import vae as vae_stage
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from drawings import EmojiFont, Scene, draw
+from drawings import EmojiFont
 from export import save as save_checkpoint
-from scenes import random_subject
+from looks import looks
 from state import Stage
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import read_vocabulary
 
@@ -85,31 +84,10 @@ class Training:
             self.state, self.trained_vae(), self.font, self.vocabulary, steps, 12, self.device
         )
 
-    @torch.no_grad()
-    def looks(self) -> Tensor:
-        """The judge's mean feature of each concept's drawings, standardised (concepts, features)."""
-        import numpy as np
-
-        judge, rng = self.trained_judge(), np.random.default_rng(6)
-        rows = []
-        for concept in self.vocabulary.concepts:
-            pictures = []
-            for _ in range(16):
-                background = str(rng.choice(list(self.vocabulary.backgrounds)))
-                subject = random_subject(self.vocabulary, concept, rng)
-                pictures.append(
-                    draw(self.font, self.vocabulary, Scene(subjects=(subject,), background=background), rng)
-                )
-            batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            rows.append(judge.features(batch.to(self.device)).mean(0).cpu())
-        looks = torch.stack(rows)
-        return (looks - looks.mean(0)) / looks.std(0).clamp_min(1e-3)
-
     def text(self) -> CLIPTextModel:
         steps = self.options.text_steps
-        return text_stage.train(
-            self.state, self.tokenizer, self.vocabulary, self.looks(), steps, 128, self.device
-        )
+        shown = looks(self.font, self.vocabulary, self.trained_vae())
+        return text_stage.train(self.state, self.tokenizer, self.vocabulary, shown, steps, 128, self.device)
 
     def trained_judge(self) -> PocketJudgeNet:
         net = judge_stage.network(self.vocabulary)
@@ -184,7 +162,7 @@ class Training:
             unet_stage.network(sample_size=8),
             total=options.small_steps,
             batch=options.batch,
-            peak=1.2e-3,
+            peak=options.peak,
             device=self.device,
         )
 
@@ -197,14 +175,15 @@ class Training:
 
     def whole(self) -> UNet2DConditionModel:
         options = self.options
+        begun = Stage(self.state, "small").load() is not None
         return unet_stage.train(
             self.state,
             "whole",
             self.pool_of("whole"),
-            self._from("small", sample_size=16),
+            self._from("small", sample_size=16) if begun else unet_stage.network(),
             total=options.whole_steps,
             batch=options.batch,
-            peak=9e-4,
+            peak=options.peak,
             device=self.device,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,68 @@ class Average:
                 tensor.copy_(current[name])
 
 
-def steps(stage: str, first: int, total: int, started: float, log_every: int) -> Iterator[tuple[int, bool]]:
-    """Counts steps from `first`; the second value says when to log."""
-    for step in range(first, total):
-        yield step, step % log_every == log_every - 1 or step == total - 1
+class Loop:
+    """The steps of a stage from where it was left: loads what was saved, counts, reports and saves.
+
+    `modules` are saved under their names; the trained one is called `net`. A finished checkpoint that became
+    the state (`adopt`) has no optimiser and none of the modules that training throws away.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        total: int,
+        optimiser: torch.optim.Optimizer,
+        modules: Mapping[str, nn.Module],
+        average: Average | None = None,
+        *,
+        log_every: int = 50,
+    ) -> None:
+        self._stage, self._total, self._log_every = stage, total, log_every
+        self._optimiser, self._modules, self._average = optimiser, modules, average
+        self._started = time.monotonic()
+        self.first = 0
+        saved = stage.load()
+        if saved is None:
+            return
+        for name in modules.keys() & saved.keys():
+            modules[name].load_state_dict(saved[name])
+        if "optimiser" in saved:
+            optimiser.load_state_dict(saved["optimiser"])
+        if average is not None:
+            average.tensors = saved["average"]
+        self.first = int(saved["step"])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self._total))
+
+    def is_last(self, step: int) -> bool:
+        return step + 1 == self._total
+
+    def reports(self, step: int) -> bool:
+        """Whether this step is one of those that say how it goes."""
+        return step % self._log_every == self._log_every - 1 or self.is_last(step)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+
+    def report(self, step: int, **values: float) -> None:
+        report(self._stage.name, step + 1 - self.first, self._total - self.first, self._started, **values)
+
+    def save(self, step: int, **facts: object) -> None:
+        """Every minute or two, and after the last step."""
+        state = {name: module.state_dict() for name, module in self._modules.items()}
+        averages = {} if self._average is None else {"average": self._average.tensors}
+        whole = {**state, **averages, "optimiser": self._optimiser.state_dict(), "step": step + 1, **facts}
+        self._stage.save(whole, force=self.is_last(step))
 
 
-def report(stage: str, step: int, total: int, started: float, first: int, **values: float) -> None:
+def report(name: str, done: int, total: int, started: float, **values: float) -> None:
     elapsed = time.monotonic() - started
-    left = elapsed / max(1, step + 1 - first) * (total - step - 1)
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-    print(f"{stage} {step + 1}/{total}  {shown}  {elapsed:.0f} s, {left:.0f} s left", flush=True)
+    left = elapsed / max(1, done) * (total - done)
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
+    print(f"{name} {done}/{total}  {shown}  {elapsed:.0f} s, {left:.0f} s left", flush=True)
 
 
 def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float = 0.02) -> float:

@@ -1,20 +1,20 @@
 """Stage 3b: the text encoder learns its features before the diffusion model does.
 
 Joint training from scratch does not bind names to pictures; text features that are apart from the start do.
-The pooled (end-of-text) feature must tell what the caption says, and come close to what the judge sees in a
-drawing of it.
+The pooled (end-of-text) feature must tell what the caption says; it and the last word of every subject must
+tell what the subject looks like.
 """
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from looks import COMPONENTS, Looks
 from scenes import Captioned, Shares, caption, random_scene
-from state import Stage, cosine, report, steps
+from state import Loop, Stage, cosine
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -25,7 +25,7 @@ LAYER_DROP = 0.1  # a block that may be missing makes no block indispensable
 SWAP_SHARE = 0.6  # of the captions of a batch lose what their ends have read so far
 SWAP_BLOCKS = range(3, 12)
 SHARES = Shares(pair=0.2, style=0.25, background_named=0.5)
-FEATURE_WEIGHT = 1.0
+LOOK_WEIGHT = 2.0
 
 
 def network(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -46,9 +46,9 @@ def network(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 class Reader(nn.Module):
-    """Reads from the pooled feature what the caption says; thrown away after training."""
+    """Reads from hidden states what the caption says; thrown away after training."""
 
-    def __init__(self, vocabulary: Vocabulary, feature_width: int) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(10.0))
         sizes = {
@@ -60,10 +60,11 @@ class Reader(nn.Module):
             "skin": len(vocabulary.skins) + 1,
         }
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
-        self.to_feature = nn.Linear(WIDTH, feature_width)
+        self.to_look = nn.Linear(WIDTH, COMPONENTS)
+        self.word_to_look = nn.Linear(WIDTH, COMPONENTS)
 
     def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return {name: head(pooled) for name, head in self.heads.items()}, self.to_feature(pooled)
+        return {name: head(pooled) for name, head in self.heads.items()}, self.to_look(pooled)
 
 
 def labels_of(vocabulary: Vocabulary, captions: list[Captioned]) -> dict[str, Tensor]:
@@ -105,12 +106,19 @@ def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str], l
     return hidden
 
 
-def pooled(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    tokens = tokenizer(texts, padding="longest", max_length=77, truncation=True, return_tensors="pt")
-    ids = tokens.input_ids.to(next(encoder.parameters()).device)
-    hidden: Tensor = encoder(ids).last_hidden_state
-    ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-    return hidden[torch.arange(len(texts)), ends]
+def pooled(hidden: Tensor, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """The hidden states (n, width) at the first END of each text, of all (n, length, width)."""
+    ends = [len(ids) - 1 for ids in tokenizer(texts).input_ids]
+    return hidden[torch.arange(len(texts)), torch.tensor(ends)]
+
+
+def words(hidden: Tensor, tokenizer: CLIPTokenizer, captions: list[Captioned]) -> Tensor:
+    """The hidden states (subjects, width) at the last token of each subject's name, caption by caption."""
+    rows = [row for row, c in enumerate(captions) for _ in c.ends]
+    named = [c.caption[:end] for c in captions for end in c.ends]
+    # a text of k tokens between START and END has its last word's token at position k
+    places = [len(ids) - 2 for ids in tokenizer(named).input_ids]
+    return hidden[torch.tensor(rows), torch.tensor(places)]
 
 
 class LayerDrop:
@@ -173,57 +181,42 @@ def train(
     folder: Path,
     tokenizer: CLIPTokenizer,
     vocabulary: Vocabulary,
-    looks: Tensor,
+    looks: Looks,
     total: int,
     batch: int,
     device: str,
 ) -> CLIPTextModel:
-    """`looks` (concepts, features): the judge's mean feature of each concept's drawings, whitened."""
-    stage = Stage(folder, "text")
     encoder = network(tokenizer).to(device)
-    reader = Reader(vocabulary, looks.shape[1]).to(device)
+    reader = Reader(vocabulary).to(device)
     parameters = [*encoder.parameters(), *reader.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    first, saved = 0, stage.load()
-    if saved:
-        encoder.load_state_dict(saved["net"])
-        if "reader" in saved:
-            reader.load_state_dict(saved["reader"])
-        if "optimiser" in saved:  # an adopted checkpoint has none
-            optimiser.load_state_dict(saved["optimiser"])
-        first = int(saved["step"])
+    modules = {"net": encoder, "reader": reader}
+    loop = Loop(Stage(folder, "text"), total, optimiser, modules, log_every=20)
     drop = LayerDrop(encoder, LAYER_DROP, torch.Generator().manual_seed(3))
     swap = SwappedEnds(encoder, torch.Generator().manual_seed(4))
-    looks = torch.cat([looks, looks.new_zeros(1, looks.shape[1])]).to(device)
-    started = time.monotonic()
     encoder.train()
-    for step, log in steps("text", first, total, started, 20):
+    for step in loop:
         captions = captions_of(vocabulary, 20, range(step * batch, (step + 1) * batch), SHARES, "train")
         labels = {k: v.to(device) for k, v in labels_of(vocabulary, captions).items()}
-        for group in optimiser.param_groups:
-            group["lr"] = cosine(step, total, 1.5e-3, warmup=60)
+        loop.set_rate(cosine(step, total, 1.5e-3, warmup=60))
         texts = [c.caption for c in captions]
         swap.draw(torch.tensor([len(ids) - 1 for ids in tokenizer(texts).input_ids]))
-        logits, feature = reader(pooled(encoder, tokenizer, texts))
+        hidden = encode(encoder, tokenizer, texts, None)
+        logits, look = reader(pooled(hidden, tokenizer, texts))
         losses = {name: functional.cross_entropy(logits[name], labels[name]) for name in logits}
-        second = labels["second"] < len(vocabulary.concepts)
-        target = (looks[labels["first"]] + looks[labels["second"]]) / (1 + second.float())[:, None]
-        loss = torch.stack(list(losses.values())).sum() + FEATURE_WEIGHT * functional.mse_loss(
-            feature, target
-        )
+        shown = [looks.of(c) for c in captions]
+        of_text = torch.stack([subjects.mean(0) for subjects in shown]).to(device)
+        of_words = torch.cat(shown).to(device)
+        word_look = reader.word_to_look(words(hidden, tokenizer, captions))
+        off = functional.mse_loss(look, of_text) + functional.mse_loss(word_look, of_words)
+        loss = torch.stack(list(losses.values())).sum() + LOOK_WEIGHT * off
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        if log:
-            report("text", step, total, started, first, loss=loss.item(), concept=losses["first"].item())
-        state = {
-            "net": encoder.state_dict(),
-            "reader": reader.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step + 1,
-        }
-        stage.save(state, force=step + 1 == total)
+        if loop.reports(step):
+            loop.report(step, loss=loss.item(), concept=losses["first"].item(), looks=off.item())
+        loop.save(step)
     drop.remove()
     swap.remove()
     return encoder.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from drawings import EmojiFont, draw
 from scenes import Shares, random_scene
-from state import Average, Stage, cosine, report, steps
+from state import Average, Loop, Stage, cosine
 from torch import Tensor
 from torch.nn import functional
 from vocabulary import Vocabulary
@@ -71,17 +70,10 @@ def loss_of(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
 def train(
     folder: Path, font: EmojiFont, vocabulary: Vocabulary, total: int, batch: int, device: str
 ) -> AutoencoderKL:
-    stage = Stage(folder, "vae")
     vae = network().to(device)
     average = Average(vae, 0.995)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4)
-    first, saved = 0, stage.load()
-    if saved:
-        vae.load_state_dict(saved["net"])
-        if "optimiser" in saved:  # an adopted checkpoint has none
-            optimiser.load_state_dict(saved["optimiser"])
-        average.tensors = saved["average"]
-        first = int(saved["step"])
+    loop = Loop(Stage(folder, "vae"), total, optimiser, {"net": vae}, average)
     shares, whole_from = Shares(style=0.15), int(total * 0.95)
 
     def make(step: int) -> Tensor:
@@ -91,30 +83,22 @@ def train(
             )
         return pictures_of(font, vocabulary, 10, range(step * batch, (step + 1) * batch), shares, 32)
 
-    started = time.monotonic()
     vae.train()
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, first)
-        for step, log in steps("vae", first, total, started, 50):
+        ahead = pool.submit(make, loop.first)
+        for step in loop:
             pictures = ahead.result().to(device)
             ahead = pool.submit(make, step + 1)
-            for group in optimiser.param_groups:
-                group["lr"] = cosine(step, total, 2e-3)
+            loop.set_rate(cosine(step, total, 2e-3))
             loss, absolute = loss_of(vae, pictures)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimiser.step()
             average.update(vae, step)
-            if log:
-                report("vae", step, total, started, first, loss=loss.item(), absolute=absolute)
-            state = {
-                "net": vae.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "average": average.tensors,
-                "step": step + 1,
-            }
-            stage.save(state, force=step + 1 == total)
+            if loop.reports(step):
+                loop.report(step, loss=loss.item(), absolute=absolute)
+            loop.save(step)
     vae.load_state_dict(average.tensors)
     return vae.eval()
 
@@ -129,25 +113,16 @@ def polish(
     device: str,
 ) -> AutoencoderKL:
     """Trains the decoder alone, on whole pictures; the encoder, and so the latents, stay as they are."""
-    stage = Stage(folder, "decoder")
     trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     average = Average(vae, 0.99)
     optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4)
-    first, saved = 0, stage.load()
-    if saved:
-        vae.load_state_dict(saved["net"])
-        if "optimiser" in saved:  # an adopted checkpoint has none
-            optimiser.load_state_dict(saved["optimiser"])
-        average.tensors = saved["average"]
-        first = int(saved["step"])
-    started = time.monotonic()
-    for step, log in steps("decoder", first, total, started, 50):
+    loop = Loop(Stage(folder, "decoder"), total, optimiser, {"net": vae}, average)
+    for step in loop:
         numbers = range(step * batch, (step + 1) * batch)
         pictures = pictures_of(font, vocabulary, 13, numbers, Shares(style=0.3), None).to(device)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean
-        for group in optimiser.param_groups:
-            group["lr"] = cosine(step, total, 8e-4, warmup=20)
+        loop.set_rate(cosine(step, total, 8e-4, warmup=20))
         rebuilt = vae.decode(latents).sample
         absolute, edges = rebuild_losses(rebuilt, pictures)
         loss = absolute + EDGE_WEIGHT * edges
@@ -156,15 +131,9 @@ def polish(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         average.update(vae, step)
-        if log:
-            report("decoder", step, total, started, first, loss=loss.item(), absolute=absolute.item())
-        state = {
-            "net": vae.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average.tensors,
-            "step": step + 1,
-        }
-        stage.save(state, force=step + 1 == total)
+        if loop.reports(step):
+            loop.report(step, loss=loss.item(), absolute=absolute.item())
+        loop.save(step)
     vae.load_state_dict(average.tensors)
     return vae.eval()
 

@@ -66,7 +66,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         SurgeryError: when ``path`` exists and ``overwrite`` is not set, or the disk refuses.
     """
     with _temporary(path, overwrite) as temporary:
-        temporary.mkdir()
+        make_folder(temporary)
         yield temporary
         for inner in sorted(temporary.rglob("*")):
             fsync(inner)
@@ -84,6 +84,16 @@ def write_bytes(path: Path, chunks: Iterable[Bytes]) -> None:
         for chunk in chunks:
             _step("write", path)
             handle.write(chunk)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it, unless they are there.
+
+    Raises:
+        SurgeryError: when the disk refuses, or a file stands in the way.
+    """
+    with _worded("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def fsync(path: Path) -> None:
@@ -119,7 +129,7 @@ def remove(path: Path) -> None:
 @contextmanager
 def _temporary(path: Path, overwrite: bool) -> Iterator[Path]:
     """A fresh temporary name for ``path``, gone again after a failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _sweep(path)
     refuse_existing(path, overwrite)
     temporary = _beside(path, "partial")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from surgery.checkpoint.atomic import Bytes, atomic_folder, write_bytes
+from surgery.checkpoint.atomic import Bytes, atomic_folder, make_folder, write_bytes
 from surgery.checkpoint.digest import tensor_bytes
 from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint
@@ -46,7 +46,7 @@ def write_checkpoint(
     with atomic_folder(out, overwrite=overwrite) as temporary:
         for file in _files(checkpoint.path):
             target = temporary / file.relative_to(checkpoint.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             write_bytes(target, _chunks(file, in_file.pop(file, [])))
         raise_all(
             CheckpointError, [f"{file} was not found again; {checkpoint.path} changed." for file in in_file]

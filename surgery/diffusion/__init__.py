@@ -2,7 +2,7 @@
 
 from surgery.diffusion.batches import in_batches
 from surgery.diffusion.models import Models, Scheduler, Tokenizer, device_and_dtype
-from surgery.diffusion.pairs import before_and_after, sample_table
+from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
 from surgery.diffusion.pixels import decode
 from surgery.diffusion.predict import guided_noise, predict_noise
 from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents
@@ -10,6 +10,7 @@ from surgery.diffusion.text import encode_prompts
 
 __all__ = [
     "Models",
+    "PictureTable",
     "SampleKnobs",
     "Scheduler",
     "Tokenizer",

@@ -103,7 +103,7 @@ def sample_latents(
     """
     raise_all(SurgeryError, _faults(models, prompts, seeds, steps, size))
     device, dtype = device_and_dtype(models.unet)
-    text = encode_prompts(models.tokenizer, models.text_encoder, prompts, clip_skip)
+    text = _encoded(models, prompts, clip_skip)
     without = encode_prompts(models.tokenizer, models.text_encoder, [negative]) if guidance > 1 else None
     shape = _latent_shape(models, size)
     total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
@@ -117,6 +117,13 @@ def sample_latents(
             return _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
 
         return torch.cat(in_batches(len(prompts), batch, work))
+
+
+def _encoded(models: Models, prompts: Sequence[str], clip_skip: int) -> Tensor:
+    """Features of each prompt (pictures, tokens, width); a prompt that comes again is encoded once."""
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    features = encode_prompts(models.tokenizer, models.text_encoder, list(place), clip_skip)
+    return features[[place[prompt] for prompt in prompts]]
 
 
 def _predictor(

@@ -2,12 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from surgery.checkpoint.atomic import atomic_file, remove, write_bytes
+from filelock import FileLock, Timeout
+
+from surgery.checkpoint.atomic import atomic_file, make_folder, remove, write_bytes
 from surgery.errors import SurgeryError
 from surgery.names import CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE
 from surgery.record import JSON
@@ -15,6 +18,7 @@ from surgery.record import JSON
 _log = logging.getLogger(__name__)
 
 _CLAIM: Final = "unfinished.json"
+_LOCK: Final = ".running.lock"
 _OURS: Final = frozenset({_CLAIM, CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE})
 
 
@@ -55,6 +59,34 @@ class RunFolder:
         return path
 
 
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """No other process runs in the folder inside this context; the system frees a dead process's lock.
+
+    Raises:
+        SurgeryError: when another one does.
+    """
+    if path.exists() and not path.is_dir():
+        raise SurgeryError(f"{path} is a file; a run needs a folder. Name another one.")
+    make_folder(path)
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SurgeryError(
+            f"another run is writing into {path}; expected a folder of its own for each. "
+            "Wait for it to end, or name another folder."
+        ) from error
+    except OSError as error:
+        raise SurgeryError(f"cannot write into {path}: {error.strerror}. Name another folder.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / _LOCK).unlink()
+        lock.release()
+
+
 def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> RunFolder:
     """Take ``path`` for a run of one plan: new, left by a stopped try of the same plan, or to be overwritten.
 
@@ -67,7 +99,7 @@ def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> 
     resumed = _claimed_by(claim) == plan_identity
     if not resumed and not overwrite:
         _refuse_used(path)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     if (path / RUN_FILE).exists():
         remove(path / RUN_FILE)  # from here on the folder says of itself that it is unfinished
     if resumed:
@@ -103,4 +135,4 @@ def _refuse_used(path: Path) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Whether a name is what a killed writer leaves behind; the next writer clears it away."""
-    return name.startswith(".") and name.endswith((".partial", ".previous"))
+    return name == _LOCK or (name.startswith(".") and name.endswith((".partial", ".previous")))

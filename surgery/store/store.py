@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from surgery.checkpoint.atomic import atomic_folder, write_bytes
+from surgery.checkpoint.atomic import atomic_folder, make_folder, write_bytes
 from surgery.errors import StoreError
 from surgery.record import JSON, json_digest
 from surgery.store.libraries import library_versions
@@ -105,7 +105,7 @@ class Store:
     def locked(self, key: str) -> Iterator[None]:
         """Nobody else holds ``key``'s lock inside this context; the system frees a dead process's lock."""
         path = self._folder(key).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)

@@ -17,17 +17,16 @@ from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after
 from surgery.diffusion.sampling import SampleKnobs
 from surgery.evaluate import EditEffect, as_dict
-from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, plan_recipe
-from surgery.judge import load_judge
+from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, locked_folder, plan_recipe
+from surgery.judge import Judge, load_judge
 from surgery.methods import Replacement
 from surgery.patch import Patch, applied, apply_patch, export_lora, patch_digest, save_patch
 from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
-from surgery.report import SheetRow, contact_sheet
 from surgery.store import Store
 from surgery.study.effect import edited_names, measure_replacements
-from surgery.study.samples import write_sheet
+from surgery.study.samples import sheet_of, write_sheet
 from surgery.study.words import Words, read_words
 
 _log = logging.getLogger(__name__)
@@ -86,15 +85,30 @@ def run_recipe(
     Raises:
         SurgeryError: when the recipe cannot be carried out; nothing half-written is left behind.
     """
-    clock = _Clock()
     checkpoint = open_checkpoint(base or recipe.base_path())
     plan = plan_recipe(recipe, checkpoint)
     words = read_words(checkpoint.path)
     # what is missing is said before minutes of work, not after
     judge = None if recipe.evaluate is None else load_judge(recipe.evaluate.judge, device)
     refuse_overlap(checkpoint.path, out)
-    folder = claim_folder(out, plan.identity, overwrite=overwrite)
-    store = Store(cache or out / "cache")
+    with locked_folder(out):
+        folder = claim_folder(out, plan.identity, overwrite=overwrite)
+        store = Store(cache or out / "cache")
+        return _carry_out(recipe, plan, checkpoint, words, judge, folder, store, device, batch)
+
+
+def _carry_out(
+    recipe: Recipe,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    words: Words,
+    judge: Judge | None,
+    folder: RunFolder,
+    store: Store,
+    device: str,
+    batch: int | None,
+) -> Run:
+    clock = _Clock()
     with clock.stage("load"):
         models = load_pipeline(checkpoint.path, device=device, dtype=getattr(torch, recipe.dtype))
     with clock.stage("edit"):
@@ -145,13 +159,9 @@ def _draw_sheet(
     knobs: SampleKnobs = {"steps": recipe.sample.steps, "guidance": recipe.sample.guidance}
     if batch is not None:
         knobs["batch"] = batch
-    tables = before_and_after(models, applied(models, patch), prompts, seeds, **knobs)
-    rows = [
-        SheetRow(label=labels.get(prompt, prompt), groups=tuple(table[row] for table in tables))
-        for row, prompt in enumerate(prompts)
-    ]
-    sheet = contact_sheet(rows, groups=["before", "after"], columns=[f"seed {seed}" for seed in seeds])
-    write_sheet(sheet, folder.sheet, overwrite=True)
+    before, after = before_and_after(models, applied(models, patch), prompts, seeds, **knobs)
+    titles = [labels.get(prompt, prompt) for prompt in prompts]
+    write_sheet(sheet_of({"before": before, "after": after}, titles, seeds), folder.sheet, overwrite=True)
 
 
 def _edited_prompts(replacements: tuple[Replacement, ...], words: Words) -> dict[str, str]:

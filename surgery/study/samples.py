@@ -1,6 +1,6 @@
 """Sample a checkpoint, with and without a patch, onto one labelled sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,7 +10,7 @@ from PIL import Image
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
-from surgery.diffusion import SampleKnobs, before_and_after, sample_table
+from surgery.diffusion import PictureTable, SampleKnobs, before_and_after, sample_table
 from surgery.patch import applied, load_patch
 from surgery.report import SheetRow, contact_sheet, png
 
@@ -45,20 +45,31 @@ def sample_sheet(
         SurgeryError: when the checkpoint or the patch cannot be used, or they do not fit each other.
     """
     pipeline = load_pipeline(checkpoint, device=device, dtype=dtype)
-    columns = [f"seed {seed}" for seed in seeds]
     if patch is None:
-        tables = [sample_table(pipeline, prompts, seeds, **knobs)]
-        headings = [""]
-    else:
-        edited: AbstractContextManager[Any] = applied(pipeline, load_patch(patch), strength=strength)
-        tables = list(before_and_after(pipeline, edited, prompts, seeds, **knobs))
-        headings = ["before", "after" if strength == 1 else f"after, strength {strength:g}"]
+        return sheet_of({"": sample_table(pipeline, prompts, seeds, **knobs)}, prompts, seeds)
+    edited: AbstractContextManager[Any] = applied(pipeline, load_patch(patch), strength=strength)
+    before, after = before_and_after(pipeline, edited, prompts, seeds, **knobs)
+    heading = "after" if strength == 1 else f"after, strength {strength:g}"
+    return sheet_of({"before": before, heading: after}, prompts, seeds)
+
+
+def sheet_of(tables: Mapping[str, PictureTable], labels: Sequence[str], seeds: Sequence[int]) -> Image.Image:
+    """The same prompts (rows, with a label each) and seeds (columns) as every table of pictures shows them.
+
+    Args:
+        tables: Under their headings, from left to right.
+        labels: One for each row.
+        seeds: One for each column.
+    """
     rows = [
-        SheetRow(label=prompt, groups=tuple(table[row] for table in tables))
-        for row, prompt in enumerate(prompts)
+        SheetRow(label=label, groups=tuple(table[row] for table in tables.values()))
+        for row, label in enumerate(labels)
     ]
-    cell = min(max(_SMALLEST, *tables[0].shape[2:4]), _LARGEST)
-    return contact_sheet(rows, groups=headings, columns=columns, cell=cell)
+    drawn = max(max(table.shape[2:4]) for table in tables.values())
+    columns = [f"seed {seed}" for seed in seeds]
+    return contact_sheet(
+        rows, groups=list(tables), columns=columns, cell=min(max(_SMALLEST, drawn), _LARGEST)
+    )
 
 
 def write_sheet(sheet: Image.Image, path: Path, *, overwrite: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from surgery.errors import SurgeryError
-from surgery.execute import claim_folder
+from surgery.execute import claim_folder, locked_folder
 
 
 def test_a_new_folder_is_made_and_is_not_resumed(tmp_path: Path) -> None:
@@ -77,3 +77,13 @@ def test_a_resumed_run_keeps_what_is_finished(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_is_no_foreign_file(tmp_path: Path) -> None:
     (tmp_path / ".unfinished.json.17.17.c4e99aa5.partial").write_text("torn")
     assert not claim_folder(tmp_path, "plan-1").resumed
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "run"):
+        with pytest.raises(SurgeryError, match="another run is writing"), locked_folder(tmp_path / "run"):
+            pass
+        assert not claim_folder(tmp_path / "run", "plan-1").resumed
+    with locked_folder(tmp_path / "run"):
+        assert claim_folder(tmp_path / "run", "plan-1").resumed
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["unfinished.json"]

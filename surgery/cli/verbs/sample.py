@@ -26,7 +26,7 @@ from surgery.shelf import checkpoint_path
 @click.option("--patch", type=FILE, help="Draw with this patch too, beside the same seeds without it.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 = the patch as computed.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first column."
+    "--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Seed of the first column."
 )
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Columns.")
 @click.option(
