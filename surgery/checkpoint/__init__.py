@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from surgery.checkpoint.convert import convert_checkpoint as convert_checkpoint
     from surgery.checkpoint.digest import Digest as Digest
     from surgery.checkpoint.digest import Fingerprint as Fingerprint
     from surgery.checkpoint.digest import component_roots as component_roots
@@ -17,6 +18,7 @@ _HOME = {
     "Digest": "digest",
     "Fingerprint": "digest",
     "component_roots": "digest",
+    "convert_checkpoint": "convert",
     "open_checkpoint": "layout",
     "tensor_digest": "digest",
     "write_checkpoint": "writer",

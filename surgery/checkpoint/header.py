@@ -35,7 +35,10 @@ DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {dtype: name for name, dtype in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a file: its key there, type, shape, and byte range ``[start, end)`` in the file."""
+    """One tensor of a file: its key there, type, shape, and byte range ``[start, end)`` in the file.
+
+    ``transposed`` says that the bytes are those of the matrix with rows and columns swapped.
+    """
 
     file: Path
     key: str
@@ -43,6 +46,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

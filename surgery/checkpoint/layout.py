@@ -3,21 +3,24 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from surgery.checkpoint.digest import Fingerprint, fingerprint
-from surgery.checkpoint.header import Header, TensorEntry, read_header
+from surgery.checkpoint.header import Header, TensorEntry, open_header, read_header
 from surgery.checkpoint.keymap import canonical_name
+from surgery.checkpoint.ldm import AVERAGED_PREFIX, PROJECTION, Place, places_of_keys
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.weights import PICKLES, WeightSet, find_weights
 from surgery.errors import CheckpointError, nearest, raise_all
-from surgery.names import COMPONENTS
+from surgery.names import COMPONENTS, split
 
 _log = logging.getLogger(__name__)
+
+Layout = Literal["folder", "single"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Checkpoint:
     """
 
     path: Path
-    layout: Literal["folder", "single"]
+    layout: Layout
     architecture: str
     tensors: Mapping[str, TensorEntry]
     headers: Mapping[Path, Header]
@@ -63,11 +66,13 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a diffusers folder; only headers are read.
+    """The checkpoint in a diffusers folder or in a single file; only headers are read.
 
     Raises:
         CheckpointError: listing every fault found: missing or damaged files, pickles, doubled names.
     """
+    if path.is_file() and path.suffix not in PICKLES:
+        return _open_single(path)
     faults: list[str] = []
     weights: dict[str, WeightSet] = {}
     headers: dict[Path, Header] = {}
@@ -90,6 +95,49 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def _open_single(path: Path) -> Checkpoint:
+    header = open_header(path, CheckpointError)
+    entries = {entry.key: entry for entry in header.entries}
+    places = places_of_keys({key: entry.shape for key, entry in entries.items()})
+    if not places:
+        shown = ", ".join(repr(key) for key in list(entries)[:3])
+        raise CheckpointError(
+            f"{path} holds no Stable Diffusion (its keys begin with {shown}); expected keys such as "
+            "'model.diffusion_model.…'. A patch or a LoRA is no checkpoint."
+        )
+    tensors = {name: _placed(entries[place.key], place) for name, place in places.items()}
+    weights = dict.fromkeys(
+        sorted({split(name)[0] for name in tensors}), WeightSet(variant=None, files=(path,))
+    )
+    if any(key.startswith(AVERAGED_PREFIX) for key in entries):
+        weights["unet"] = WeightSet(variant=None, files=(path,), surplus=(path,))
+    return Checkpoint(
+        path=path,
+        layout="single",
+        architecture=_architecture(tensors),
+        tensors=tensors,
+        headers={path: header},
+        weights=weights,
+    )
+
+
+def _placed(entry: TensorEntry, place: Place) -> TensorEntry:
+    """The part of a file's tensor that one canonical tensor is; a block of rows is a range of bytes."""
+    size, shape = (entry.end - entry.start) // place.parts, entry.shape
+    start = entry.start + place.part * size
+    if place.parts > 1:
+        if not shape or shape[0] % place.parts:
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.key!r} has shape {shape}; expected query, key and value in it."
+            )
+        shape = (shape[0] // place.parts, *shape[1:])
+    if place.pixel:
+        shape = shape[:2]
+    if place.transposed:
+        shape = shape[::-1]
+    return replace(entry, shape=shape, start=start, end=start + size, transposed=place.transposed)
+
+
 def _components(path: Path) -> list[str]:
     """The components with weights that ``model_index.json`` names.
 
@@ -101,14 +149,10 @@ def _components(path: Path) -> list[str]:
         raise CheckpointError(
             f"{path} is a pickle, which can run code; safetensors were expected. Convert it elsewhere first."
         )
-    if path.is_file():
-        raise CheckpointError(
-            f"{path} is a single file; a diffusers folder was expected. Convert it with diffusers: "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)."
-        )
     if not index.is_file():
         raise CheckpointError(
-            f"{path} has no model_index.json; a diffusers folder was expected. Is the path right?"
+            f"{path} has no model_index.json; a diffusers folder or a .safetensors file was expected. "
+            "Is the path right?"
         )
     try:
         table = json.loads(index.read_text(encoding="utf-8"))
@@ -151,7 +195,7 @@ def _architecture(tensors: Mapping[str, TensorEntry]) -> str:
     """ModelSpec's word for the family, told from tensors that only it has."""
     if "unet/add_embedding.linear_1.weight" in tensors:
         return "stable-diffusion-xl-v1-base"
-    projection = tensors.get("unet/down_blocks.0.attentions.0.proj_in.weight")
+    projection = tensors.get(PROJECTION)
     if projection is None:
         return "unknown"
     return "stable-diffusion-v1" if len(projection.shape) == 4 else "stable-diffusion-v2"

@@ -30,7 +30,10 @@ def read_tensor(entry: TensorEntry) -> Tensor:
         raise _cut_off(entry.file)
     if not data:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
+    stored = torch.frombuffer(data, dtype=entry.dtype)
+    if entry.transposed:
+        return stored.reshape(entry.shape[::-1]).T.contiguous()
+    return stored.reshape(entry.shape)
 
 
 def read_chunks(path: Path, start: int, end: int) -> Iterator[bytes]:

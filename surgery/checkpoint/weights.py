@@ -10,7 +10,7 @@ from typing import Final
 from surgery.checkpoint.keymap import WEIGHT_STEMS
 
 PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
-_WEIGHTS: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
+WEIGHT_SUFFIXES: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,9 @@ def find_weights(folder: Path, component: str) -> tuple[WeightSet | None, list[s
     if len(heads[variant]) > 1:
         return None, [f"{folder} holds both a whole weight file and shards of it; keep one of them."]
     files, shard_of, faults = _open_head(heads[variant][0])
-    surplus = (file for file in sorted(folder.iterdir()) if file.suffix in _WEIGHTS and file not in files)
+    surplus = (
+        file for file in sorted(folder.iterdir()) if file.suffix in WEIGHT_SUFFIXES and file not in files
+    )
     return WeightSet(variant=variant, files=files, shard_of=shard_of, surplus=tuple(surplus)), faults
 
 
@@ -92,7 +94,7 @@ def _open_head(head: Path) -> tuple[tuple[Path, ...], dict[str, Path], list[str]
 
 
 def _no_weights(folder: Path) -> str:
-    found = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     if any(Path(name).suffix in PICKLES for name in found):
         return (
             f"{folder} holds its weights as a pickle ({', '.join(found)}); safetensors were expected, "

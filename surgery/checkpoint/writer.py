@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from surgery.checkpoint.atomic import Bytes, atomic_folder, make_folder, write_bytes
+from surgery.checkpoint.atomic import Bytes, atomic_file, atomic_folder, make_folder, write_bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import TensorEntry
-from surgery.checkpoint.layout import Checkpoint
+from surgery.checkpoint.header import TensorEntry, read_header
+from surgery.checkpoint.layout import Checkpoint, Layout
 from surgery.checkpoint.reader import read_chunks
 from surgery.errors import CheckpointError, raise_all
 
@@ -29,7 +29,7 @@ def write_checkpoint(
 
     Args:
         checkpoint: What to copy, with every file of its folder.
-        out: The new folder.
+        out: The new folder, or the new file of a checkpoint that is one.
         replacements: By canonical name, what makes the new tensor when its turn comes.
         overwrite: Allow an existing ``out`` to be replaced.
 
@@ -38,11 +38,15 @@ def write_checkpoint(
             holds something other than a checkpoint.
     """
     refuse_overlap(checkpoint.path, out)
-    refuse_foreign(out)
+    refuse_foreign(out, checkpoint.layout)
     in_file: dict[Path, list[tuple[TensorEntry, Callable[[], Tensor]]]] = {}
     for name, make in replacements.items():
         entry = checkpoint.entry(name)
         in_file.setdefault(entry.file, []).append((entry, make))
+    if checkpoint.layout == "single":
+        with atomic_file(out, overwrite=overwrite) as temporary:
+            write_bytes(temporary, _chunks(checkpoint.path, in_file.get(checkpoint.path, [])))
+        return
     with atomic_folder(out, overwrite=overwrite) as temporary:
         for file in _files(checkpoint.path):
             target = temporary / file.relative_to(checkpoint.path)
@@ -53,15 +57,21 @@ def write_checkpoint(
         )
 
 
-def refuse_foreign(out: Path) -> None:
-    """Never replace what is no checkpoint, also not when asked to overwrite.
+def refuse_foreign(out: Path, layout: Layout) -> None:
+    """Never replace what is no checkpoint of the same layout, also not when asked to overwrite.
 
     Raises:
-        CheckpointError: when ``out`` is a file, or a folder with something else in it.
+        CheckpointError: when ``out`` is a file instead of a folder or the other way round, or holds
+            something else.
     """
-    if not out.exists() or (out / "model_index.json").is_file():
+    if not out.exists():
         return
-    if out.is_dir() and not any(out.iterdir()):
+    if layout == "single":
+        if out.is_file() and read_header(out)[0] is not None:
+            return
+        what = "a folder" if out.is_dir() else "no safetensors file"
+        raise CheckpointError(f"{out} is {what}; expected a new name or an older file. Name another one.")
+    if (out / "model_index.json").is_file() or (out.is_dir() and not any(out.iterdir())):
         return
     what = "a folder of other files" if out.is_dir() else "a file"
     raise CheckpointError(
@@ -85,7 +95,7 @@ def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
             f"tensor {entry.key!r} of {entry.file} has shape {entry.shape} and type {entry.dtype}; "
             f"its replacement has {tuple(tensor.shape)} and {tensor.dtype}."
         )
-    return tensor.contiguous()
+    return tensor.T.contiguous() if entry.transposed else tensor.contiguous()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -83,8 +83,8 @@ def apply_patch(
     """
     if not math.isfinite(strength):
         raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
-    _refuse_places(base, out, undo, overwrite)
     checkpoint = open_checkpoint(base)
+    _refuse_places(checkpoint, out, undo, overwrite)
     agreements = match_base(patch, checkpoint)
     edit = partial(_edit, patch, checkpoint, strength)
     planned = {name: _overwritten(name, edit) for name in patch.changes}
@@ -139,10 +139,11 @@ def _applied(
     return AppliedTensor(base=base, result=result, changed=overwritten.changed)
 
 
-def _refuse_places(base: Path, out: Path, undo: Path | None, overwrite: bool) -> None:
+def _refuse_places(checkpoint: Checkpoint, out: Path, undo: Path | None, overwrite: bool) -> None:
     """Before anything is written: a refused apply leaves no undo file behind."""
+    base = checkpoint.path
     refuse_overlap(base, out)
-    refuse_foreign(out)
+    refuse_foreign(out, checkpoint.layout)
     refuse_existing(out, overwrite)
     if undo is not None:
         for folder in (base, out):

@@ -111,7 +111,7 @@ def surplus_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
     """Second copies of a touched component, which would keep the old weights for whoever loads them."""
     return [
         f"{file} holds the weights of a touched component a second time, which the patch would leave as it "
-        "is. Apply it to a folder without it."
+        "is. Apply it to a checkpoint without that copy."
         for file in surplus_copies(patch, checkpoint)
     ]
 

@@ -1,4 +1,4 @@
-"""Verbs about patches: apply, revert, verify."""
+"""Verbs that write or check checkpoints: apply, revert, verify, convert."""
 
 from pathlib import Path
 
@@ -89,3 +89,22 @@ _WORDS = {
     "both": "the patch changes nothing in it",
     "neither": "neither what the patch was made for nor what it makes",
 }
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint", type=CHECKPOINT)
+@output_option("The new file, or the new folder.")
+@click.option(
+    "--like",
+    type=CHECKPOINT,
+    help="A folder of the same model, for the configurations and the tokenizer that a single file lacks.",
+)
+@overwrite_option
+def convert(checkpoint: str, output: Path, like: str | None, overwrite: bool) -> None:
+    """Write a diffusers folder as a single file, or a single file as a folder."""
+    from surgery.checkpoint import convert_checkpoint, open_checkpoint
+
+    opened = open_checkpoint(checkpoint_path(checkpoint))
+    model = None if like is None else checkpoint_path(like)
+    convert_checkpoint(opened, output, like=model, overwrite=overwrite)
+    print(f"{output}: {len(opened.tensors)} tensors")
