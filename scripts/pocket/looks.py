@@ -45,7 +45,8 @@ def looks(font: EmojiFont, vocabulary: Vocabulary, vae: AutoencoderKL) -> Looks:
     def latent(sequence: str) -> Tensor:
         pictures = np.stack([centred(font, sequence, colour) for colour in vocabulary.backgrounds.values()])
         batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)
-        return vae.encode(batch).latent_dist.mean.mean(0).flatten().cpu()
+        mean: Tensor = vae.encode(batch).latent_dist.mean.mean(0)
+        return mean.flatten().cpu()
 
     means: dict[Said, Tensor] = {}
     for concept in vocabulary.concepts:

@@ -169,7 +169,8 @@ def loss_of(
     inputs = noisy.contiguous(memory_format=torch.channels_last)
     off = (unet(inputs, times, team.share(context)).sample - noise).square().mean(dim=(1, 2, 3))
     weights = (1 / scheduler.alphas_cumprod.to(latents.device)[times]).clamp(max=HEAVIEST)
-    return (weights * off).mean()
+    loss: Tensor = (weights * off).mean()
+    return loss
 
 
 def train(

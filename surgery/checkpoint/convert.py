@@ -5,6 +5,7 @@ pipeline (configurations, scheduler, tokenizer) travel in the metadata of the fi
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,26 +15,37 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, atomic_folder, make_folder, write_bytes
-from surgery.checkpoint.header import TensorEntry
+from surgery.checkpoint.families import family_files, family_of
+from surgery.checkpoint.header import Header, TensorEntry
 from surgery.checkpoint.keymap import WEIGHT_STEMS
 from surgery.checkpoint.layout import Checkpoint
 from surgery.checkpoint.ldm import Place, places_of_names
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import Lazy, safetensors_chunks
+from surgery.checkpoint.vocabulary import find_vocabulary
 from surgery.checkpoint.weights import WEIGHT_SUFFIXES
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap
 from surgery.errors import CheckpointError, raise_all
 from surgery.names import split
 
+_log = logging.getLogger(__name__)
+
 FILES_KEY: Final = "surgery.pipeline_files"
 """Metadata of single files written here: a JSON table from paths in the folder to texts."""
 
+_TELLING: Final = "unet/up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
+_TELLING_SPREAD: Final = 0.09
 _LARGEST_FILE: Final = 2_000_000  # bytes; CLIP's vocabulary takes 862,328
 _PIPELINE_FOLDERS: Final = ("scheduler", "tokenizer", "tokenizer_2", *WEIGHT_STEMS)
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint, out: Path, *, like: Path | None = None, overwrite: bool = False
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    like: Path | None = None,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write ``checkpoint`` in the other layout to ``out``; values, shapes and types stay as they are.
 
@@ -41,7 +53,8 @@ def convert_checkpoint(
         checkpoint: A folder becomes a single file, a single file becomes a folder.
         out: The new file or folder.
         like: A folder of the same model, whose configurations and tokenizer the new folder gets; not needed
-            for single files that were written here.
+            for the published families, nor for single files that were written here.
+        tokenizer: A folder with CLIP's vocabulary, for a published family; looked for when left out.
         overwrite: Allow an older checkpoint at ``out`` to be replaced.
 
     Raises:
@@ -54,7 +67,8 @@ def convert_checkpoint(
         _to_single(checkpoint, out, overwrite)
     else:
         refuse_foreign(out, "folder")
-        _to_folder(checkpoint, out, like, overwrite)
+        files = files_of(checkpoint, tokenizer) if like is None else pipeline_files(like)
+        _to_folder(checkpoint, out, files, overwrite)
 
 
 def _to_single(checkpoint: Checkpoint, out: Path, overwrite: bool) -> None:
@@ -129,9 +143,8 @@ def _text(file: Path) -> str:
         ) from error
 
 
-def _to_folder(checkpoint: Checkpoint, out: Path, like: Path | None, overwrite: bool) -> None:
-    files = _known_files(checkpoint) if like is None else pipeline_files(like)
-    index = _index(files, checkpoint.path if like is None else like)
+def _to_folder(checkpoint: Checkpoint, out: Path, files: Mapping[str, str], overwrite: bool) -> None:
+    index = _index(files, checkpoint.path)
     components = sorted({split(name)[0] for name in checkpoint.tensors})
     raise_all(
         CheckpointError,
@@ -156,29 +169,52 @@ def _to_folder(checkpoint: Checkpoint, out: Path, like: Path | None, overwrite: 
             write_bytes(file, safetensors_chunks(tensors, {"format": "pt"}))
 
 
-def _known_files(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """The pipeline files in a single file's metadata, nothing of them trusted."""
+def files_of(checkpoint: Checkpoint, tokenizer: Path | None = None) -> Mapping[str, str]:
+    """The small files of a single file's pipeline: out of its metadata, else those of its published family.
+
+    Raises:
+        CheckpointError: when its widths are no published ones and it does not say how its models are built,
+            or when CLIP's vocabulary is not found.
+    """
     (header,) = checkpoint.headers.values()
-    if FILES_KEY not in header.metadata:
+    if FILES_KEY in header.metadata:
+        return _known_files(checkpoint.path, header)
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    family = family_of(checkpoint.architecture, shapes, _predicts_velocity(checkpoint))
+    if family is None:
         raise CheckpointError(
-            f"{checkpoint.path} does not say how its models are built; expected a folder of the same model "
-            "for its configurations and tokenizer. Name one (--like)."
+            f"{checkpoint.path} has other widths than Stable Diffusion 1.x, 2.x and XL and does not say how "
+            "its models are built; expected a folder of the same model for its configurations and tokenizer. "
+            "Name one (--like)."
         )
+    return family_files(family, find_vocabulary(tokenizer, checkpoint.path))
+
+
+def _predicts_velocity(checkpoint: Checkpoint) -> bool:
+    """What an SD 2.x predicts is not in the keys; told from a bias that is larger in those of the velocity.
+
+    Source: ComfyUI's ``model_config``, the same tensor and the same bound.
+    """
+    if checkpoint.architecture != "stable-diffusion-v2" or _TELLING not in checkpoint.tensors:
+        return False
+    velocity = float(checkpoint.read(_TELLING).float().std(correction=0)) > _TELLING_SPREAD
+    _log.info("taken for a model of the %s, by the spread of a bias", "velocity" if velocity else "noise")
+    return velocity
+
+
+def _known_files(path: Path, header: Header) -> Mapping[str, str]:
+    """The pipeline files in a single file's metadata, nothing of them trusted."""
     try:
         files = json.loads(header.metadata[FILES_KEY])
     except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata {FILES_KEY!r} is no JSON ({error}).") from error
+    texts = files if isinstance(files, dict) else {}
+    if not texts or not all(isinstance(text, str) and _is_ours(path) for path, text in texts.items()):
         raise CheckpointError(
-            f"{checkpoint.path}: its metadata {FILES_KEY!r} is no JSON ({error})."
-        ) from error
-    sound = isinstance(files, dict) and all(
-        isinstance(text, str) and _is_ours(path) for path, text in files.items()
-    )
-    if not sound:
-        raise CheckpointError(
-            f"{checkpoint.path}: its metadata {FILES_KEY!r} names files outside of a pipeline's folders, or "
+            f"{path}: its metadata {FILES_KEY!r} names files outside of a pipeline's folders, or "
             "is no table of texts. It was not written by this program; name a folder instead (--like)."
         )
-    return files
+    return texts
 
 
 def _is_ours(path: str) -> bool:

@@ -166,7 +166,9 @@ def test_keys_of_sd1_are_those_in_the_wild(name: str, key: str) -> None:
 
 def test_the_block_and_the_projection_that_sd2_does_not_use_are_no_weights() -> None:
     prefix = "cond_stage_model.model."
-    keys = {f"{prefix}transformer.resblocks.{n}.ln_1.weight": (1024,) for n in range(24)}
+    keys: dict[str, tuple[int, ...]] = {
+        f"{prefix}transformer.resblocks.{n}.ln_1.weight": (1024,) for n in range(24)
+    }
     keys |= {f"{prefix}text_projection": (1024, 1024), f"{prefix}logit_scale": ()}
     names = places_of_keys(keys)
     assert len(names) == 23

@@ -99,12 +99,13 @@ _WORDS = {
     type=CHECKPOINT,
     help="A folder of the same model, for the configurations and the tokenizer that a single file lacks.",
 )
+@click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary; looked for when left out.")
 @overwrite_option
-def convert(checkpoint: str, output: Path, like: str | None, overwrite: bool) -> None:
+def convert(checkpoint: str, output: Path, like: str | None, tokenizer: Path | None, overwrite: bool) -> None:
     """Write a diffusers folder as a single file, or a single file as a folder."""
     from surgery.checkpoint import convert_checkpoint, open_checkpoint
 
     opened = open_checkpoint(checkpoint_path(checkpoint))
     model = None if like is None else checkpoint_path(like)
-    convert_checkpoint(opened, output, like=model, overwrite=overwrite)
+    convert_checkpoint(opened, output, like=model, tokenizer=tokenizer, overwrite=overwrite)
     print(f"{output}: {len(opened.tensors)} tensors")
