@@ -1,93 +1,135 @@
-"""The models of a diffusers folder; the only place that builds objects of diffusers and transformers.
+"""The models of a checkpoint; the only place that builds objects of diffusers and transformers.
 
-Everything is loaded from the folder alone (no network), in evaluation mode, without gradients, and checked: a
-library that finds no weight for a parameter fills it with random numbers and only writes a warning (older
-transformers do so for a whole text encoder whose keys lack ``text_model.``). Here that is an error.
+Everything is loaded from the folder or the single file alone (no network), in evaluation mode, without
+gradients, and checked: a library that finds no weight for a parameter fills it with random numbers and
+only writes a warning (older transformers do so for a whole text encoder whose keys lack ``text_model.``).
+Here that is an error.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizerFast
+from transformers import CLIPTextModel, CLIPTokenizerFast, PreTrainedModel
 
+from surgery.checkpoint.convert import files_of
+from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.weights import find_weights
 from surgery.errors import CheckpointError, nearest, raise_all
+from surgery.names import canonical, split
 
 Device = str | torch.device
 
 
 def load_pipeline(
-    path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32, tokenizer: Path | None = None
 ) -> StableDiffusionPipeline:
     """The whole pipeline, without safety checker.
 
+    Args:
+        path: A diffusers folder or a single file.
+        device: Where the models go.
+        dtype: Of their weights.
+        tokenizer: A folder with CLIP's vocabulary for a single file that lacks it; looked for when left out.
+
     Raises:
-        CheckpointError: when a part is missing or damaged, or the folder holds another kind of pipeline.
+        CheckpointError: when a part is missing or damaged, or the checkpoint is another kind of pipeline.
     """
-    kind = _read_json(path / "model_index.json").get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise CheckpointError(f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x, 2.x) was expected.")
-    return StableDiffusionPipeline(
-        vae=load_vae(path, device=device, dtype=dtype),
-        text_encoder=load_text_encoder(path, device=device, dtype=dtype),
-        tokenizer=load_tokenizer(path),
-        unet=load_unet(path, device=device, dtype=dtype),
-        scheduler=load_scheduler(path),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    with _opened(path, tokenizer) as source:
+        kind = _read_json(source.folder / "model_index.json").get("_class_name")
+        if kind != "StableDiffusionPipeline":
+            raise CheckpointError(
+                f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x, 2.x) was expected."
+            )
+        return StableDiffusionPipeline(
+            vae=_load(source, "vae", AutoencoderKL, device, dtype),
+            text_encoder=_load(source, "text_encoder", CLIPTextModel, device, dtype),
+            tokenizer=load_tokenizer(source.folder),
+            unet=_load(source, "unet", UNet2DConditionModel, device, dtype),
+            scheduler=load_scheduler(source.folder),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
 
 
 def load_text_encoder(
     path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPTextModel:
-    """The CLIP text encoder of a folder.
+    """The CLIP text encoder of a checkpoint.
 
     Raises:
         CheckpointError: when a weight is missing or has another shape than the configuration says.
     """
-    return _load(path, "text_encoder", CLIPTextModel.from_pretrained, device, dtype)
+    with _opened(path) as source:
+        return _load(source, "text_encoder", CLIPTextModel, device, dtype)
 
 
 def load_unet(
     path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """The U-Net of a folder.
+    """The U-Net of a checkpoint.
 
     Raises:
         CheckpointError: when a weight is missing or has another shape than the configuration says.
     """
-    return _load(path, "unet", UNet2DConditionModel.from_pretrained, device, dtype)
+    with _opened(path) as source:
+        return _load(source, "unet", UNet2DConditionModel, device, dtype)
 
 
 def load_vae(path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The VAE of a folder.
+    """The VAE of a checkpoint.
 
     Raises:
         CheckpointError: when a weight is missing or has another shape than the configuration says.
     """
-    return _load(path, "vae", AutoencoderKL.from_pretrained, device, dtype)
+    with _opened(path) as source:
+        return _load(source, "vae", AutoencoderKL, device, dtype)
 
 
 def load_tokenizer(path: Path) -> CLIPTokenizerFast:
-    """The tokenizer of a folder, of the kind that knows which letters a token came from.
+    """The tokenizer of a checkpoint, of the kind that knows which letters a token came from.
 
     Raises:
         CheckpointError: when its files are missing or damaged.
     """
-    folder = _component(path, "tokenizer")
-    try:
-        return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no tokenizer of CLIP's kind ({error}). Fetch it again."
-        ) from error
+    with _opened(path) as source:
+        folder = _component(source.folder, "tokenizer")
+        try:
+            return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder} holds no tokenizer of CLIP's kind ({error}). Fetch it again."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """The folder with the configurations, and the single file when the weights are there."""
+
+    folder: Path
+    single: Checkpoint | None
+
+
+@contextmanager
+def _opened(path: Path, tokenizer: Path | None = None) -> Iterator[_Source]:
+    if not path.is_file():
+        yield _Source(folder=path, single=None)
+        return
+    single = open_checkpoint(path)
+    with TemporaryDirectory(prefix="surgery-") as place:
+        for name, text in files_of(single, tokenizer).items():
+            file = Path(place) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(text.encode())
+        yield _Source(folder=Path(place), single=single)
 
 
 def load_scheduler(path: Path) -> Any:
@@ -108,29 +150,57 @@ def load_scheduler(path: Path) -> Any:
     return scheduler.from_pretrained(folder, local_files_only=True)
 
 
-def _load(
-    path: Path, component: str, from_pretrained: Callable[..., Any], device: Device, dtype: torch.dtype
-) -> Any:
-    """A model with every parameter filled from the folder."""
-    folder = _component(path, component)
-    weights, faults = find_weights(folder, component)
-    raise_all(CheckpointError, faults)
-    variant = weights.variant if weights else None
+def _load(source: _Source, component: str, kind: Any, device: Device, dtype: torch.dtype) -> Any:
+    """A model with every parameter filled from the checkpoint."""
+    folder = _component(source.folder, component)
     try:
-        model, report = from_pretrained(
-            folder,
-            variant=variant,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        if source.single is None:
+            model = _from_folder(folder, component, kind, dtype)
+        else:
+            model = _from_single(folder, component, kind, dtype, source.single)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} cannot be loaded: {error} Are config.json and the weights of one model?"
+            f"{source.single.path if source.single else folder} cannot be loaded: {error} "
+            "Are the configuration and the weights of one model?"
         ) from error
-    _refuse_gaps(folder, report)
     return model.to(device).requires_grad_(False).eval()
+
+
+def _from_folder(folder: Path, component: str, kind: Any, dtype: torch.dtype) -> Any:
+    weights, faults = find_weights(folder, component)
+    raise_all(CheckpointError, faults)
+    model, report = kind.from_pretrained(
+        folder,
+        variant=weights.variant if weights else None,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    _refuse_gaps(folder, report)
+    return model
+
+
+def _from_single(folder: Path, component: str, kind: Any, dtype: torch.dtype, single: Checkpoint) -> Any:
+    """A model built without weights of its own, and given those of the file."""
+    of_transformers = issubclass(kind, PreTrainedModel)
+    with torch.device("meta"):
+        built = (
+            kind(kind.config_class.from_pretrained(folder))
+            if of_transformers
+            else kind.from_config(kind.load_config(folder))
+        )
+    keys = {canonical(component, key): key for key in built.state_dict() if not key.endswith("position_ids")}
+    stored = {name for name in single.tensors if split(name)[0] == component}
+    _refuse_gaps(
+        single.path,
+        {"missing_keys": keys.keys() - stored, "unexpected_keys": stored - keys.keys()},
+    )
+    state = {key: single.read(name).to(dtype) for name, key in keys.items()}
+    if of_transformers:  # it has buffers that are in no file, and makes them itself
+        return kind.from_pretrained(None, config=built.config, state_dict=state, torch_dtype=dtype)
+    built.load_state_dict(state, assign=True)
+    return built
 
 
 def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgery.checkpoint import components, open_checkpoint
+from surgery.checkpoint import components, convert_checkpoint, open_checkpoint
+from surgery.diffusion import sample
 from surgery.errors import CheckpointError
 
 
@@ -150,3 +152,26 @@ def test_a_missing_part_is_named(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
     with pytest.raises(CheckpointError, match=f"has no folder '{part}'"):
         getattr(components, f"load_{part}")(copy)
+
+
+def test_the_models_of_a_single_file_are_those_of_its_folder(tiny_pipeline: Path, tmp_path: Path) -> None:
+    single = tmp_path / "tiny.safetensors"
+    convert_checkpoint(open_checkpoint(tiny_pipeline), single)
+    file, folder = components.load_pipeline(single), components.load_pipeline(tiny_pipeline)
+    for component in ("text_encoder", "unet", "vae"):
+        found, expected = (getattr(models, component).state_dict() for models in (file, folder))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    pictures = [sample(models, ["a cat"], [0], steps=2) for models in (file, folder)]
+    assert np.array_equal(*pictures)
+
+
+def test_a_single_file_without_a_weight_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    single = tmp_path / "tiny.safetensors"
+    convert_checkpoint(open_checkpoint(tiny_pipeline), single)
+    header = open_checkpoint(single).headers[single]
+    tensors = load_file(single)
+    del tensors["model.diffusion_model.out.2.bias"]
+    save_file(tensors, single, metadata=dict(header.metadata))
+    with pytest.raises(CheckpointError, match=r"no weight for 1 parameters.*conv_out\.bias"):
+        components.load_pipeline(single)
