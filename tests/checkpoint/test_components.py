@@ -163,7 +163,7 @@ def test_the_models_of_a_single_file_are_those_of_its_folder(tiny_pipeline: Path
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
     pictures = [sample(models, ["a cat"], [0], steps=2) for models in (file, folder)]
-    assert np.array_equal(*pictures)
+    assert np.array_equal(pictures[0], pictures[1])
 
 
 def test_a_single_file_without_a_weight_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
