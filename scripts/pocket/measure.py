@@ -52,7 +52,8 @@ class Measurement:
         each: dict[str, list[bool]] = {}
         for (key, _, _), hit in zip(rows, hits, strict=True):
             each.setdefault(key, []).append(bool(hit))
-        score = asdict(share(name, hits))
+        numbers = {key: number for number, key in enumerate(each)}
+        score = asdict(share(name, hits, np.array([numbers[key] for key, _, _ in rows])))
         by_key = {key: float(np.mean(values)) for key, values in each.items()}
         self._keep(name, {**score, "elapsed_s": round(time.monotonic() - started, 1), "each": by_key})
 

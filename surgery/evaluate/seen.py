@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgery.evaluate.statistics import Hits, difference, ratio, share
+from surgery.evaluate.statistics import Groups, Hits, difference, ratio, share
 from surgery.judge import Trait, Verdicts
 from surgery.record import Score
 
@@ -34,41 +34,50 @@ class Seen:
 
 def change_scores(seen: Sequence[Seen]) -> Iterator[Score]:
     """Scores over all edited phrases together."""
-    old = _joined(view.old for view in seen)
-    new = _joined(view.new for view in seen)
+    old = _Joined.of(view.old for view in seen)
+    new = _Joined.of(view.new for view in seen)
     if old is not None:
-        yield share("old_before", old.before)
-        yield share("old_after", old.after)
+        yield share("old_before", old.before, old.phrases)
+        yield share("old_after", old.after, old.phrases)
     if new is not None:
-        yield share("new_before", new.before)
-        yield share("new_after", new.after)
-    aims = [
+        yield share("new_before", new.before, new.phrases)
+        yield share("new_after", new.after, new.phrases)
+    aimed = _Joined.of(
         Pair(before=view.destination, after=view.new.after)
         for view in seen
         if view.new is not None and view.destination is not None
-    ]
-    aimed = _joined(aims)
+    )
     if aimed is not None:
-        yield share("destination", aimed.before)
-        reached = ratio("reached", aimed.after, aimed.before)
+        yield share("destination", aimed.before, aimed.phrases)
+        reached = ratio("reached", aimed.after, aimed.before, aimed.phrases)
         if reached is not None:
             yield reached
 
 
 def held_out_scores(pairs: Sequence[Pair]) -> Iterator[Score]:
     """Scores over all held-out phrases together."""
-    pair = _joined(pairs)
+    pair = _Joined.of(pairs)
     if pair is not None:
-        yield share("held_out_before", pair.before)
-        yield share("held_out_after", pair.after)
-        yield difference("held_out_change", pair.before, pair.after)
+        yield share("held_out_before", pair.before, pair.phrases)
+        yield share("held_out_after", pair.after, pair.phrases)
+        yield difference("held_out_change", pair.before, pair.after, pair.phrases)
 
 
-def _joined(pairs: Iterable[Pair | None]) -> Pair | None:
-    present = [pair for pair in pairs if pair is not None]
-    if not present:
-        return None
-    return Pair(
-        before=np.concatenate([pair.before for pair in present]),
-        after=np.concatenate([pair.after for pair in present]),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Joined:
+    """The pictures of several phrases in one row, with the number of the phrase of each."""
+
+    before: Hits
+    after: Hits
+    phrases: Groups
+
+    @classmethod
+    def of(cls, pairs: Iterable[Pair | None]) -> "_Joined | None":
+        present = [pair for pair in pairs if pair is not None]
+        if not present:
+            return None
+        return cls(
+            before=np.concatenate([pair.before for pair in present]),
+            after=np.concatenate([pair.after for pair in present]),
+            phrases=np.repeat(np.arange(len(present)), [len(pair.before) for pair in present]),
+        )

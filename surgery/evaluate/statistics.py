@@ -1,20 +1,29 @@
-"""Shares, their differences and ratios, each as a Score with a 95 % interval."""
+"""Shares, their differences and ratios, each as a Score with a 95 % interval.
 
+Pictures of one phrase are alike, so a hundred of them say less about other phrases than a hundred pictures of
+a hundred phrases. Where the phrases are given, each interval is the wider of two: of pictures drawn by
+themselves, and of whole phrases drawn with replacement.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
 from surgery.record import Score
 
 CONFIDENCE = 0.95
 _RESAMPLES = 4_000
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 Hits = Bool[np.ndarray[Any, Any], " pictures"]
+Groups = Int[np.ndarray[Any, Any], " pictures"]
+"""The number of each picture's phrase."""
 
 
-def share(name: str, hits: Hits) -> Score:
+def share(name: str, hits: Hits, groups: Groups | None = None) -> Score:
     """The share of pictures that are hits, with Wilson's interval.
 
     Source: Wilson 1927, as ``scipy.stats.binomtest`` computes it; it keeps its coverage at 0 and at 1.
@@ -22,29 +31,60 @@ def share(name: str, hits: Hits) -> Score:
     count = len(hits)
     result = binomtest(int(hits.sum()), count)
     interval = result.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return Score(
+    score = Score(
         name=name,
         value=float(hits.mean()),
         low=float(interval.low),
         high=float(interval.high),
         count=count,
     )
+    sums, counts = _regrouped(groups, hits)
+    return _widened(score, sums[:, 0] / counts)
 
 
-def difference(name: str, before: Hits, after: Hits, seed: int = 0) -> Score:
+def difference(name: str, before: Hits, after: Hits, groups: Groups | None = None, *, seed: int = 0) -> Score:
     """The share after minus the share before, of pictures in pairs (same prompt, same seed)."""
     tables = _resampled(before, after, seed)
     changes = tables[:, 0, 1] - tables[:, 1, 0]
-    return _score(name, float(after.mean() - before.mean()), changes / tables.sum(axis=(1, 2)), len(before))
+    value = float(after.mean() - before.mean())
+    score = _score(name, value, changes / tables.sum(axis=(1, 2)), len(before))
+    sums, counts = _regrouped(groups, before, after, seed=seed)
+    return _widened(score, (sums[:, 1] - sums[:, 0]) / counts)
 
 
-def ratio(name: str, top: Hits, bottom: Hits, seed: int = 0) -> Score | None:
+def ratio(name: str, top: Hits, bottom: Hits, groups: Groups | None = None, *, seed: int = 0) -> Score | None:
     """The share of ``top`` divided by the share of ``bottom``, in pairs; None when ``bottom`` has no hit."""
     if not bottom.any():
         return None
     tables = _resampled(bottom, top, seed)
     ratios = tables[:, :, 1].sum(axis=1) / tables[:, 1, :].sum(axis=1)
-    return _score(name, float(top.mean() / bottom.mean()), ratios, len(top))
+    score = _score(name, float(top.mean() / bottom.mean()), ratios, len(top))
+    sums, _ = _regrouped(groups, top, bottom, seed=seed)
+    hit = sums[:, 1] > 0
+    return _widened(score, sums[hit, 0] / sums[hit, 1])
+
+
+def _regrouped(
+    groups: Groups | None, *hits: Hits, seed: int = 0
+) -> tuple[Float[np.ndarray[Any, Any], "resamples rows"], Float[np.ndarray[Any, Any], " resamples"]]:
+    """Hits of each row, and pictures, in samples of whole groups drawn with replacement.
+
+    Source: the cluster bootstrap, Davison and Hinkley 1997, section 3.8.
+    """
+    names, which = np.unique([] if groups is None else groups, return_inverse=True)
+    if len(names) < 2:  # one group says nothing of others, and no group was asked for
+        return np.zeros((0, len(hits))), np.zeros(0)
+    sums = np.stack([np.bincount(which, weights=row) for row in hits], axis=1)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
+    return drawn @ sums, drawn @ np.bincount(which).astype(float)
+
+
+def _widened(score: Score, resampled: Float[np.ndarray[Any, Any], " resamples"]) -> Score:
+    if not len(resampled):
+        return score
+    low, high = np.quantile(resampled, _TAILS)
+    return replace(score, low=min(score.low, float(low)), high=max(score.high, float(high)))
 
 
 def _resampled(first: Hits, second: Hits, seed: int) -> Float[np.ndarray[Any, Any], "resamples 2 2"]:
@@ -63,8 +103,7 @@ def _resampled(first: Hits, second: Hits, seed: int) -> Float[np.ndarray[Any, An
 
 
 def _score(name: str, value: float, resampled: np.ndarray[Any, Any], count: int) -> Score:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    low, high = np.quantile(resampled, _TAILS)
     # the smoothing pulls the interval towards the middle; it always holds what was measured
     return Score(
         name=name, value=value, low=min(float(low), value), high=max(float(high), value), count=count

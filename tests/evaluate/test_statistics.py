@@ -89,10 +89,42 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say(kind: str) -> 
     for seed in range(200):
         before, after = pairs(*rng.multinomial(200, chances))
         score = (
-            difference("x", before, after, seed) if kind == "difference" else ratio("x", after, before, seed)
+            difference("x", before, after, seed=seed)
+            if kind == "difference"
+            else ratio("x", after, before, seed=seed)
         )
         truth = 0.84 - 0.88 if kind == "difference" else 0.84 / 0.88
         assert score is not None
         held += score.low <= truth <= score.high
     # 95 % less three standard deviations of 200 tries
     assert held / 200 >= 0.90
+
+
+def test_pictures_of_few_phrases_say_less_than_as_many_phrases() -> None:
+    row = hits(50, 100)
+    alike = np.repeat(np.arange(4), 25)  # two phrases always hit, two never do
+    apart = np.arange(100)
+    by_phrase, by_picture, plain = share("x", row, alike), share("x", row, apart), share("x", row)
+    assert (by_phrase.low, by_phrase.high) == (0, 1)
+    assert by_picture.high - by_picture.low < 0.25
+    assert plain.low >= by_picture.low
+    change = difference("x", np.zeros(100, bool), row, alike)
+    assert (change.low, change.high) == (0, 1)
+    relative = ratio("x", row, np.ones(100, bool), alike)
+    assert relative is not None
+    assert (relative.low, relative.high) == (0, 1)
+
+
+def test_the_interval_over_phrases_holds_the_true_share_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 6)
+    held = 0
+    for _ in range(200):
+        chances = rng.beta(0.7, 0.3, size=30)  # each phrase has a chance of its own, 0.7 on average
+        score = share("x", rng.random(180) < chances[groups], groups)
+        held += score.low <= 0.7 <= score.high
+    assert held / 200 >= 0.88
+
+
+def test_one_phrase_leaves_the_interval_as_it_is() -> None:
+    assert share("x", hits(3, 10), np.zeros(10, int)) == share("x", hits(3, 10))
