@@ -112,3 +112,32 @@ def test_a_file_that_is_no_patch_is_1(surgery: Call, tiny_pipeline: Path, tmp_pa
         done = surgery(verb, path, tiny_pipeline, *options.get(verb, []))
         assert done.code == 1
         assert path.name in done.err
+
+
+def test_convert_goes_there_and_back(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+    single, back = tmp_path / "tiny.safetensors", tmp_path / "back"
+    there = surgery("convert", tiny_pipeline, "-o", single, "--to", "single")
+    assert (there.code, there.out) == (0, f"{single}: 1034 tensors\n")
+    assert surgery("convert", single, "-o", back).code == 0
+    digests = [
+        surgery("inspect", place, "--json").json["components"] for place in (tiny_pipeline, single, back)
+    ]
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_convert_to_the_layout_it_has_is_2(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+    done = surgery("convert", tiny_pipeline, "-o", tmp_path / "out", "--to", "folder")
+    assert done.code == 2
+    assert "is a folder already" in done.err
+
+
+def test_convert_replaces_nothing_but_older_checkpoints(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary.safetensors"
+    diary.write_text("mine")
+    for options in ([], ["--overwrite"]):
+        done = surgery("convert", tiny_pipeline, "-o", diary, *options)
+        assert done.code == 1
+        assert "is no safetensors file" in done.err
+    assert diary.read_text() == "mine"

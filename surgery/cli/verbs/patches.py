@@ -93,6 +93,7 @@ _WORDS = {
 
 @click.command(cls=Verb)
 @click.argument("checkpoint", type=CHECKPOINT)
+@click.option("--to", "layout", type=click.Choice(["single", "folder"]), help="The other one when left out.")
 @output_option("The new file, or the new folder.")
 @click.option(
     "--like",
@@ -101,11 +102,25 @@ _WORDS = {
 )
 @click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary; looked for when left out.")
 @overwrite_option
-def convert(checkpoint: str, output: Path, like: str | None, tokenizer: Path | None, overwrite: bool) -> None:
-    """Write a diffusers folder as a single file, or a single file as a folder."""
+def convert(
+    checkpoint: str,
+    layout: str | None,
+    output: Path,
+    like: str | None,
+    tokenizer: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write a diffusers folder as a single file, or a single file as a folder.
+
+    Values, shapes and types stay as they are. A single file written here carries the configurations and the
+    tokenizer, so that it becomes the same folder again.
+    """
     from surgery.checkpoint import convert_checkpoint, open_checkpoint
 
     opened = open_checkpoint(checkpoint_path(checkpoint))
+    if layout == opened.layout:
+        kind = "a single file" if layout == "single" else "a folder"
+        raise click.UsageError(f"{opened.path} is {kind} already; leave --to out to convert it.")
     model = None if like is None else checkpoint_path(like)
     convert_checkpoint(opened, output, like=model, tokenizer=tokenizer, overwrite=overwrite)
     print(f"{output}: {len(opened.tensors)} tensors")
