@@ -102,7 +102,7 @@ class Loop:
             group["lr"] = rate
 
     def report(self, step: int, **values: float) -> None:
-        report(self._stage.name, step + 1 - self.first, self._total - self.first, self._started, **values)
+        report(self._stage.name, step + 1, self._total, self._started, begun=self.first, **values)
 
     def save(self, step: int, **facts: object) -> None:
         """Every minute or two, and after the last step."""
@@ -112,9 +112,10 @@ class Loop:
         self._stage.save(whole, force=self.is_last(step))
 
 
-def report(name: str, done: int, total: int, started: float, **values: float) -> None:
+def report(name: str, done: int, total: int, started: float, begun: int = 0, **values: float) -> None:
+    """A line of progress; `begun` of the `done` were done before `started`."""
     elapsed = time.monotonic() - started
-    left = elapsed / max(1, done) * (total - done)
+    left = elapsed / max(1, done - begun) * (total - done)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
     print(f"{name} {done}/{total}  {shown}  {elapsed:.0f} s, {left:.0f} s left", flush=True)
 

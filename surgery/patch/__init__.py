@@ -1,7 +1,7 @@
 """Patches: the file, applying and reverting, verifying, in a living pipeline, and as a LoRA."""
 
 from surgery.patch.apply import ApplyReport, apply_patch
-from surgery.patch.file import load_patch, patch_digest, save_patch
+from surgery.patch.file import is_patch, load_patch, patch_digest, save_patch
 from surgery.patch.lora import LoraReport, export_lora
 from surgery.patch.model import Change, Patch, make_patch
 from surgery.patch.revert import revert_patch
@@ -19,6 +19,7 @@ __all__ = [
     "applied",
     "apply_patch",
     "export_lora",
+    "is_patch",
     "load_patch",
     "make_patch",
     "patch_digest",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import open_header
+from surgery.checkpoint.header import open_header, read_header
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
@@ -21,6 +21,7 @@ from surgery.patch.manifest import VERSION, metadata_of, patch_from, tensors_in
 from surgery.patch.model import Patch
 
 _CONTENT = "sdpatch.content"
+_VERSION = "sdpatch.version"
 
 
 def save_patch(patch: Patch, path: Path, *, overwrite: bool = False) -> str:
@@ -64,8 +65,16 @@ def load_patch(path: Path) -> Patch:
     return patch
 
 
+def is_patch(path: Path) -> bool:
+    """Whether a path is a patch file of any version, sound or not, by its header."""
+    if not path.is_file():
+        return False
+    header, _ = read_header(path)
+    return header is not None and _VERSION in header.metadata
+
+
 def _refuse_other_files(path: Path, metadata: Mapping[str, str]) -> None:
-    version = metadata.get("sdpatch.version")
+    version = metadata.get(_VERSION)
     if version is None:
         raise PatchError(
             f"{path} is a safetensors file, but no patch of this program (no sdpatch.version in its header). "

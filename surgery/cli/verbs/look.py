@@ -27,8 +27,10 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 
     Of a checkpoint: layout, dtypes and fingerprint. Of a patch: what it was made for, and what it changes.
     """
+    from surgery.patch import is_patch
+
     place = checkpoint_path(checkpoint)
-    if place.is_file():
+    if is_patch(place):
         _inspect_patch(place, as_json)
     else:
         _inspect_checkpoint(place, as_json)
