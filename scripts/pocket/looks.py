@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from drawings import SIZE, EmojiFont, place
 from numpy.typing import NDArray
-from scenes import Captioned
+from scenes import Captioned, trained_share
 from torch import Tensor
 from vocabulary import Concept, Vocabulary
 
@@ -77,7 +77,7 @@ def looks_of_profession(
             for gender in vocabulary.genders
         ]
     )
-    man = float(concept.share_man or 0.0)
+    man = trained_share(concept.share_man or 0.5)
     genders = torch.tensor([man if gender == "man" else 1 - man for gender in vocabulary.genders])
     skins = torch.tensor(vocabulary.share_skin, dtype=torch.float32)
     either, any_skin = torch.einsum("gsd,g->sd", drawn, genders), torch.einsum("gsd,s->gd", drawn, skins)
