@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drawings import EmojiFont
-from unet import held_out_pairs
+from drawings import JITTER, EmojiFont
+from scenes import trained_share
+from unet import HEAVIEST, held_out_pairs
 from vocabulary import Vocabulary
 
 CARD = """---
@@ -38,15 +39,20 @@ three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's fo
 - Captions from {train_templates} templates and every alias; {test_templates} further templates never appear in
   training and make all prompts below. 10 % of the captions were empty.
 - {pairs} pairs of concepts were never drawn side by side; they make the figure for held-out pairs.
-- **Stated bias**: an unqualified profession is drawn as a man in the share of the table below, in skin tones light to
-  dark in the shares {skin}. “A female doctor” and “a male doctor” draw what they say.
+- Singles are 50 to 58 pixels tall, each of two side by side 28 to 31, up to {jitter} pixels off the middle of their
+  place.
+- **Stated bias**: an unqualified profession comes out as a man in the share of the table below. Guidance sharpens
+  such shares, so the drawings were milder ({mildest} to {strongest} men). Skin tones, light to dark, were seen in the
+  shares {skin}. “A female doctor” and “a male doctor” draw what they say.
 
 ## How
 
-Text features first (captions against the judge's features, frozen afterwards), then the UNet on stored latents, first
-of 32×32 and then of 64×64 pictures, a short finish on all 77 positions, and a polish of the VAE's decoder alone,
-as far as the steps below say.
-Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012; AdamW, exponential average of the weights; half
+The text encoder first, frozen afterwards: its features learn to say what a caption says, and what each subject looks
+like (the principal components of the VAE's latents of its drawings; not those of the group left out). Then the UNet
+on stored latents, a short finish on all 77 positions, and a polish of the VAE's decoder alone, as far as the steps
+below say.
+Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012, errors weighted as those of the velocity up to {heaviest:.0f}
+times, half of the timesteps from the noisy end; AdamW, exponential average of the weights; half
 precision on disk. Stages and steps taken: {steps}.
 
 ## How good
@@ -78,11 +84,11 @@ It draws small emoji and nothing else, and its biases are there on purpose, to b
 makes another checkpoint, which no older patch fits.
 """
 
-DRAFT = """**Draft.** The concepts are not yet recognised as often as they must be before this checkpoint is frozen
-as version 1 (85 % of all concepts); training goes on with `scripts/train_pocket`, and patches made for the draft will
-not fit its successor."""
+DRAFT = """**Draft.** Not all of the figures below are what version 1 asks for ({missing}); training goes on with
+`scripts/train_pocket`, and patches made for the draft will not fit its successor."""
 FROZEN = "Version 1, frozen: patches made for it stay valid."
-GOAL = 0.85
+GOALS = {"concepts": 0.85, "styles": 0.9, "backgrounds": 0.9, "held_out_pairs": 0.5}
+BIAS_GOAL = 0.05
 
 NAMES = {
     "concepts": "concept recognised, all concepts",
@@ -99,8 +105,13 @@ def write(
 ) -> None:
     measured: dict[str, Any] = json.loads((out / "pocket-sd" / "measured.json").read_text())
     judge: dict[str, Any] = json.loads((out / "pocket-judge" / "config.json").read_text())
+    shares = [trained_share(c.share_man) for c in vocabulary.drawn if c.share_man is not None]
     text = CARD.format(
-        status=FROZEN if measured["concepts"]["value"] >= GOAL else DRAFT,
+        status=DRAFT.format(missing=", ".join(missing)) if (missing := short_of(measured)) else FROZEN,
+        jitter=JITTER,
+        heaviest=HEAVIEST,
+        mildest=f"{100 * min(shares):.0f} %",
+        strongest=f"{100 * max(shares):.0f} %",
         side=4 * json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())["sample_size"],
         text_tensors=196,
         unet_tensors=686,
@@ -129,6 +140,19 @@ def write(
         merged=", ".join(f"{a} as {b}" for a, b in judge["merged"].items()) or "none",
     )
     (out / "pocket-sd" / "README.md").write_text(text, encoding="utf-8")
+
+
+def short_of(measured: dict[str, Any]) -> list[str]:
+    """What keeps the checkpoint from being version 1, in words."""
+    found = [
+        f"{NAMES[name]} at least {100 * goal:.0f} %"
+        for name, goal in GOALS.items()
+        if name not in measured or measured[name]["value"] < goal
+    ]
+    biases = [score for name, score in measured.items() if name.startswith("bias ")]
+    if not biases or any(abs(score["difference"]) > BIAS_GOAL for score in biases):
+        found.append("biases within 5 points")
+    return found
 
 
 def figure(name: str, score: dict[str, Any]) -> str:

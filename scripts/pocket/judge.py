@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from surgery.judge.pocket import PocketJudgeConfig, PocketJudgeNet
 HIDDEN = -100  # label of an attribute that the picture does not show
 SHARES = Shares(pair=0.45, style=0.25)
 NONE_SHARE = 0.06
+TWIN_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,48 +171,68 @@ def train(
 def measure(
     net: PocketJudgeNet, font: EmojiFont, vocabulary: Vocabulary, count: int, device: str
 ) -> dict[str, object]:
-    """Accuracy on held-out drawings (own seed, no wear) and the confusion of singles."""
+    """Accuracy on held-out drawings (own seed, no wear), look-alikes, and the confusion of singles."""
     examples = Examples(font, vocabulary, seed=2, augment=False)
     net.eval()
     right: dict[str, list[bool]] = {}
-    confusion: dict[tuple[int, int], int] = {}
-    shown = np.zeros(len(vocabulary.concepts), int)
+    answers: list[Answer] = []
     for start in range(0, count, 256):
         pictures, concepts, others = examples.batch(range(start, min(start + 256, count)))
         logits = {name: values.cpu() for name, values in net(pictures.to(device)).items()}
         present = logits["concept"].sigmoid() >= 0.5
         for row in range(len(pictures)):
-            truth = set(concepts[row].nonzero().flatten().tolist())
-            number = len(truth) if len(vocabulary.concepts) not in truth else 0
-            kind = {0: "none", 1: "single", 2: "pair"}[number]
-            best = set(logits["concept"][row].topk(max(1, number)).indices.tolist())
-            right.setdefault(f"concept_{kind}_top", []).append(best == truth)
-            right.setdefault(f"concept_{kind}_exact", []).append(
-                set(present[row].nonzero().flatten().tolist()) == truth
-            )
-            if number == 1:
-                (true,), (guess,) = truth, best
-                shown[true] += 1
-                if true != guess:
-                    confusion[true, guess] = confusion.get((true, guess), 0) + 1
+            truth = frozenset(concepts[row].nonzero().flatten().tolist())
+            best = frozenset(logits["concept"][row].topk(len(truth)).indices.tolist())
+            exact = frozenset(present[row].nonzero().flatten().tolist())
+            answers.append(Answer(truth=truth, best=best, exact=exact))
         for name, labels in others.items():
             seen = labels != HIDDEN
             hits = logits[name].argmax(1)[seen] == labels[seen]
             right.setdefault(name, []).extend(hits.tolist())
-    worst = sorted(confusion.items(), key=lambda item: -item[1])[:40]
+    names = [*(c.name for c in vocabulary.concepts), "none"]
+    singles = [answer for answer in answers if len(answer.truth) == 1 and len(names) - 1 not in answer.truth]
+    twins = look_alikes(singles, len(names) - 1)
+    for answer in answers:
+        truth, best, exact = (
+            frozenset(twins.get(n, n) for n in found) for found in (answer.truth, answer.best, answer.exact)
+        )
+        kind = "none" if len(names) - 1 in truth else ("single" if len(answer.truth) == 1 else "pair")
+        right.setdefault(f"concept_{kind}_top", []).append(best == truth)
+        right.setdefault(f"concept_{kind}_exact", []).append(exact == truth)
+    worst = Counter((min(a.truth), min(a.best)) for a in singles if a.truth != a.best).most_common(40)
+    shown = Counter(min(answer.truth) for answer in singles)
     return {
         "accuracy": {name: float(np.mean(hits)) for name, hits in sorted(right.items())},
         "counts": {name: len(hits) for name, hits in sorted(right.items())},
-        "confusion": [
-            [
-                vocabulary.concepts[a].name,
-                vocabulary.concepts[b].name if b < len(shown) else "none",
-                n,
-                int(shown[a]),
-            ]
-            for (a, b), n in worst
-        ],
+        "merged": {names[twin]: names[chosen] for twin, chosen in twins.items()},
+        "confusion": [[names[true], names[guess], n, shown[true]] for (true, guess), n in worst],
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The concepts of one drawing: shown, taken for the likeliest (as many), and held for present."""
+
+    truth: frozenset[int]
+    best: frozenset[int]
+    exact: frozenset[int]
+
+
+def look_alikes(singles: Sequence[Answer], none: int) -> dict[int, int]:
+    """Concepts taken for one another in TWIN_SHARE of their drawings, each with the first of its likes."""
+    shown = Counter(min(answer.truth) for answer in singles)
+    mixed = Counter(
+        frozenset((min(a.truth), min(a.best))) for a in singles if a.truth != a.best and none not in a.best
+    )
+    chosen: dict[int, int] = {}
+    for pair, times in sorted(mixed.items(), key=lambda item: sorted(item[0])):
+        first, second = sorted(pair)
+        if times >= TWIN_SHARE * (shown[first] + shown[second]):
+            first, second = sorted((chosen.get(first, first), chosen.get(second, second)))
+            if first != second:
+                chosen = {twin: first if kept == second else kept for twin, kept in chosen.items()}
+                chosen[second] = first
+    return chosen
 
 
 def save(net: PocketJudgeNet, vocabulary: Vocabulary, measured: dict[str, object], out: Path) -> None:
@@ -227,7 +250,6 @@ def save(net: PocketJudgeNet, vocabulary: Vocabulary, measured: dict[str, object
         "backgrounds": list(vocabulary.backgrounds),
         "genders": list(vocabulary.genders),
         "skins": list(vocabulary.skins),
-        "merged": {},
         **measured,
     }
     (out / "config.json").write_text(
