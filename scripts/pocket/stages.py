@@ -201,6 +201,7 @@ class Training:
             peak=2e-4,
             device=self.device,
             decay=0.99,
+            warmup=20,
         )
 
     def _latest(self, *stages: str) -> str:
