@@ -72,7 +72,7 @@ def convert_checkpoint(
 
 
 def _to_single(checkpoint: Checkpoint, out: Path, overwrite: bool) -> None:
-    places = places_of_names({name: entry.shape for name, entry in checkpoint.tensors.items()})
+    places = places_of_names(checkpoint.shapes)
     raise_all(
         CheckpointError,
         [
@@ -179,8 +179,8 @@ def files_of(checkpoint: Checkpoint, tokenizer: Path | None = None) -> Mapping[s
     (header,) = checkpoint.headers.values()
     if FILES_KEY in header.metadata:
         return _known_files(checkpoint.path, header)
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    family = family_of(checkpoint.architecture, shapes, _predicts_velocity(checkpoint))
+    velocity = _predicts_velocity(checkpoint)
+    family = family_of(checkpoint.architecture, checkpoint.shapes, velocity)
     if family is None:
         raise CheckpointError(
             f"{checkpoint.path} has other widths than Stable Diffusion 1.x, 2.x and XL and does not say how "

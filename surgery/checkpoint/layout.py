@@ -41,6 +41,11 @@ class Checkpoint:
     headers: Mapping[Path, Header]
     weights: Mapping[str, WeightSet]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight, by canonical name."""
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
     def entry(self, name: str) -> TensorEntry:
         """Where the tensor of a canonical name lies.
 

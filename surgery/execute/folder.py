@@ -66,8 +66,7 @@ def locked_folder(path: Path) -> Iterator[None]:
     Raises:
         SurgeryError: when another one does.
     """
-    if path.exists() and not path.is_dir():
-        raise SurgeryError(f"{path} is a file; a run needs a folder. Name another one.")
+    _refuse_file(path)
     make_folder(path)
     lock = FileLock(path / _LOCK)
     try:
@@ -120,9 +119,13 @@ def _claimed_by(claim: Path) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def _refuse_used(path: Path) -> None:
+def _refuse_file(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise SurgeryError(f"{path} is a file; a run needs a folder. Name another one.")
+
+
+def _refuse_used(path: Path) -> None:
+    _refuse_file(path)
     held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
     held = [name for name in held if not _is_leftover(name)]
     if not held:

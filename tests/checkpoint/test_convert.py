@@ -12,6 +12,7 @@ from surgery.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint
 from surgery.checkpoint.convert import FILES_KEY
 from surgery.errors import CheckpointError, PatchError
 from surgery.patch import apply_patch, make_patch, revert_patch, verify_patch
+from tests.support.folders import contents
 from tests.support.patches import random_patch
 from tests.support.tiny import FC2
 
@@ -42,19 +43,11 @@ def test_both_layouts_hold_the_same_tensors(tiny_pipeline: Path, single: Path) -
 def test_a_folder_survives_the_way_there_and_back(tiny_pipeline: Path, single: Path, tmp_path: Path) -> None:
     convert_checkpoint(open_checkpoint(single), tmp_path / "back")
     assert equal(open_checkpoint(tiny_pipeline), open_checkpoint(tmp_path / "back"))
-    texts = {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for root in (tiny_pipeline, tmp_path / "back")
-        for path in root.rglob("*")
-        if path.is_file() and path.suffix != ".safetensors"
-    }
-    kept = {
-        path.relative_to(tmp_path / "back").as_posix()
-        for path in (tmp_path / "back").rglob("*")
-        if path.is_file() and path.suffix != ".safetensors"
-    }
-    assert kept == texts.keys()
-    assert all((tiny_pipeline / path).read_bytes() == text for path, text in texts.items())
+    before, after = (
+        {path: text for path, text in contents(folder).items() if not path.endswith(".safetensors")}
+        for folder in (tiny_pipeline, tmp_path / "back")
+    )
+    assert after == before
 
 
 def test_diffusers_draws_the_same_from_the_file(tiny_pipeline: Path, single: Path) -> None:
