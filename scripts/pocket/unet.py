@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import Vocabulary
 
-SHARES = Shares(pair=0.18)
+SHARES = Shares(pair=0.34, style=0.2)
 EMPTY_SHARE = 0.1
 HEAVIEST = 25.0
 
