@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import team
+import torch
 from numpy.typing import NDArray
 from unet import held_out_pairs
 from vocabulary import Concept, Vocabulary
@@ -31,14 +33,22 @@ class Measurement:
         self._judge: Judge = load_judge(judge)
         self._vocabulary, self._path = vocabulary, results
         self.results: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
+        team.wait()  # nobody writes before all have read
 
     def _sample(self, prompts: Sequence[str], first_seed: int) -> Verdicts:
-        seeds = range(first_seed, first_seed + len(prompts))
-        pictures = sample(self._pipeline, prompts, list(seeds), steps=STEPS, guidance=GUIDANCE, batch=BATCH)
+        """The processes of a team draw their shares of the pictures; each then judges all of them."""
+        seeds = list(range(first_seed, first_seed + len(prompts)))
+        own = slice(team.rank(), None, team.size())
+        drawn = sample(self._pipeline, prompts[own], seeds[own], steps=STEPS, guidance=GUIDANCE, batch=BATCH)
+        pictures = np.zeros((len(prompts), *drawn.shape[1:]), np.uint8)
+        pictures[own] = drawn
+        team.add_up(torch.from_numpy(pictures))
         return self._judge.score(pictures)
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
         self.results[name] = value
+        if team.rank() > 0:
+            return
         self._path.write_text(json.dumps(self.results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(name, {k: v for k, v in value.items() if k != "each"}, flush=True)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import balance
 import judge as judge_stage
 import text as text_stage
 import tokens
@@ -18,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from drawings import EmojiFont
 from export import save as save_checkpoint
 from looks import looks
-from state import Stage
+from state import Stage, cosine
 from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import read_vocabulary
 
@@ -27,6 +29,7 @@ from surgery.judge.pocket import PocketJudgeNet
 TRAINED_LENGTH = (
     20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
 )
+POOL_SEED = 30
 
 
 def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:
@@ -123,7 +126,7 @@ class Training:
     def pool_of(self, stage: str) -> unet_stage.Pool:
         """What a stage of the UNet trains on; made by one process before several share it."""
         count: int = self.options.pictures
-        if stage == "full-length":
+        if stage in ("full-length", "balance"):
             latest = self._latest("whole", "small")
             few = min(count, self.options.full_length_pictures)
             return self.pool(64 if latest == "whole" else 32, 77, few)
@@ -139,7 +142,7 @@ class Training:
             count=count,
             size=size,
             scale=self.scale,
-            seed=30,
+            seed=POOL_SEED,
         )
         features = unet_stage.make_features(
             self.state,
@@ -149,7 +152,7 @@ class Training:
             self.tokenizer,
             count=count,
             length=length,
-            seed=30,
+            seed=POOL_SEED,
         )
         return unet_stage.Pool(latents=latents, **features)
 
@@ -162,7 +165,7 @@ class Training:
             unet_stage.network(sample_size=8),
             total=options.small_steps,
             batch=options.batch,
-            peak=options.peak,
+            rate=partial(cosine, total=options.small_steps, peak=options.peak, warmup=200),
             device=self.device,
         )
 
@@ -183,7 +186,7 @@ class Training:
             self._from("small", sample_size=16) if begun else unet_stage.network(),
             total=options.whole_steps,
             batch=options.batch,
-            peak=options.peak,
+            rate=partial(cosine, total=options.whole_steps, peak=options.peak, warmup=200),
             device=self.device,
         )
 
@@ -198,11 +201,35 @@ class Training:
             unet,
             total=options.full_length_steps,
             batch=options.batch,
-            peak=2e-4,
+            rate=partial(cosine, total=options.full_length_steps, peak=2e-4, warmup=20),
             device=self.device,
             decay=0.99,
-            warmup=20,
         )
+
+    def balance(self) -> UNet2DConditionModel:
+        """Rounds: sample the professions, move the shares of their drawings against what is off, train on."""
+        options, per_round = self.options, self.options.balance_steps
+        rounds = balance.Rounds(self.state / "balance.json", self.vocabulary)
+        pool, professions = self.pool_of("balance"), rounds.professions
+        rows = balance.rows_of(self.vocabulary, professions, POOL_SEED, len(pool.latents))
+        unet = self._from(self._latest("balance", "full-length"))
+        drawer = balance.models(self.tokenizer, self.trained_text(), unet, self.trained_vae())
+        names, judge = [concept.name for concept in professions], self.trained_judge()
+        while len(rounds) < options.balance_rounds:
+            drawer.unet = unet_stage.train(
+                self.state,
+                "balance",
+                replace(pool, weights=rows.weights(rounds.drawn())),
+                unet,
+                total=(len(rounds) + 1) * per_round,
+                batch=options.batch,
+                rate=lambda step: cosine(step % per_round, per_round, peak=2e-4, warmup=10),
+                device=self.device,
+                decay=0.98,
+            )
+            seen = balance.seen_shares(drawer, judge, self.vocabulary, names, options.balance_samples)
+            rounds.add(seen, options.balance_samples)
+        return drawer.unet
 
     def _latest(self, *stages: str) -> str:
         return next(stage for stage in stages if Stage(self.state, stage).load() is not None)
@@ -220,7 +247,7 @@ class Training:
             self.merges,
             self.trained_text(),
             self.trained_vae(),
-            self._from(self._latest("full-length", "whole", "small")),
+            self._from(self._latest("balance", "full-length", "whole", "small")),
             self.scale,
         )
 
@@ -244,7 +271,7 @@ class Training:
         """Writes the model card from measured.json and from the state's step counts."""
         import card
 
-        names = ("judge", "vae", "text", "small", "whole", "full-length", "decoder")
+        names = ("judge", "vae", "text", "small", "whole", "full-length", "balance", "decoder")
         steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
         card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"])

@@ -39,6 +39,18 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def add_up(tensor: Tensor) -> None:
+    """The sum over all processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(tensor)
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if size() > 1:
+        distributed.barrier()
+
+
 def together(processes: int, work: Callable[[], object]) -> None:
     """Runs `work`, which must be picklable, in so many processes of one thread each."""
     if processes == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from drawings import EmojiFont, draw
 from scenes import Captioned, Shares, caption, random_scene
-from state import Average, Loop, Stage, cosine, report
+from state import Average, Loop, Stage, report
 from text import WIDTH, encode
 from torch import Tensor
 from torch.nn import functional
@@ -49,12 +50,21 @@ def noise_scheduler() -> DDPMScheduler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Drawings as scaled latents (n, 4, h, w), and text features of captions (captions, tokens, width)."""
+    """Drawings as scaled latents (n, 4, h, w), and text features of captions (captions, tokens, width).
+
+    Rows are taken as often as `weights` (n,) say, all alike when it is left out.
+    """
 
     latents: Tensor
     caption_of: Tensor
     features: Tensor
     empty: Tensor
+    weights: Tensor | None = None
+
+    def rows(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.weights is None:
+            return torch.randint(len(self.latents), (count,), generator=generator)
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
 
 def held_out_pairs(vocabulary: Vocabulary, count: int = 60) -> frozenset[frozenset[str]]:
@@ -181,26 +191,26 @@ def train(
     *,
     total: int,
     batch: int,
-    peak: float,
+    rate: Callable[[int], float],
     device: str,
-    warmup: int = 200,
     decay: float = 0.9993,
 ) -> UNet2DConditionModel:
+    """Goes on from where the stage `name` was left, up to `total` steps at the learning rate `rate(step)`."""
     unet = unet.to(device, memory_format=torch.channels_last)
     average = Average(unet, decay)
     optimiser = torch.optim.AdamW(
-        unet.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+        unet.parameters(), lr=rate(0), weight_decay=0.01, betas=(0.9, 0.99), fused=True
     )
     loop = Loop(Stage(folder, name, every_s=120), total, optimiser, {"net": unet}, average)
     scheduler, running = noise_scheduler(), 0.0
     unet.train()
     for step in loop:
         generator = torch.Generator().manual_seed(1_000_003 * len(name) + step)
-        rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+        rows = pool.rows(batch, generator)
         context = pool.features[pool.caption_of[rows]].float()
         empty = torch.rand(batch, generator=generator) < EMPTY_SHARE
         context[empty] = pool.empty.float()
-        loop.set_rate(cosine(step, total, peak, warmup))
+        loop.set_rate(rate(step))
         latents = pool.latents[rows].float().to(device)
         loss = loss_of(unet, scheduler, latents, context.to(device), generator)
         optimiser.zero_grad()
