@@ -171,24 +171,24 @@ def train(
 def measure(
     net: PocketJudgeNet, font: EmojiFont, vocabulary: Vocabulary, count: int, device: str
 ) -> dict[str, object]:
-    """Accuracy on held-out drawings (own seed, no wear), look-alikes, and the confusion of singles."""
-    examples = Examples(font, vocabulary, seed=2, augment=False)
+    """Accuracy on held-out drawings (own seed, no wear), look-alikes, and the confusion of singles.
+
+    From which probability on a concept counts as shown is chosen on other drawings, a quarter as many.
+    """
     net.eval()
-    right: dict[str, list[bool]] = {}
-    answers: list[Answer] = []
-    for start in range(0, count, 256):
-        pictures, concepts, others = examples.batch(range(start, min(start + 256, count)))
-        logits = {name: values.cpu() for name, values in net(pictures.to(device)).items()}
-        present = logits["concept"].sigmoid() >= 0.5
-        for row in range(len(pictures)):
-            truth = frozenset(concepts[row].nonzero().flatten().tolist())
-            best = frozenset(logits["concept"][row].topk(len(truth)).indices.tolist())
-            exact = frozenset(present[row].nonzero().flatten().tolist())
-            answers.append(Answer(truth=truth, best=best, exact=exact))
-        for name, labels in others.items():
-            seen = labels != HIDDEN
-            hits = logits[name].argmax(1)[seen] == labels[seen]
-            right.setdefault(name, []).extend(hits.tolist())
+    beliefs, truths, _ = answers_of(
+        net, Examples(font, vocabulary, seed=3, augment=False), count // 4, device
+    )
+    shown_from = best_threshold(beliefs, truths)
+    beliefs, truths, right = answers_of(net, Examples(font, vocabulary, seed=2, augment=False), count, device)
+    answers = [
+        Answer(
+            truth=frozenset(truth.nonzero().flatten().tolist()),
+            best=frozenset(belief.topk(int(truth.sum())).indices.tolist()),
+            exact=frozenset((belief >= shown_from).nonzero().flatten().tolist()),
+        )
+        for belief, truth in zip(beliefs, truths, strict=True)
+    ]
     names = [*(c.name for c in vocabulary.concepts), "none"]
     singles = [answer for answer in answers if len(answer.truth) == 1 and len(names) - 1 not in answer.truth]
     twins = look_alikes(singles, len(names) - 1)
@@ -202,11 +202,36 @@ def measure(
     worst = Counter((min(a.truth), min(a.best)) for a in singles if a.truth != a.best).most_common(40)
     shown = Counter(min(answer.truth) for answer in singles)
     return {
+        "shown_from": shown_from,
         "accuracy": {name: float(np.mean(hits)) for name, hits in sorted(right.items())},
         "counts": {name: len(hits) for name, hits in sorted(right.items())},
         "merged": {names[twin]: names[chosen] for twin, chosen in twins.items()},
         "confusion": [[names[true], names[guess], n, shown[true]] for (true, guess), n in worst],
     }
+
+
+def answers_of(
+    net: PocketJudgeNet, examples: Examples, count: int, device: str
+) -> tuple[Tensor, Tensor, dict[str, list[bool]]]:
+    """Belief in each concept and the truth (drawings, concepts + 1), and hits on the other axes."""
+    right: dict[str, list[bool]] = {}
+    beliefs, truths = [], []
+    for start in range(0, count, 256):
+        pictures, concepts, others = examples.batch(range(start, min(start + 256, count)))
+        logits = {name: values.cpu() for name, values in net(pictures.to(device)).items()}
+        beliefs.append(logits["concept"].sigmoid())
+        truths.append(concepts.bool())
+        for name, labels in others.items():
+            seen = labels != HIDDEN
+            hits = logits[name].argmax(1)[seen] == labels[seen]
+            right.setdefault(name, []).extend(hits.tolist())
+    return torch.cat(beliefs), torch.cat(truths), right
+
+
+def best_threshold(beliefs: Tensor, truths: Tensor) -> float:
+    """The probability from which on a concept is best held for shown: most drawings wholly right."""
+    candidates = [round(0.05 * n, 2) for n in range(2, 14)]
+    return max(candidates, key=lambda at: int(((beliefs >= at) == truths).all(dim=1).sum()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

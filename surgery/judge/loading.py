@@ -14,7 +14,7 @@ from surgery.judge.pocket_judge import LISTS, PocketJudge
 from surgery.judge.protocol import Judge
 from surgery.shelf import checkpoint_path
 
-_NEEDED = ("size", "widths", *LISTS.values(), "merged", "accuracy")
+_NEEDED = ("size", "widths", *LISTS.values(), "merged", "accuracy", "shown_from")
 
 
 def load_judge(name_or_path: str | Path, device: str = "cpu") -> Judge:

@@ -36,6 +36,7 @@ class PocketJudge:
         self.labels = Labels(**names, merged=merged)
         self.accuracy: Mapping[str, float] = config["accuracy"]
         self._size: int = config["size"]
+        self._shown_from: float = config["shown_from"]
         self._network = network
         self._columns = torch.tensor([place[merged.get(concept, concept)] for concept in trained])
 
@@ -55,7 +56,7 @@ class PocketJudge:
         parts = [self._probabilities(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
         empty = {axis: np.zeros((0, len(self.labels.of(axis))), np.float32) for axis in AXES}
         columns = {axis: np.concatenate([empty[axis], *(part[axis] for part in parts)]) for axis in AXES}
-        return Verdicts(labels=self.labels, **columns)
+        return Verdicts(labels=self.labels, shown_from=self._shown_from, **columns)
 
     def _probabilities(self, pictures: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         device = next(self._network.parameters()).device

@@ -1,15 +1,12 @@
 """What a judge says about some pictures."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from surgery.judge.labels import Axis, Labels, Trait
-
-#: A concept counts as shown from this probability on; several may be shown at once.
-SHOWN_FROM: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +15,9 @@ class Verdicts:
 
     Concepts are independent of each other (a picture may show two, or none); on the other axes each row sums
     to 1. An axis that the judge does not know has no columns.
+
+    Attributes:
+        shown_from: A concept counts as shown from this probability on; several may be shown at once.
     """
 
     labels: Labels
@@ -26,6 +26,7 @@ class Verdicts:
     background: Float[np.ndarray[Any, Any], "pictures backgrounds"]
     gender: Float[np.ndarray[Any, Any], "pictures genders"]
     skin: Float[np.ndarray[Any, Any], "pictures skins"]
+    shown_from: float = 0.5
 
     def __len__(self) -> int:
         return len(self.concept)
@@ -46,7 +47,7 @@ class Verdicts:
             JudgeError: when the judge does not know the trait.
         """
         if trait.axis == "concept":
-            return np.asarray(self.probability(trait) >= SHOWN_FROM)
+            return np.asarray(self.probability(trait) >= self.shown_from)
         column = self.labels.column(trait)
         return np.asarray(getattr(self, trait.axis).argmax(axis=1) == column)
 

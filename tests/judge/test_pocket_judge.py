@@ -37,6 +37,7 @@ def settings() -> dict[str, Any]:
         **NAMES,
         "merged": {"blue circle": "red circle"},
         "accuracy": {"concept_single_top": 0.99},
+        "shown_from": 0.3,
     }
 
 
@@ -98,6 +99,14 @@ def test_a_judge_carries_its_name_and_its_own_accuracy(folder: Path) -> None:
     judge = load_judge(folder)
     assert judge.name == "little-judge"
     assert judge.accuracy == {"concept_single_top": 0.99}
+
+
+def test_a_concept_counts_as_shown_from_the_judges_own_threshold_on(folder: Path) -> None:
+    verdicts = load_judge(folder).score(pictures(8))
+    assert verdicts.shown_from == 0.3
+    for name in ("cat", "dog"):
+        expected = verdicts.probability(Trait(name)) >= 0.3
+        assert verdicts.shows(Trait(name)).tolist() == expected.tolist()
 
 
 def test_pictures_of_another_size_are_scaled_as_the_judge_would_see_them(folder: Path) -> None:
