@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.delta.forms import Form, added, materialise, scaled, singular_values
+from surgery.delta.algebra import added, materialise, scaled, singular_values
+from surgery.delta.forms import Form
 from surgery.errors import NumericsError, nearest, raise_all
 from surgery.names import split
 

@@ -1,16 +1,27 @@
-"""The forms a weight change can take, and what can be asked of each without knowing the model."""
+"""The forms a weight change can take.
 
-from collections.abc import Callable
+All say what they change of the *base's* weight W, at strength s:
+
+=========== =======================================================================
+`Dense`     W + s·values
+`Sparse`    W + s·values at some elements
+`LowRank`   W + s·left @ right
+`Operator`  W + s·W @ left @ right, one small map shared by many weights
+`Replace`   W + s·(new − W) at some places: at strength 1 the new values as they are
+`Rescale`   W + s·(factors − 1)·W at some places
+=========== =======================================================================
+
+The first four add up in any order. The last two are the only ones that may change an element.
+"""
+
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surgery.delta.places import Places
 from surgery.errors import NumericsError
-
-_BLOCK_ELEMENTS = 1 << 16  # half a megabyte of float64, which stays in the cache of one core
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +40,25 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """A change of single elements; nothing elsewhere."""
+
+    places: Places
+    values: Float[Tensor, " places"]
+
+    def __post_init__(self) -> None:
+        if self.places.kind != "elements":
+            raise NumericsError(f"a sparse change names {self.places.kind}; elements were expected.")
+        _refuse_integers(self.values)
+        _refuse_shape("values", self.values, self.places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the change."""
+        return self.places.shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
     """The change ``left @ right``; for a convolution ``d_in`` runs over inputs and kernel positions."""
 
@@ -36,90 +66,101 @@ class LowRank:
     right: Float[Tensor, "rank d_in"]
 
     def __post_init__(self) -> None:
-        _refuse_integers(self.left)
-        _refuse_integers(self.right)
-        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+        _refuse_factors(self.left, self.right)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the change, as a matrix."""
+        return self.left.shape[0], self.right.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """The change ``W @ left @ right`` of a weight W, seen as a matrix ``(d_out, d_in)``: W' = W (I + G)."""
+
+    left: Float[Tensor, "d_in rank"]
+    right: Float[Tensor, "rank d_in"]
+
+    def __post_init__(self) -> None:
+        _refuse_factors(self.left, self.right)
+        if self.left.shape[0] != self.right.shape[1]:
             raise NumericsError(
-                f"the factors have shapes {tuple(self.left.shape)} and {tuple(self.right.shape)}; "
-                "(d_out, rank) and (rank, d_in) were expected."
+                f"an operator has factors of {self.left.shape[0]} and {self.right.shape[1]} inputs; as many "
+                "on both sides were expected."
+            )
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the weights that it fits."""
+        return int(self.left.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replace:
+    """New values at some places, in the type the weight is stored in, and perhaps the old ones."""
+
+    places: Places
+    new: Float[Tensor, "*places"]
+    old: Float[Tensor, "*places"] | None = None
+
+    def __post_init__(self) -> None:
+        for what, values in (("new values", self.new), ("old values", self.old)):
+            if values is None:
+                continue
+            _refuse_integers(values)
+            _refuse_shape(what, values, self.places)
+        if self.old is not None and self.old.dtype != self.new.dtype:
+            raise NumericsError(
+                f"the new values are {self.new.dtype} and the old ones {self.old.dtype}; they must be alike."
             )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the change."""
-        return self.left.shape[0], self.right.shape[1]
+        """The shape of the weight."""
+        return self.places.shape
 
 
-Form: TypeAlias = Dense | LowRank
+@dataclass(frozen=True, slots=True, eq=False)
+class Rescale:
+    """Factors for the values at some places: 0 erases, 1 keeps, 2 doubles."""
+
+    places: Places
+    factors: Float[Tensor, "*places"]
+
+    def __post_init__(self) -> None:
+        _refuse_integers(self.factors)
+        if self.factors.ndim:
+            _refuse_shape("factors", self.factors, self.places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return self.places.shape
 
 
-def materialise(form: Form) -> Float[Tensor, "*shape"]:
-    """The change in float64, on the CPU, the same to the last bit on every machine.
+Additive: TypeAlias = Dense | Sparse | LowRank
+"""Forms whose change does not depend on the weight."""
 
-    A low-rank product is summed over the rank in ascending order, each product and each sum rounded on its
-    own; a BLAS would choose its own order. Done in blocks of rows that stay in the cache.
-    """
-    if isinstance(form, Dense):
-        return form.values.detach().to(device="cpu", dtype=torch.float64)
-    left, right = (
-        factor.detach().to(device="cpu", dtype=torch.float64) for factor in (form.left, form.right)
-    )
-    product = torch.zeros(form.shape, dtype=torch.float64)
-    rows = max(1, _BLOCK_ELEMENTS // max(1, form.shape[1]))
-    for start in range(0, form.shape[0], rows):
-        block = product[start : start + rows]
-        for column in range(left.shape[1]):
-            block += left[start : start + rows, column, None] * right[column]
-    return product
-
-
-def scaled(form: Form, strength: float) -> Form:
-    """``strength`` times the change, in float64 so that nothing is lost."""
-    if isinstance(form, Dense):
-        return Dense(form.values.double() * strength)
-    return LowRank(form.left.double() * strength, form.right)
-
-
-def added(first: Form, second: Form) -> Form:
-    """The sum: low ranks side by side, anything else element by element in float64.
-
-    Raises:
-        NumericsError: when the shapes differ.
-    """
-    if first.shape != second.shape:
-        raise NumericsError(
-            f"changes of shapes {first.shape} and {second.shape} cannot be added; both must be of one weight."
-        )
-    if isinstance(first, LowRank) and isinstance(second, LowRank):
-        left = torch.cat([first.left, second.left], dim=1)
-        return LowRank(left, torch.cat([first.right, second.right]))
-    return Dense(materialise(first) + materialise(second))
-
-
-def mapped(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
-    """The form with ``change`` applied to each tensor it holds."""
-    if isinstance(form, Dense):
-        return Dense(change(form.values))
-    return LowRank(change(form.left), change(form.right))
-
-
-def singular_values(form: Form) -> Float[Tensor, " rank"]:
-    """Singular values of the change as a matrix ``(d_out, rest)``, descending, in float64.
-
-    A low-rank change is never materialised: with ``left = Q S`` and ``right.T = P R`` they are those of
-    the small ``S @ R.T``.
-    """
-    if isinstance(form, Dense):
-        matrix = materialise(form)
-        core = matrix.reshape(matrix.shape[0], -1) if matrix.ndim > 1 else matrix[:, None]
-    else:
-        small_left = torch.linalg.qr(form.left.detach().cpu().double(), mode="r").R
-        small_right = torch.linalg.qr(form.right.detach().cpu().double().T, mode="r").R
-        core = small_left @ small_right.T
-    values: Tensor = torch.linalg.svdvals(core)
-    return values
+Form: TypeAlias = Additive | Operator | Replace | Rescale
 
 
 def _refuse_integers(tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise NumericsError(f"a change has the type {tensor.dtype}; floating point was expected.")
+
+
+def _refuse_factors(left: Tensor, right: Tensor) -> None:
+    _refuse_integers(left)
+    _refuse_integers(right)
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise NumericsError(
+            f"the factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; (d_out, rank) and "
+            "(rank, d_in) were expected."
+        )
+
+
+def _refuse_shape(what: str, values: Tensor, places: Places) -> None:
+    if tuple(values.shape) != places.values_shape:
+        raise NumericsError(
+            f"the {what} have the shape {tuple(values.shape)}; {places.values_shape} was expected."
+        )

@@ -18,7 +18,6 @@ from surgery.patch.file import patch_digest
 from surgery.patch.match import Agreement, agreement, match_base
 from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
-from surgery.patch.terms import patched
 from surgery.patch.undo import Edit, Overwritten, write_undo
 
 _log = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ def apply_patch(
 
 def _edit(patch: Patch, checkpoint: Checkpoint, strength: float, name: str) -> tuple[Tensor, Tensor]:
     weight = checkpoint.read(name)
-    return weight, patched(name, weight, patch.half_delta(name, strength))
+    return weight, patch.edited(name, weight, strength)
 
 
 def _after(edit: Edit, name: str) -> Tensor:

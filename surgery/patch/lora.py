@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
-from surgery.checkpoint.layout import open_checkpoint
+from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
 from surgery.patch.factors import Factors, Ranks, choose_ranks, largest_error, pad, select, truncate
@@ -79,7 +79,7 @@ def export_lora(
     _refuse_arguments(patch, path, rank)
     checkpoint = open_checkpoint(base)
     match_base(patch, checkpoint)
-    changes = {name: patch.half_delta(name).flatten(start_dim=1) for name in patch.changes}
+    changes = _changes(patch, checkpoint, exact=rank is None)
     names = (*changes, *sorted(companions(changes)))
     shapes = {name: checkpoint.entry(name).shape for name in names}
     ranks, factors = _factorise(changes, shapes, rank)
@@ -94,6 +94,25 @@ def export_lora(
     return LoraReport(
         path=path, size_bytes=path.stat().st_size, alpha=ranks.alpha, modules=len(factors), errors=errors
     )
+
+
+def _changes(patch: Patch, checkpoint: Checkpoint, *, exact: bool) -> dict[str, Tensor]:
+    """Per tensor the half-precision change as a matrix.
+
+    Raises:
+        PatchError: when ``exact`` is asked for and some new values are out of its reach.
+    """
+    changes, faults = {}, []
+    for name in patch.changes:
+        change, missed = patch.added(name, checkpoint.read(name))
+        changes[name] = change.flatten(start_dim=1)
+        if missed and exact:
+            faults.append(
+                f"{missed} new values of {name!r} cannot be reached by adding a half-precision change. Ship "
+                "the patched checkpoint, or ask for a bounded rank and take the stated error."
+            )
+    raise_all(PatchError, faults)
+    return changes
 
 
 def _factorise(

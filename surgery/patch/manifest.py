@@ -14,15 +14,16 @@ from torch import Tensor
 
 from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.header import DTYPE_NAMES, DTYPES
+from surgery.delta.algebra import fits, shape_of
 from surgery.delta.delta import Delta
-from surgery.delta.forms import Dense, Form, LowRank
+from surgery.delta.forms import Form, Replace
 from surgery.errors import NumericsError, PatchError, nearest
 from surgery.names import split
+from surgery.patch.encoding import decode, encode
 from surgery.patch.model import SUPPORTED, Change, Patch
-from surgery.patch.terms import Term, fits, tensors_of, term_faults
+from surgery.patch.terms import Term, conflicts, term_faults
 
 VERSION: Final = "1"
-_PARTS: Final = {"dense": ("values",), "low_rank": ("left", "right")}
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def tensors_in(patch: Patch) -> dict[str, Tensor]:
         _key(index, name, part): tensor
         for index, term in enumerate(patch.terms)
         for name, form in term.delta.terms.items()
-        for part, tensor in tensors_of(form).items()
+        for part, tensor in encode(form).parts.items()
     }
 
 
@@ -48,7 +49,7 @@ def metadata_of(patch: Patch) -> dict[str, str]:
             {
                 "source": term.source,
                 "strength": term.strength,
-                "forms": {name: _kind(form) for name, form in term.delta.terms.items()},
+                "forms": {name: _form_json(form) for name, form in term.delta.terms.items()},
             }
             for term in patch.terms
         ],
@@ -80,56 +81,81 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
         return None, [f"its header does not describe a patch ({error!r}). Was it written by another program?"]
     faults: list[str] = []
     changes = _each(raw_changes, lambda name: _change(name, raw_changes[name]), faults)
-    terms = [_term(index, raw, tensors, faults) for index, raw in enumerate(raw_terms)]
+    shapes = {name: change.shape for name, change in changes.items()}
+    terms = [_term(index, raw, tensors, shapes, faults) for index, raw in enumerate(raw_terms)]
     found = tuple(term for term in terms if term is not None)
     expected = {
         _key(index, name, part)
         for index, term in enumerate(found)
         for name, form in term.delta.terms.items()
-        for part in tensors_of(form)
+        for part in encode(form).parts
     }
+    described = {name for raw in raw_terms if isinstance(raw, dict) for name in _keys(raw.get("forms"))}
+    faults += [
+        f"tensor {name!r} is named by the digests, but not by the terms"
+        for name in sorted(changes.keys() - described)
+    ]
     if not faults:
         faults += [f"tensor {key!r} belongs to no term" for key in sorted(tensors.keys() - expected)]
         faults += _misfits(found, changes)
         faults += term_faults(found)
+    if not faults:
+        faults += conflicts(found)
     patch = Patch(terms=found, architecture=architecture, roots=roots, changes=changes, provenance=provenance)
     return (None if faults else patch), faults
 
 
-def _term(index: int, raw: Any, tensors: Mapping[str, Tensor], faults: list[str]) -> Term | None:
+def _term(
+    index: int,
+    raw: Any,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    faults: list[str],
+) -> Term | None:
     try:
-        kinds, strength, source = dict(raw["forms"]), float(raw["strength"]), str(raw["source"])
+        described, strength, source = dict(raw["forms"]), float(raw["strength"]), str(raw["source"])
     except (KeyError, TypeError, ValueError) as error:
         faults.append(f"term {index} is not described as one ({error!r})")
         return None
-    forms = _each(kinds, lambda name: _form(index, name, kinds[name], tensors), faults)
-    return Term(delta=Delta(forms), strength=strength, source=source)
+
+    def parse(name: str) -> Form:
+        return _form(index, name, described[name], tensors, shapes)
+
+    return Term(delta=Delta(_each(described, parse, faults)), strength=strength, source=source)
 
 
-def _form(index: int, name: str, kind: str, tensors: Mapping[str, Tensor]) -> Form:
+def _form(
+    index: int, name: str, raw: Any, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Form:
     split(name)
-    if kind not in _PARTS:
-        raise ValueError(f"has the form {kind!r}; one of {', '.join(_PARTS)} was expected")
-    keys = [_key(index, name, part) for part in _PARTS[kind]]
-    for key in keys:
+    if name not in shapes:
+        raise ValueError("is named by the terms, but not by the digests")
+    op, written, named = str(raw["op"]), str(raw["index"]), list(raw["parts"])
+    parts = {}
+    for part in named:
+        key = _key(index, name, part)
         if key not in tensors:
             raise ValueError(f"needs {key!r}, which is missing; nearest: {nearest(key, tensors)!r}")
-    parts = [tensors[key] for key in keys]
-    return Dense(*parts) if kind == "dense" else LowRank(*parts)
+        parts[part] = tensors[key]
+    return decode(op, written, parts, shapes[name])
 
 
 def _misfits(terms: tuple[Term, ...], changes: Mapping[str, Change]) -> list[str]:
-    named = {name for term in terms for name in term.delta.terms}
-    faults = [
-        f"tensor {name!r} is named by the terms or by the digests, but not by both"
-        for name in sorted(named ^ changes.keys())
-    ]
+    faults = []
     for term in terms:
         for name in sorted(term.delta.terms.keys() & changes.keys()):
             form, shape = term.delta.terms[name], changes[name].shape
             if not fits(form, shape):
-                faults.append(f"tensor {name!r} has shape {shape}; the change is of shape {form.shape}")
+                faults.append(f"tensor {name!r} has shape {shape}; the change is of shape {shape_of(form)}")
+            elif isinstance(form, Replace) and form.new.dtype != changes[name].dtype:
+                faults.append(
+                    f"tensor {name!r} is {changes[name].dtype}; its new values are {form.new.dtype}"
+                )
     return faults
+
+
+def _keys(raw: object) -> list[str]:
+    return list(raw) if isinstance(raw, dict) else []
 
 
 def _each(raw: Mapping[str, Any], parse: Callable[[str], T], faults: list[str]) -> dict[str, T]:
@@ -155,6 +181,7 @@ def _change(name: str, raw: Any) -> Change:
         after=digest_from(raw["after"]),
         changed=int(raw["changed"]),
         largest=float(raw["largest"]),
+        norm=float(raw["norm"]),
     )
 
 
@@ -166,6 +193,7 @@ def _change_json(change: Change) -> dict[str, object]:
         "after": digest_json(change.after),
         "changed": change.changed,
         "largest": change.largest,
+        "norm": change.norm,
     }
 
 
@@ -187,8 +215,9 @@ def digest_json(digest: Digest) -> dict[str, str]:
     return {"bytes": digest.bytes, "value16": digest.value16}
 
 
-def _kind(form: Form) -> str:
-    return "dense" if isinstance(form, Dense) else "low_rank"
+def _form_json(form: Form) -> dict[str, object]:
+    encoded = encode(form)
+    return {"op": encoded.op, "index": encoded.index, "parts": sorted(encoded.parts)}
 
 
 def _key(index: int, name: str, part: str) -> str:

@@ -1,7 +1,7 @@
 """What a patch is: terms to add, the base they were made for, and what adding them gives."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -10,9 +10,13 @@ from torch import Tensor
 
 from surgery.checkpoint.digest import Digest, Fingerprint, tensor_digest
 from surgery.checkpoint.layout import Checkpoint
+from surgery.delta.algebra import fits, is_replacing, shape_of
+from surgery.delta.delta import Delta
+from surgery.delta.exact import on_grid
+from surgery.delta.forms import Form, LowRank, Replace
 from surgery.errors import PatchError, nearest, raise_all
-from surgery.patch.rounding import changed_elements
-from surgery.patch.terms import Term, content_digest, fits, half_delta, patched, term_faults
+from surgery.patch.rounding import add_once, changed_elements, round_once
+from surgery.patch.terms import Term, conflicts, content_digest, edited, forms_of, half_change, term_faults
 from surgery.record import JSON
 from surgery.store.libraries import library_versions
 
@@ -25,7 +29,8 @@ class Change:
 
     Attributes:
         changed: Number of elements whose bits change.
-        largest: The largest absolute change of an element, before it is added.
+        largest: The largest absolute change of an element.
+        norm: Frobenius norm of the change.
     """
 
     dtype: torch.dtype
@@ -34,6 +39,7 @@ class Change:
     after: Digest
     changed: int
     largest: float
+    norm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +67,36 @@ class Patch:
             tensors={name: change.before for name, change in self.changes.items()}, roots=self.roots
         )
 
-    def half_delta(self, name: str, strength: float = 1.0) -> Float[Tensor, "*shape"]:
-        """The change of a tensor in half precision: the float64 sum of the terms, rounded once.
+    def edited(self, name: str, weight: Tensor, strength: float = 1.0, base: Tensor | None = None) -> Tensor:
+        """A weight with this patch in it, as stored; see `surgery.patch.terms.edited`.
 
-        Every patched weight is its base plus this, rounded once more. Adding a half-precision change gives
-        one and the same result in all loaders, whether they add in half or in single precision.
+        Args:
+            name: Canonical name.
+            weight: The weight to change.
+            strength: 1 as made.
+            base: The base's own weight, where ``weight`` has other patches in it already.
 
         Raises:
-            PatchError: when the change is too large for half precision.
+            PatchError: when the change, or a changed weight, is too large for its precision.
         """
-        return half_delta(self.terms, name, self.changes[name].shape, strength)
+        return edited(forms_of(self.terms, name, strength), name, weight, base)
+
+    def added(self, name: str, weight: Tensor) -> tuple[Float[Tensor, "*shape"], int]:
+        """The half-precision change that, added to a weight, gives the patched one, and where it does not.
+
+        Changes that add up are such a change by definition. New and rescaled values need not be within reach
+        of a half-precision change: then the nearest one comes back.
+
+        Returns:
+            The change (fp16), and the number of elements that adding it would leave at another value.
+        """
+        forms = forms_of(self.terms, name)
+        change = half_change(forms, name, weight)
+        if change is not None and not any(is_replacing(form) for form, _ in forms):
+            return change, 0
+        after = self.edited(name, weight)
+        change = round_once(after.double() - weight.double(), torch.float16)
+        return change, int((add_once(weight, change) != after).sum())
 
 
 def make_patch(
@@ -88,12 +114,13 @@ def make_patch(
     """
     names = sorted({name for term in terms for name in term.delta.terms})
     raise_all(PatchError, [*_misfits(terms, checkpoint), *term_faults(terms)])
+    stored = [replace(term, delta=storable(term.delta)) for term in terms]
+    raise_all(PatchError, list(conflicts(stored)))
     fingerprint = checkpoint.fingerprint()
-    ordered = tuple(sorted(terms, key=content_digest))
-    changes = {}
-    for name in names:
-        change = half_delta(ordered, name, checkpoint.entry(name).shape)
-        changes[name] = _change(name, checkpoint.read(name), change, fingerprint.tensors[name])
+    ordered = tuple(sorted(stored, key=content_digest))
+    changes = {
+        name: change_at(ordered, name, checkpoint.read(name), fingerprint.tensors[name]) for name in names
+    }
     return Patch(
         terms=ordered,
         architecture=checkpoint.architecture,
@@ -103,15 +130,26 @@ def make_patch(
     )
 
 
-def _change(name: str, weight: Tensor, change: Tensor, before: Digest) -> Change:
-    edited = patched(name, weight, change)
+def storable(delta: Delta) -> Delta:
+    """A delta with its factors on a grid where their product is exact in any order of summation."""
+    terms: dict[str, Form] = {}
+    for name, form in delta.terms.items():
+        terms[name] = LowRank(*on_grid(form.left, form.right)) if isinstance(form, LowRank) else form
+    return Delta(terms)
+
+
+def change_at(terms: Sequence[Term], name: str, weight: Tensor, before: Digest) -> Change:
+    """What terms do to one tensor of the base at strength 1."""
+    after = edited(forms_of(terms, name), name, weight)
+    difference = (after.double() - weight.double()).nan_to_num(nan=0.0)
     return Change(
         dtype=weight.dtype,
         shape=tuple(weight.shape),
         before=before,
-        after=tensor_digest(name, edited),
-        changed=changed_elements(weight, edited),
-        largest=float(change.abs().max()) if change.numel() else 0.0,
+        after=tensor_digest(name, after),
+        changed=changed_elements(weight, after),
+        largest=float(difference.abs().max()) if difference.numel() else 0.0,
+        norm=float(torch.linalg.vector_norm(difference)),
     )
 
 
@@ -129,6 +167,11 @@ def _misfits(terms: Sequence[Term], checkpoint: Checkpoint) -> Iterable[str]:
             form = term.delta.terms.get(name)
             if form is not None and not fits(form, entry.shape):
                 yield (
-                    f"tensor {name!r} has shape {entry.shape}; the edit is of shape {form.shape}. "
+                    f"tensor {name!r} has shape {entry.shape}; the edit is of shape {shape_of(form)}. "
                     "Was it made for another base?"
+                )
+            elif isinstance(form, Replace) and form.new.dtype != entry.dtype:
+                yield (
+                    f"tensor {name!r} is stored as {entry.dtype}; its new values are {form.new.dtype}. "
+                    "Cast them first."
                 )

@@ -13,7 +13,6 @@ from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
 from surgery.patch.match import base_fault, shape_faults, state_of
 from surgery.patch.model import Patch
-from surgery.patch.terms import patched
 from surgery.patch.undo import Undo, read_undo
 
 
@@ -130,7 +129,7 @@ def _other_bits(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> list[
     """A base that agrees in half precision only may be another one; then bytes would be lost."""
     faults = []
     for name in patch.changes:
-        edited = patched(name, base.read(name), patch.half_delta(name))
+        edited = patch.edited(name, base.read(name))
         if tensor_digest(name, edited).bytes != tensor_digest(name, checkpoint.read(name)).bytes:
             faults.append(
                 f"tensor {name!r} of {base.path} with the patch is not bit for bit {checkpoint.path}'s; "

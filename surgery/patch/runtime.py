@@ -15,7 +15,6 @@ from surgery.patch.file import patch_digest
 from surgery.patch.match import State, refuse_applied, state_of
 from surgery.patch.model import Patch
 from surgery.patch.rounding import bits_of
-from surgery.patch.terms import patched
 
 P = TypeVar("P")
 
@@ -111,8 +110,8 @@ def _edited(
                 "base, changed since, or loaded in a precision that lost digits? Load it in the base's own."
             )
         else:
-            change = patch.half_delta(name, strength)
-            edited[name] = patched(name, stored, change).to(parameter.dtype)
+            base = _before_all(parameter, patch.changes[name].dtype)
+            edited[name] = patch.edited(name, stored, strength, base).to(parameter.dtype)
     refuse_applied(states, "the pipeline")
     raise_all(PatchError, faults)
     return edited
@@ -124,6 +123,12 @@ def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor | None:
     stored = live.to(dtype)
     same = torch.equal(bits_of(stored.to(live.dtype)), bits_of(live))
     return stored if same else None
+
+
+def _before_all(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor | None:
+    """A weight as it was before any context, as stored; None where no context is open."""
+    layers: list[_Layer] = getattr(parameter, _STACK, [])
+    return _as_stored(layers[0].original, dtype) if layers else None
 
 
 def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Patch, digest: str) -> State:

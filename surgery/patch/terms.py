@@ -1,19 +1,22 @@
-"""The parts a patch adds, and their sum rounded to half precision."""
+"""The parts of a patch, and what they make of a weight: the one definition of applying."""
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from surgery.checkpoint.digest import tensor_bytes
+from surgery.delta.algebra import change_of, is_replacing, materialise
 from surgery.delta.delta import Delta
-from surgery.delta.forms import Dense, Form, materialise
+from surgery.delta.forms import Form, Operator, Replace, Rescale
 from surgery.errors import PatchError
-from surgery.patch.rounding import add_once, round_once
+from surgery.patch.encoding import encode
+from surgery.patch.rounding import add_once, bits_of, round_once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +33,29 @@ class Term:
     source: str = ""
 
 
-def half_delta(
-    terms: Iterable[Term], name: str, shape: tuple[int, ...], strength: float = 1.0
-) -> Float[Tensor, "*shape"]:
-    """The change of one tensor: terms added in float64 in their order, then rounded once to fp16.
+def forms_of(terms: Iterable[Term], name: str, strength: float = 1.0) -> list[tuple[Form, float]]:
+    """The forms that change one tensor, each with its strength, in the order of the terms."""
+    return [(term.delta.terms[name], term.strength * strength) for term in terms if name in term.delta.terms]
+
+
+def half_change(
+    forms: Sequence[tuple[Form, float]], name: str, base: Tensor
+) -> Float[Tensor, "*shape"] | None:
+    """What the forms that add up change: their float64 sum, rounded once to fp16; None without such forms.
+
+    Adding a half-precision change gives one and the same result in all loaders, whether they add in half or
+    in single precision.
 
     Raises:
         PatchError: when the change is too large for half precision.
     """
-    total = torch.zeros(shape, dtype=torch.float64)
-    for term in terms:
-        if name in term.delta.terms:
-            total += materialise(term.delta.terms[name]).reshape(shape) * (term.strength * strength)
+    total: Tensor | None = None
+    for form, strength in forms:
+        if not is_replacing(form):
+            part = change_of(form, base) * strength
+            total = part if total is None else total + part
+    if total is None:
+        return None
     change = round_once(total, torch.float16)
     if not all_finite(change):
         raise PatchError(
@@ -51,33 +65,47 @@ def half_delta(
     return change
 
 
-def patched(name: str, weight: Tensor, change: Float[Tensor, "*shape"]) -> Tensor:
-    """A weight with a half-precision change added: the one definition of what a patch does.
+def edited(
+    forms: Sequence[tuple[Form, float]], name: str, weight: Tensor, base: Tensor | None = None
+) -> Tensor:
+    """A weight with a patch in it.
+
+    The sum of all changes that add up is rounded to half precision and added, rounding once more; then new
+    and rescaled values take their places. All are changes of the base's weight, whatever else was added.
+
+    Args:
+        forms: From `forms_of`.
+        name: Canonical name, for errors.
+        weight: The weight to change, as stored.
+        base: The base's own weight, where ``weight`` has other patches in it already.
 
     Raises:
         PatchError: when a finite weight would become infinite.
     """
-    edited = add_once(weight, change)
-    if not all_finite(edited) and bool((weight.isfinite() & ~edited.isfinite()).any()):
+    base = weight if base is None else base
+    change = half_change(forms, name, base)
+    result = weight if change is None else add_once(weight, change)
+    for form, strength in forms:
+        if isinstance(form, Replace | Rescale):
+            result = form.places.put(result, _values(form, strength, base))
+    if not all_finite(result) and bool((weight.isfinite() & ~result.isfinite()).any()):
         raise PatchError(
             f"tensor {name!r} would leave the range of {weight.dtype}; a smaller change was expected. "
             "Is the strength right?"
         )
-    return edited
+    return result
 
 
-def fits(form: Form, shape: tuple[int, ...]) -> bool:
-    """Whether a form can change a weight of that shape; a low rank sees a convolution as a matrix."""
-    if isinstance(form, Dense):
-        return form.shape == shape
-    return len(shape) >= 2 and form.shape == (shape[0], math.prod(shape[1:]))
-
-
-def tensors_of(form: Form) -> dict[str, Tensor]:
-    """The tensors a form holds, by the names they have in a patch file."""
-    if isinstance(form, Dense):
-        return {"values": form.values}
-    return {"left": form.left, "right": form.right}
+def _values(form: Replace | Rescale, strength: float, base: Tensor) -> Tensor:
+    """The new values at the form's places, rounded once to the type of the weight."""
+    old = form.places.take(base)
+    if isinstance(form, Replace):
+        if strength == 1:
+            return form.new.to(base)
+        return round_once(old.double() + strength * (form.new.double() - old.double()), base.dtype)
+    factors = 1 + strength * (form.factors.double() - 1)
+    scaled = round_once(old.double() * factors, base.dtype)
+    return torch.where(factors == 1, old, scaled)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -89,17 +117,70 @@ def content_digest(term: Term) -> str:
     """A digest of everything in a term, which orders terms the same way whatever order they came in."""
     digest = hashlib.sha256(f"{term.source}\0{term.strength!r}\0".encode())
     for name in sorted(term.delta.terms):
-        for part, tensor in tensors_of(term.delta.terms[name]).items():
-            digest.update(f"{name}\0{part}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        encoded = encode(term.delta.terms[name])
+        digest.update(f"{name}\0{encoded.op}\0{encoded.index}\0".encode())
+        for part, tensor in sorted(encoded.parts.items()):
+            digest.update(f"{part}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor_bytes(tensor.detach().cpu().contiguous()))
     return digest.hexdigest()
 
 
-def term_faults(terms: Iterable[Term]) -> Iterable[str]:
+def term_faults(terms: Iterable[Term]) -> Iterator[str]:
     """Numbers that are no numbers."""
     for term in terms:
         if not math.isfinite(term.strength):
             yield f"a term of {term.source!r} has the strength {term.strength}; a finite number was expected."
         for name, form in term.delta.terms.items():
-            if not all(all_finite(factor) for factor in tensors_of(form).values()):
+            parts = encode(form).parts.values()
+            if not all(all_finite(part) for part in parts if part.dtype.is_floating_point):
                 yield f"the change of {name!r} holds NaN or infinity. The method that made it went wrong."
+
+
+def conflicts(terms: Sequence[Term]) -> Iterator[str]:
+    """Pairs of terms that cannot both be in one patch; each form must fit its tensor.
+
+    New and rescaled values must be alone at their places, unless two terms bring the same ones.
+    """
+    for name in sorted({name for term in terms for name in term.delta.terms}):
+        yield from _conflicts_at(terms, name)
+
+
+def _conflicts_at(terms: Iterable[Term], name: str) -> Iterator[str]:
+    parties = [(term, term.delta.terms[name]) for term in terms if name in term.delta.terms]
+    for (first, one), (second, other) in combinations(parties, 2):
+        if not (is_replacing(one) or is_replacing(other)):
+            continue
+        count = _contested(one, other, first.strength == second.strength)
+        if count:
+            yield (
+                f"{first.source!r} and {second.source!r} both claim {count} elements of {name!r}; new or "
+                "rescaled values must be alone. Apply one patch after the other, or leave one out."
+            )
+
+
+def _contested(one: Form, other: Form, same_strength: bool) -> int:
+    """How many elements two forms claim, of which at least one is replacing, without agreeing on them."""
+    both = _claimed(one) & _claimed(other)
+    match one, other:
+        case (Replace(), Replace()) | (Rescale(), Rescale()):
+            if same_strength:
+                both &= _spread(one) != _spread(other)
+    return int(both.sum())
+
+
+def _spread(form: Replace | Rescale) -> Tensor:
+    """Bits of the form's values at their places, zeros elsewhere."""
+    values = form.new if isinstance(form, Replace) else form.factors
+    nothing = torch.zeros(form.shape, dtype=torch.float64)
+    return bits_of(form.places.put(nothing, values.double())).flatten()
+
+
+def _claimed(form: Form) -> Tensor:
+    """The elements that a form changes whatever the weight (bool, flat); an operator claims them all."""
+    match form:
+        case Operator():
+            return torch.ones(1, dtype=torch.bool)
+        case Replace() | Rescale():
+            return form.places.mask().flatten()
+        case _:
+            return (materialise(form) != 0).flatten()

@@ -131,7 +131,7 @@ def test_contexts_on_different_tensors_nest(tiny_pipeline: Path, models: Models)
 def test_patches_of_one_base_add_up_when_nested(tiny_pipeline: Path, models: Models) -> None:
     first, second = random_patch(tiny_pipeline, [VAE]), random_patch(tiny_pipeline, [VAE], seed=5)
     stored = open_checkpoint(tiny_pipeline).read(VAE)
-    expected = (stored + first.half_delta(VAE)) + second.half_delta(VAE)  # each sum in half precision
+    expected = (stored + first.added(VAE, stored)[0]) + second.added(VAE, stored)[0]  # in half precision
     before = weights(models)
     with applied(models, first), applied(models, second):
         assert torch.equal(models.vae.decoder.conv_in.weight, expected.float())

@@ -1,0 +1,180 @@
+"""Forms as the tensors of a patch file, and back, with every index checked.
+
+======================================================= ======================= =========================
+operation                                               form                    parts besides the index
+======================================================= ======================= =========================
+``add_dense``                                           `Dense`                 ``values``
+``add_sparse``                                          `Sparse`                ``values``
+``add_lowrank``                                         `LowRank`               ``up``, ``down``
+``operator``                                            `Operator`              ``left``, ``right``
+``set_rows``, ``set_cols``, ``set_elems``, ``set_full``  `Replace`               ``new``, perhaps ``old``
+``scale_rows``, … , ``scale_full``                       `Rescale`               ``factors``
+======================================================= ======================= =========================
+
+The index of rows or columns is a list. That of elements is the smallest of three: ``flat`` positions, ``csr``
+(ends of the rows, and a column per element), or ``bits`` (one for each element of the weight).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from surgery.delta.forms import Dense, Form, LowRank, Operator, Replace, Rescale, Sparse
+from surgery.delta.places import Kind, Places
+from surgery.errors import nearest
+
+_SUFFIX: Final[Mapping[Kind, str]] = {"rows": "rows", "columns": "cols", "elements": "elems", "all": "full"}
+_KIND: Final[Mapping[str, Kind]] = {suffix: kind for kind, suffix in _SUFFIX.items()}
+OPERATIONS: Final = (
+    "add_dense",
+    "add_sparse",
+    "add_lowrank",
+    "operator",
+    *(f"{verb}_{suffix}" for verb in ("set", "scale") for suffix in _KIND),
+)
+_INDEX_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "": (),
+    "list": ("index",),
+    "flat": ("index",),
+    "csr": ("row_ends", "columns"),
+    "bits": ("bits",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A form as a patch file has it: the operation, how its index is written, and the tensors by part."""
+
+    op: str
+    index: str
+    parts: Mapping[str, Tensor]
+
+
+def encode(form: Form) -> Encoded:
+    """A form as a patch file has it."""
+    match form:
+        case Dense():
+            return Encoded(op="add_dense", index="", parts={"values": form.values})
+        case LowRank():
+            return Encoded(op="add_lowrank", index="", parts={"up": form.left, "down": form.right})
+        case Operator():
+            return Encoded(op="operator", index="", parts={"left": form.left, "right": form.right})
+    index, parts = _index(form.places)
+    suffix = _SUFFIX[form.places.kind]
+    match form:
+        case Sparse():
+            return Encoded(op="add_sparse", index=index, parts={**parts, "values": form.values})
+        case Replace():
+            old = {} if form.old is None else {"old": form.old}
+            return Encoded(op=f"set_{suffix}", index=index, parts={**parts, "new": form.new, **old})
+        case Rescale():
+            return Encoded(op=f"scale_{suffix}", index=index, parts={**parts, "factors": form.factors})
+
+
+def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Form:
+    """The form of a weight of that shape.
+
+    Raises:
+        ValueError: when the operation is unknown, parts are missing, or an index is none; the message
+            continues "tensor <name> ".
+        NumericsError: when the parts do not fit each other.
+    """
+    if op not in OPERATIONS:
+        raise ValueError(f"is changed by {op!r}; nearest known operation: {nearest(op, OPERATIONS)!r}")
+    if index not in _INDEX_PARTS:
+        raise ValueError(
+            f"has an index written as {index!r}; one of {', '.join(filter(None, _INDEX_PARTS))} was expected"
+        )
+    verb, _, suffix = op.partition("_")
+    wanted = {
+        "add_dense": {"values"},
+        "add_sparse": {"values"},
+        "add_lowrank": {"up", "down"},
+        "operator": {"left", "right"},
+    }.get(op, {"new"} if verb == "set" else {"factors"})
+    wanted |= set(_INDEX_PARTS[index])
+    if parts.keys() - {"old"} != wanted or ("old" in parts and verb != "set"):
+        raise ValueError(f"has the parts {sorted(parts)}; {sorted(wanted)} were expected")
+    if op == "add_dense":
+        return Dense(parts["values"])
+    if op == "add_lowrank":
+        return LowRank(parts["up"], parts["down"])
+    if op == "operator":
+        return Operator(parts["left"], parts["right"])
+    kind = "elements" if op == "add_sparse" else _KIND[suffix]
+    places = _places(kind, index, parts, shape)
+    if op == "add_sparse":
+        return Sparse(places, parts["values"])
+    if verb == "set":
+        return Replace(places, parts["new"], parts.get("old"))
+    return Rescale(places, parts["factors"])
+
+
+def _index(places: Places) -> tuple[str, dict[str, Tensor]]:
+    """How the places are written, and the tensors that say so."""
+    if places.index is None:
+        return "", {}
+    limit = prod(places.shape)
+    if places.kind != "elements":
+        return "list", {"index": _narrow(places.index, max(places.shape[:2]))}
+    choices = [("flat", {"index": _narrow(places.index, limit)})]
+    if len(places.shape) > 1 and places.shape[0] < limit:
+        width = limit // places.shape[0]
+        ends = torch.searchsorted(places.index, torch.arange(1, places.shape[0] + 1) * width)
+        choices.append(
+            (
+                "csr",
+                {"row_ends": _narrow(ends, limit + 1), "columns": _narrow(places.index % width, width)},
+            )
+        )
+    choices.append(("bits", {"bits": _bits(places.index, limit)}))
+    return min(choices, key=lambda choice: sum(t.numel() * t.element_size() for t in choice[1].values()))
+
+
+def _narrow(index: Tensor, limit: int) -> Tensor:
+    """Whole numbers below ``limit`` in the narrowest type of the format."""
+    if limit <= 1 << 16:
+        return index.to(torch.uint16)
+    return index.to(torch.int32 if limit <= 1 << 31 else torch.int64)
+
+
+def _bits(index: Tensor, limit: int) -> Tensor:
+    marks = np.zeros(limit, np.bool_)
+    marks[index.numpy()] = True
+    return torch.from_numpy(np.packbits(marks, bitorder="little"))
+
+
+def _places(kind: Kind, index: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Places:
+    limit = prod(shape)
+    expected = {"all": ("",), "elements": ("flat", "csr", "bits")}.get(kind, ("list",))
+    if index not in expected:
+        raise ValueError(f"names its {kind} by {index!r}; {' or '.join(map(repr, expected))} was expected")
+    for part in _INDEX_PARTS[index]:
+        if parts[part].dtype.is_floating_point or parts[part].ndim != 1:
+            raise ValueError(f"has an index {part!r} that is no list of whole numbers")
+    if index == "":
+        return Places(kind, shape)
+    if index == "bits":
+        marks: NDArray[np.uint8] = np.unpackbits(parts["bits"].to(torch.uint8).numpy(), bitorder="little")
+        if len(marks) < limit or len(marks) >= limit + 8 or marks[limit:].any():
+            raise ValueError(f"marks {len(marks)} elements; {limit} were expected")
+        return Places(kind, shape, torch.from_numpy(np.flatnonzero(marks[:limit])))
+    if index == "csr":
+        return Places(kind, shape, _from_csr(parts["row_ends"].long(), parts["columns"].long(), shape))
+    return Places(kind, shape, parts["index"].long())
+
+
+def _from_csr(row_ends: Tensor, columns: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not shape or len(row_ends) != shape[0]:
+        raise ValueError(f"has {len(row_ends)} ends of rows; its shape is {shape}")
+    width = prod(shape[1:])
+    counts = torch.diff(row_ends, prepend=torch.zeros(1, dtype=torch.int64))
+    if bool((counts < 0).any()) or int(counts.sum()) != len(columns) or bool((columns >= width).any()):
+        raise ValueError("has ends of rows and columns that do not fit each other")
+    return torch.repeat_interleave(torch.arange(shape[0]), counts) * width + columns
