@@ -1,18 +1,26 @@
-"""Every error this project raises, and the two helpers that word them well."""
+"""Every error this project raises, and the helpers that word them well."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from reprlib import Repr
+from typing import Final
+
+_SHOWN: Final = 100  # faults of one message; a crafted file can have a million
+
+_brief = Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 80  # characters
 
 
 class SurgeryError(Exception):
     """Base of all errors that a user can act on; the message says what was found, expected and to do.
 
-    ``faults`` holds the single faults that a collected error lists, or the message alone.
+    Messages are safe to print: what a terminal would act on, in a file's name or a tensor's key, is spelled
+    out. ``faults`` holds the single faults that a collected error lists, or the message alone.
     """
 
     def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.faults = tuple(faults) or (message,)
+        super().__init__(printable(message))
+        self.faults = tuple(printable(fault) for fault in faults) or (printable(message),)
 
 
 class RecipeError(SurgeryError):
@@ -54,6 +62,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[matches[0]] if matches else None
 
 
+def printable(text: str) -> str:
+    """``text`` with whatever is no letter, sign or line break spelled out, as ``repr`` does."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def brief(value: object) -> str:
+    """``repr(value)``, with the middle of what is long or deep left out."""
+    return _brief.repr(value)
+
+
 def raise_all(kind: type[SurgeryError], faults: Sequence[str]) -> None:
     """Raise one error that lists all faults, so that a user mends them in one go.
 
@@ -64,4 +87,7 @@ def raise_all(kind: type[SurgeryError], faults: Sequence[str]) -> None:
         return
     if len(faults) == 1:
         raise kind(faults[0])
-    raise kind(f"{len(faults)} faults:\n" + "\n".join(f"- {fault}" for fault in faults), faults)
+    listed = [f"- {fault}" for fault in faults[:_SHOWN]]
+    if len(faults) > _SHOWN:
+        listed.append(f"- and {len(faults) - _SHOWN} more")
+    raise kind("\n".join([f"{len(faults)} faults:", *listed]), faults)

@@ -6,7 +6,6 @@ only writes a warning (older transformers do so for a whole text encoder whose k
 Here that is an error.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizerFast, PreTrainedModel
 
-from surgery.checkpoint.convert import files_of
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.texts import read_json
+from surgery.checkpoint.to_folder import files_of
 from surgery.checkpoint.weights import find_weights
 from surgery.errors import CheckpointError, nearest, raise_all
 from surgery.names import canonical, split
@@ -104,7 +104,7 @@ def load_tokenizer(path: Path) -> CLIPTokenizerFast:
         folder = _component(source.folder, "tokenizer")
         try:
             return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the library answers false files with whatever happens first
             raise CheckpointError(
                 f"{folder} holds no tokenizer of CLIP's kind ({error}). Fetch it again."
             ) from error
@@ -158,7 +158,9 @@ def _load(source: _Source, component: str, kind: Any, device: Device, dtype: tor
             model = _from_folder(folder, component, kind, dtype)
         else:
             model = _from_single(folder, component, kind, dtype, source.single)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # the libraries answer a false configuration with whatever happens first
         raise CheckpointError(
             f"{source.single.path if source.single else folder} cannot be loaded: {error} "
             "Are the configuration and the weights of one model?"
@@ -232,10 +234,10 @@ def _component(path: Path, name: str) -> Path:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table = read_json(file)
+    except ValueError as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error}); JSON was expected. Fetch it again."
+            f"{file} cannot be read: it {error}; JSON was expected. Fetch it again."
         ) from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{file} holds no JSON object. Fetch it again.")

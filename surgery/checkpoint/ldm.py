@@ -8,25 +8,31 @@ so the map is a bijection. Three things are more than another name:
 - open_clip's text projection is stored transposed;
 - the VAE's attention is stored as 1×1 convolutions: the same bytes with two more axes.
 
+What a file holds beside a pipeline's weights has no canonical name: `surgery.checkpoint.leftovers` tells what
+it is.
+
 Source: the names of ``CompVis/stable-diffusion`` and ``Stability-AI/generative-models``; as in
 ``diffusers.loaders.single_file_utils``, the last block and the projection of SD 2.x's text encoder are no
-weights of the pipeline and have no canonical name.
+weights of the pipeline.
 """
 
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final, Literal
 
+from surgery.errors import CheckpointError, brief, raise_all
 from surgery.names import split
 
-Style = Literal["clip", "open_clip"]
+Style = Literal["clip", "bare_clip", "open_clip"]
+"""``bare_clip`` leaves ``text_model.`` out, as old merges do and folders of transformers 5.6 and later."""
 
 UNET_PREFIX: Final = "model.diffusion_model."
 VAE_PREFIX: Final = "first_stage_model."
 AVERAGED_PREFIX: Final = "model_ema."
-"""Of a second copy of the U-Net's weights, averaged over the training, that some files carry."""
+"""Of a second copy of the U-Net's weights, averaged over the training, that some files carry; its keys are
+those of the first without dots."""
 PROJECTION: Final = "unet/down_blocks.0.attentions.0.proj_in.weight"
 """A 1×1 convolution in SD 1.x, a linear map in SD 2.x; SDXL has none there."""
 
@@ -37,7 +43,9 @@ TEXT_PREFIXES: Final[Mapping[str, tuple[str, Style]]] = {
     "conditioner.embedders.0.model.": ("text_encoder", "open_clip"),
     "conditioner.embedders.1.model.": ("text_encoder_2", "open_clip"),
 }
-"""Text encoders, and how they are named: SD 1.x, SD 2.x, SDXL's first, SD 2.x newer, SDXL's other."""
+"""Text encoders, and how they are named: SD 1.x, SD 2.x, SDXL's first, SD 2.x newer (and the only one of
+SDXL's refiner, which is its other), SDXL's other."""
+_ONLY: Final = "conditioner.embedders.0.model."
 
 _RESNET: Final[Mapping[str, str]] = {
     "in_layers.0": "norm1",
@@ -76,7 +84,9 @@ _OPEN_CLIP_ENDS: Final[Mapping[str, str]] = {
     "token_embedding": "text_model.embeddings.token_embedding",
     "ln_final": "text_model.final_layer_norm",
 }
-_SD2_BLOCKS: Final = 23  # of 24: SD 2.x conditions on the block before the last
+_BARE_CLIP: Final = ("encoder.", "embeddings.", "final_layer_norm.")
+SD2_BLOCKS: Final = 23  # of 24: SD 2.x conditions on the block before the last
+_MOST_BLOCKS: Final = 100
 _RESNETS_DOWN, _RESNETS_UP = 2, 3  # of a U-Net level; all four families have them so
 
 
@@ -117,14 +127,23 @@ class Facts:
 def facts_of_keys(keys: Iterable[str]) -> Facts:
     """The facts of a single file."""
     keys = list(keys)
-    texts = {}
+    texts: dict[str, tuple[str, Style, int]] = {}
     for prefix, (component, style) in TEXT_PREFIXES.items():
         found = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
         if not found:
             continue
-        blocks = 1 + _highest(r"(?:text_model\.encoder\.layers|transformer\.resblocks)\.(\d+)\.", found)
+        blocks = 1 + _highest(r"(?:(?:text_model\.)?encoder\.layers|transformer\.resblocks)\.(\d+)\.", found)
+        if style == "clip" and any(key.startswith(_BARE_CLIP) for key in found):
+            style = "bare_clip"
+        if prefix == _ONLY and blocks > SD2_BLOCKS + 1:
+            component = "text_encoder_2"
+        if component in texts:
+            raise CheckpointError(
+                f"it holds the {component} twice ({texts[component][0]!r} and {prefix!r}); one copy "
+                " was expected. Was it merged from two kinds of models? Remove one copy."
+            )
         if style == "open_clip" and component == "text_encoder":
-            blocks = min(blocks, _SD2_BLOCKS)
+            blocks = min(blocks, SD2_BLOCKS)
         texts[component] = (prefix, style, blocks)
     unet = [key.removeprefix(UNET_PREFIX) for key in keys if key.startswith(UNET_PREFIX)]
     vae = [key.removeprefix(VAE_PREFIX) for key in keys if key.startswith(VAE_PREFIX)]
@@ -132,7 +151,7 @@ def facts_of_keys(keys: Iterable[str]) -> Facts:
     return Facts(
         levels=(_highest(r"input_blocks\.(\d+)\.", unet) + _RESNETS_DOWN + 1) // (_RESNETS_DOWN + 1),
         attending=frozenset(int(m[1]) // _RESNETS_UP for key in unet if (m := attends.fullmatch(key))),
-        vae_levels=1 + _highest(r"encoder\.down\.(\d+)\.", vae),
+        vae_levels=max(bool(vae), 1 + _highest(r"(?:encoder\.down|decoder\.up)\.(\d+)\.", vae)),
         texts=texts,
     )
 
@@ -152,16 +171,48 @@ def facts_of_names(shapes: Mapping[str, tuple[int, ...]]) -> Facts:
     return Facts(
         levels=1 + _highest(r"down_blocks\.(\d+)\.", unet),
         attending=frozenset(int(m[1]) for path in unet if (m := attends.match(path))),
-        vae_levels=1 + _highest(r"encoder\.down_blocks\.(\d+)\.", vae),
+        vae_levels=max(bool(vae), 1 + _highest(r"(?:encoder\.down|decoder\.up)_blocks\.(\d+)\.", vae)),
         texts=texts,
     )
 
 
 def places_of_keys(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Canonical names in a single file with these keys; buffers and foreign keys have none."""
+    """Canonical names in a single file with these keys; buffers and foreign keys have none.
+
+    Raises:
+        CheckpointError: when two keys are one tensor.
+    """
     facts = facts_of_keys(shapes)
     table = modules(facts)
-    return {name: place for key, shape in shapes.items() for name, place in _names(key, shape, table, facts)}
+    places: dict[str, Place] = {}
+    faults = []
+    for key, shape in shapes.items():
+        for name, place in _names(key, shape, table, facts):
+            if name in places:
+                faults.append(f"{key!r} is the same tensor as {places[name].key!r}; keep one of them.")
+            places[name] = place
+    raise_all(CheckpointError, faults)
+    return places
+
+
+def averaged_places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Where the averaged copy of a single file's U-Net lies, by canonical name; empty without one.
+
+    Raises:
+        CheckpointError: when two keys are one tensor.
+    """
+    plain = {name: place for name, place in places_of_keys(shapes).items() if name.startswith("unet/")}
+    keys = {name: averaged_key(place.key) for name, place in plain.items()}
+    return {
+        name: replace(plain[name], key=key)
+        for name, key in keys.items()
+        if shapes.get(key) == shapes[plain[name].key]
+    }
+
+
+def averaged_key(key: str) -> str:
+    """The key of the averaged copy of the U-Net's tensor under ``key``. Source: ``LitEma`` of CompVis."""
+    return AVERAGED_PREFIX + key.removeprefix("model.").replace(".", "")
 
 
 def places_of_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
@@ -183,7 +234,7 @@ def modules(facts: Facts) -> dict[str, str]:
         *((VAE_PREFIX + left, f"vae/{right}") for left, right in _vae(facts.vae_levels)),
     ]
     for component, (prefix, style, blocks) in facts.texts.items():
-        inner = _clip() if style == "clip" else _open_clip(blocks)
+        inner = _open_clip(blocks) if style == "open_clip" else _clip(bare=style == "bare_clip")
         pairs += [(prefix + left, f"{component}/{right}") for left, right in inner]
     return dict(pairs)
 
@@ -235,9 +286,11 @@ def _vae(levels: int) -> Iterator[tuple[str, str]]:
             yield from ((f"{left}.{part}", f"{right}.{part}") for part in _VAE_RESNET)
 
 
-def _clip() -> Iterator[tuple[str, str]]:
-    for name in ("text_model.encoder", "text_model.embeddings", "text_model.final_layer_norm"):
-        yield name, name
+def _clip(*, bare: bool) -> Iterator[tuple[str, str]]:
+    for name in ("encoder", "embeddings", "final_layer_norm"):
+        yield f"text_model.{name}", f"text_model.{name}"
+        if bare:  # beside the others: a file that has one tensor under both keys is refused
+            yield name, f"text_model.{name}"
 
 
 def _open_clip(blocks: int) -> Iterator[tuple[str, str]]:
@@ -298,10 +351,13 @@ def _looked_up(text: str, table: Mapping[str, str]) -> str | None:
 
 def _text_prefixes(components: Container[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Where the text encoders of a family go: two make SDXL, a projection without pixels makes SD 2.x."""
+    if "text_encoder_2" in components and "text_encoder" in components:
+        return {
+            "text_encoder": "conditioner.embedders.0.transformer.",
+            "text_encoder_2": "conditioner.embedders.1.model.",
+        }
     if "text_encoder_2" in components:
-        second = {"text_encoder_2": "conditioner.embedders.1.model."}
-        first = {"text_encoder": "conditioner.embedders.0.transformer."}
-        return {**(first if "text_encoder" in components else {}), **second}
+        return {"text_encoder_2": _ONLY}
     if "text_encoder" not in components:
         return {}
     projection = shapes.get(PROJECTION, (0, 0, 1, 1))
@@ -309,5 +365,18 @@ def _text_prefixes(components: Container[str], shapes: Mapping[str, tuple[int, .
 
 
 def _highest(pattern: str, texts: Iterable[str]) -> int:
-    """The highest number that the pattern finds, -1 when it finds none."""
-    return max((int(match[1]) for text in texts if (match := re.match(pattern, text))), default=-1)
+    """The highest number that the pattern finds, -1 when it finds none.
+
+    Raises:
+        CheckpointError: for a number that no model has, before a table is made as long as it says.
+    """
+    highest = -1
+    for text in texts:
+        match = re.match(pattern, text)
+        if match and int(match[1]) > _MOST_BLOCKS:
+            raise CheckpointError(
+                f"the key {brief(text)} counts to {brief(int(match[1]))}; no Stable Diffusion has more than "
+                f"{_MOST_BLOCKS} blocks. Was the file tampered with?"
+            )
+        highest = max(highest, int(match[1])) if match else highest
+    return highest

@@ -5,17 +5,19 @@ patches must be equal files.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from surgery.checkpoint.atomic import Bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import DTYPE_NAMES, HEADER_LIMIT
+from surgery.checkpoint.header import DTYPE_NAMES, HEADER_LIMIT, TensorEntry
+from surgery.checkpoint.reader import read_chunks, read_tensor
 from surgery.errors import CheckpointError
 
 _ALIGNMENT: Final = 8  # bytes; the widest element
@@ -30,10 +32,31 @@ class Lazy:
     make: Callable[[], Tensor]
 
 
-def safetensors_chunks(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str]) -> Iterator[Bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """A tensor whose bytes are there already and are passed on in pieces when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[Bytes]]
+
+
+Written: TypeAlias = Tensor | Lazy | Copied
+
+
+def copied(entry: TensorEntry) -> Lazy | Copied:
+    """The tensor of an entry as it is; memory does not grow with it unless it is stored transposed."""
+    if entry.transposed:
+        return Lazy(dtype=entry.dtype, shape=entry.shape, make=partial(read_tensor, entry))
+    chunks = partial(read_chunks, entry.file, entry.start, entry.end, entry.stamp)
+    return Copied(dtype=entry.dtype, shape=entry.shape, chunks=chunks)
+
+
+def safetensors_chunks(tensors: Mapping[str, Written], metadata: Mapping[str, str]) -> Iterator[Bytes]:
     """The bytes of a file with these tensors: header first, then each tensor.
 
     Metadata sorted by key; tensors by element size, widest first (so that each is aligned), then by key.
+    Each piece is good until the next one is asked for.
 
     Raises:
         CheckpointError: when the header would be longer than safetensors allows.
@@ -53,9 +76,12 @@ def safetensors_chunks(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[s
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > HEADER_LIMIT:
         raise CheckpointError(
-            f"the header would take {len(text)} bytes; safetensors allows {HEADER_LIMIT}. Shorten it."
+            f"the header would take {len(text)} bytes; {HEADER_LIMIT} are allowed. Shorten it."
         )
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
-        made = tensor.make() if isinstance(tensor, Lazy) else tensor
-        yield tensor_bytes(made.detach().cpu().contiguous())
+        if isinstance(tensor, Copied):
+            yield from tensor.chunks()
+        else:
+            made = tensor.make() if isinstance(tensor, Lazy) else tensor
+            yield tensor_bytes(made.detach().cpu().contiguous())

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from surgery.checkpoint.texts import parse_json, read_small
 from surgery.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -102,10 +103,9 @@ def _packages() -> Iterator[Path]:
 def _read(folder: Path) -> dict[str, str] | None:
     """The two files when they are CLIP's; None for other vocabularies and unreadable ones."""
     try:
-        vocabulary = (folder / "vocab.json").read_text(encoding="utf-8")
-        merges = (folder / "merges.txt").read_text(encoding="utf-8")
-        table = json.loads(vocabulary)
-    except (OSError, ValueError):
+        vocabulary, merges = read_small(folder / "vocab.json"), read_small(folder / "merges.txt")
+        table = parse_json(vocabulary)
+    except ValueError:
         return None
     if not isinstance(table, dict) or len(table) != SIZE or table.get(_END) != SIZE - 1:
         return None

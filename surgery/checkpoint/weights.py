@@ -1,6 +1,5 @@
 """Which files of a component folder hold its weights: one file, or shards, in one variant."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from surgery.checkpoint.keymap import WEIGHT_STEMS
+from surgery.checkpoint.texts import read_json
+from surgery.errors import brief, nearest
 
 PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 WEIGHT_SUFFIXES: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
@@ -30,27 +31,52 @@ class WeightSet:
     surplus: tuple[Path, ...] = ()
 
 
-def find_weights(folder: Path, component: str) -> tuple[WeightSet | None, list[str]]:
-    """The weights that libraries load from a component folder by default, and every fault on the way.
+def find_weights(
+    folder: Path, component: str, variant: str | None = None
+) -> tuple[WeightSet | None, list[str]]:
+    """The weights that libraries load from a component folder, and every fault on the way.
 
-    The plain name is taken where it exists, else the only variant.
+    Args:
+        folder: The component's.
+        component: Its name.
+        variant: Which one to take, where the folder has it, as libraries do. Without one the plain name is
+            taken where it exists, else the only variant.
     """
     if not folder.is_dir():
         return None, [f"{folder} is missing, but model_index.json names it. Fetch the whole folder again."]
     heads = _heads(folder, WEIGHT_STEMS[component])
     if not heads:
         return None, [_no_weights(folder)]
-    if None not in heads and len(heads) > 1:
-        variants = ", ".join(sorted(str(variant) for variant in heads))
-        return None, [f"{folder} holds the variants {variants} and no plain file; keep one of them."]
-    variant = None if None in heads else next(iter(heads))
-    if len(heads[variant]) > 1:
+    taken = variant if variant in heads else None
+    if taken is None and None not in heads:
+        if len(heads) > 1:
+            variants = ", ".join(sorted(str(name) for name in heads))
+            return None, [
+                f"{folder} holds the variants {variants} and no plain file; name one, or keep one of them."
+            ]
+        [taken] = heads
+    if len(heads[taken]) > 1:
         return None, [f"{folder} holds both a whole weight file and shards of it; keep one of them."]
-    files, shard_of, faults = _open_head(heads[variant][0])
+    files, shard_of, faults = _open_head(heads[taken][0])
     surplus = (
         file for file in sorted(folder.iterdir()) if file.suffix in WEIGHT_SUFFIXES and file not in files
     )
-    return WeightSet(variant=variant, files=files, shard_of=shard_of, surplus=tuple(surplus)), faults
+    return WeightSet(variant=taken, files=files, shard_of=shard_of, surplus=tuple(surplus)), faults
+
+
+def variant_faults(folder: Path, components: Mapping[str, WeightSet], variant: str | None) -> list[str]:
+    """A variant that no component has."""
+    if variant is None or any(weights.variant == variant for weights in components.values()):
+        return []
+    known = {
+        name
+        for component in components
+        for name in _heads(folder / component, WEIGHT_STEMS[component])
+        if name is not None
+    }
+    guess = nearest(variant, known)
+    hint = f"Did you mean {guess!r}?" if guess else f"It has {', '.join(sorted(known)) or 'no variant'}."
+    return [f"{folder} has no variant {variant!r} of any component. {hint}"]
 
 
 def _heads(folder: Path, stem: str) -> dict[str | None, list[Path]]:
@@ -74,18 +100,18 @@ def _open_head(head: Path) -> tuple[tuple[Path, ...], dict[str, Path], list[str]
         return (head,), {}, []
     expected = "an index with a table 'weight_map' from keys to file names was expected. Fetch it again."
     try:
-        table = json.loads(head.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return (), {}, [f"{head}: {error}; {expected}"]
+        table = read_json(head)
+    except ValueError as error:
+        return (), {}, [f"{head} {error}; {expected}"]
     match table:
-        case {"weight_map": dict(names)} if all(isinstance(name, str) for name in names.values()):
+        case {"weight_map": dict(names)} if names and all(isinstance(name, str) for name in names.values()):
             pass
         case _:
             return (), {}, [f"{head} has no such table; {expected}"]
     faults = [
-        f"{head} names the shard {name!r}, which is not beside it. Fetch it again."
+        f"{head} names the shard {brief(name)}, which is not beside it. Fetch it again."
         for name in sorted(set(names.values()))
-        if Path(name).name != name or not (head.parent / name).is_file()
+        if not _is_beside(head, name)
     ]
     if faults:
         return (), {}, faults
@@ -93,11 +119,21 @@ def _open_head(head: Path) -> tuple[tuple[Path, ...], dict[str, Path], list[str]
     return tuple(sorted(set(shard_of.values()))), shard_of, []
 
 
+def _is_beside(head: Path, name: str) -> bool:
+    """Whether an index may name this file: one in its own folder, and nowhere else on the disk."""
+    plain = Path(name).name == name and name.isprintable() and not set(name) & set("/\\:")
+    try:
+        return plain and name.endswith(".safetensors") and (head.parent / name).is_file()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
 def _no_weights(folder: Path) -> str:
     found = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     if any(Path(name).suffix in PICKLES for name in found):
         return (
             f"{folder} holds its weights as a pickle ({', '.join(found)}); safetensors were expected, "
-            "since a pickle can run code. Save the pipeline with safe_serialization=True and use that folder."
+            "since a pickle can run code. Take the safetensors of the same model, or write them from the "
+            "pickle's tensors alone: surgery convert FILE --allow-pickle -o FILE.safetensors"
         )
     return f"{folder} holds no weights (*.safetensors expected, found {found}). Fetch the folder again."

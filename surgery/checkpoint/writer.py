@@ -4,20 +4,28 @@ Headers are copied, not written anew: key order, alignment and metadata stay, an
 replaced comes out byte for byte.
 """
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
 from surgery.checkpoint.atomic import Bytes, atomic_file, atomic_folder, make_folder, write_bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import TensorEntry, read_header
+from surgery.checkpoint.header import Stamp, TensorEntry, read_header
 from surgery.checkpoint.layout import Checkpoint, Layout
 from surgery.checkpoint.reader import read_chunks
+from surgery.checkpoint.texts import regular_size
 from surgery.errors import CheckpointError, raise_all
 
+_log = logging.getLogger(__name__)
+
 Replacements = Mapping[str, Callable[[], Tensor]]
+"""By canonical name, what makes the new tensor when its turn comes."""
+
+_HASH: Final = "modelspec.hash_sha256"
 
 
 def write_checkpoint(
@@ -34,8 +42,8 @@ def write_checkpoint(
         overwrite: Allow an existing ``out`` to be replaced.
 
     Raises:
-        CheckpointError: for an unknown name, another shape or type, or an ``out`` that meets the input or
-            holds something other than a checkpoint.
+        CheckpointError: for an unknown name, another shape or type, an ``out`` that meets the input or holds
+            something other than a checkpoint, or an input that changed since it was opened.
     """
     refuse_overlap(checkpoint.path, out)
     refuse_foreign(out, checkpoint.layout)
@@ -43,15 +51,17 @@ def write_checkpoint(
     for name, make in replacements.items():
         entry = checkpoint.entry(name)
         in_file.setdefault(entry.file, []).append((entry, make))
+    _warn_of_hashes(checkpoint, in_file)
+    stamps = {path: header.stamp for path, header in checkpoint.headers.items()}
     if checkpoint.layout == "single":
         with atomic_file(out, overwrite=overwrite) as temporary:
-            write_bytes(temporary, _chunks(checkpoint.path, in_file.get(checkpoint.path, [])))
+            write_bytes(temporary, _chunks(checkpoint.path, in_file.get(checkpoint.path, []), stamps))
         return
     with atomic_folder(out, overwrite=overwrite) as temporary:
         for file in _files(checkpoint.path):
             target = temporary / file.relative_to(checkpoint.path)
             make_folder(target.parent)
-            write_bytes(target, _chunks(file, in_file.pop(file, [])))
+            write_bytes(target, _chunks(file, in_file.pop(file, []), stamps))
         raise_all(
             CheckpointError, [f"{file} was not found again; {checkpoint.path} changed." for file in in_file]
         )
@@ -79,14 +89,29 @@ def refuse_foreign(out: Path, layout: Layout) -> None:
     )
 
 
-def _chunks(file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]]) -> Iterator[Bytes]:
+def _chunks(
+    file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]], stamps: Mapping[Path, Stamp]
+) -> Iterator[Bytes]:
     """The bytes of ``file`` with some ranges replaced."""
+    try:
+        size, stamp = regular_size(file), stamps.get(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be copied ({error}); regular files were expected in a checkpoint. Remove it."
+        ) from error
     position = 0
     for entry, make in sorted(replaced, key=lambda pair: pair[0].start):
-        yield from read_chunks(file, position, entry.start)
+        yield from read_chunks(file, position, entry.start, stamp)
         yield tensor_bytes(_checked(entry, make()))
         position = entry.end
-    yield from read_chunks(file, position, file.stat().st_size)
+    yield from read_chunks(file, position, stamp.size if stamp else size, stamp)
+
+
+def _warn_of_hashes(checkpoint: Checkpoint, replaced: Collection[Path]) -> None:
+    """A header is kept to the byte, so that reverting gives the very file; a hash in it stays the base's."""
+    for path in replaced:
+        if _HASH in checkpoint.headers[path].metadata:
+            _log.warning("%s says its own hash (%s), which the copy keeps; it is the base's.", path, _HASH)
 
 
 def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
@@ -100,7 +125,7 @@ def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Every file of a folder in a fixed order, through links to folders too."""
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         place = Path(root)
         above = {parent.resolve() for parent in place.parents if parent.is_relative_to(folder)}
         if place.resolve() in above:  # a link back to where it lies
@@ -110,13 +135,24 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (place / name for name in sorted(files))
 
 
+def _refuse(error: OSError) -> None:
+    raise CheckpointError(
+        f"cannot look into {error.filename} ({error.strerror}); a readable folder was expected."
+    ) from error
+
+
 def refuse_overlap(source: Path, out: Path) -> None:
     """Refuse an output that is the input, lies in it, or holds it.
 
     Raises:
         CheckpointError: naming both.
     """
-    inner, outer = source.resolve(), out.resolve()
+    try:
+        inner, outer = source.resolve(), out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null in a name
+        raise CheckpointError(
+            f"the output {out} or the input {source} leads nowhere ({error}); two paths were expected."
+        ) from error
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise CheckpointError(
             f"the output {out} and the input {source} lie inside each other; the input is never written to. "

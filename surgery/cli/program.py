@@ -27,7 +27,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "Look": {"inspect": "look", "locate": "look"},
     "Run": {"plan": "run", "run": "run", "sample": "sample"},
     "Patches": {"apply": "patches", "revert": "patches", "verify": "patches"},
-    "Checkpoints": {"convert": "patches"},
+    "Checkpoints": {"convert": "checkpoints"},
 }
 _MODULES: Final = {verb: module for verbs in GROUPS.values() for verb, module in verbs.items()}
 

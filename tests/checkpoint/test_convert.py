@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from surgery.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint
-from surgery.checkpoint.convert import FILES_KEY
+from surgery.checkpoint.pipeline_files import FILES_KEY
 from surgery.errors import CheckpointError, PatchError
 from surgery.patch import apply_patch, make_patch, revert_patch, verify_patch
 from tests.support.folders import contents

@@ -82,16 +82,16 @@ def test_data_behind_the_last_tensor_is_noticed(tmp_path: Path) -> None:
 def test_a_header_longer_than_allowed_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as handle:
-        handle.write((100_000_001).to_bytes(8, "little"))
-        handle.truncate(100_000_100)  # a hole: takes no room on the disk
-    assert "more than the 100000000 allowed" in faults_of(path)
+        handle.write((25_000_001).to_bytes(8, "little"))
+        handle.truncate(25_000_100)  # a hole: takes no room on the disk
+    assert "more than the 25000000 allowed" in faults_of(path)
 
 
 @pytest.mark.parametrize("text", [b"[]", b"nonsense", b"\xff\xfe", b'{"a": 1'])
 def test_a_header_that_is_no_json_object_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    assert "its header is no JSON" in faults_of(path)
+    assert "its header is no" in faults_of(path)
 
 
 def test_a_doubled_name_is_refused(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_an_error(tmp_path: Pat
     header, _ = read_header(path)
     assert header is not None
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="ends earlier than its header says"):
+    with pytest.raises(CheckpointError, match="is not what it was when its header was read"):
         read_tensor(header.entries[-1])
 
 

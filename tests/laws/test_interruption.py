@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from surgery.checkpoint import atomic
+from surgery.checkpoint import atomic, convert_checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import fault_hook
+from surgery.checkpoint.pickles import unpickle_checkpoint
 from surgery.errors import SurgeryError
 from surgery.patch import Patch, apply_patch, export_lora, load_patch, revert_patch, save_patch
 from surgery.store import Store
@@ -31,6 +33,14 @@ class Inputs:
     @property
     def base(self) -> Path:
         return self.folder / "base"
+
+    @property
+    def single(self) -> Path:
+        return self.folder / "single.safetensors"
+
+    @property
+    def pickle(self) -> Path:
+        return self.folder / "model.ckpt"
 
 
 Write = Callable[[Inputs, Path, bool], object]
@@ -63,11 +73,38 @@ def export(inputs: Inputs, place: Path, overwrite: bool) -> object:
     return export_lora(inputs.patch, inputs.base, place / "lora.safetensors", overwrite=overwrite)
 
 
+def to_single(inputs: Inputs, place: Path, overwrite: bool) -> object:
+    return convert_checkpoint(open_checkpoint(inputs.base), place / "base.safetensors", overwrite=overwrite)
+
+
+def to_folder(inputs: Inputs, place: Path, overwrite: bool) -> object:
+    return convert_checkpoint(open_checkpoint(inputs.single), place / "folder", overwrite=overwrite)
+
+
+def into_single(inputs: Inputs, place: Path, overwrite: bool) -> object:
+    edited = open_checkpoint(inputs.folder / "edited")
+    return convert_checkpoint(edited, place / "like.safetensors", like=inputs.single, overwrite=overwrite)
+
+
+def unpickle(inputs: Inputs, place: Path, overwrite: bool) -> object:
+    return unpickle_checkpoint(inputs.pickle, place / "out.safetensors", overwrite=overwrite)
+
+
 def put(inputs: Inputs, place: Path, overwrite: bool) -> object:
     return Store(place / "store").put(KEY, {"x": torch.arange(3.0)}, {"loss": 0.5})
 
 
-WRITERS: Mapping[str, Write] = {"save": save, "apply": apply, "revert": revert, "export": export, "put": put}
+WRITERS: Mapping[str, Write] = {
+    "save": save,
+    "apply": apply,
+    "revert": revert,
+    "export": export,
+    "to_single": to_single,
+    "to_folder": to_folder,
+    "into_single": into_single,
+    "unpickle": unpickle,
+    "put": put,
+}
 each_writer = pytest.mark.parametrize("name", WRITERS)
 
 
@@ -77,7 +114,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     base = write_folder(folder / "base", small_weights())
     patch = random_patch(base, NAMES)
     apply_patch(patch, base, folder / "edited", undo=folder / "undo.safetensors")
-    return Inputs(folder=folder, patch=patch)
+    made = Inputs(folder=folder, patch=patch)
+    convert_checkpoint(open_checkpoint(base), made.single)
+    torch.save({"state_dict": load_file(made.single)}, made.pickle)
+    return made
 
 
 def finals(place: Path) -> dict[str, dict[str, bytes] | bytes]:
@@ -140,7 +180,7 @@ def test_a_kill_while_replacing_leaves_the_old_or_the_new(
         old = outcome_of(write, inputs, place)
         for path in place.rglob("*"):
             if path.is_file():
-                path.write_bytes(b"old " + path.read_bytes())
+                path.write_bytes(path.read_bytes()[:-1] + b"~")  # another file of its kind
         return {key: value for key, value in finals(place).items() if value != old[key]}
 
     with_old(tmp_path / "count")

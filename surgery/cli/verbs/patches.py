@@ -1,4 +1,4 @@
-"""Verbs that write or check checkpoints: apply, revert, verify, convert."""
+"""Verbs that put patches into checkpoints and take them out: apply, revert, verify."""
 
 from pathlib import Path
 
@@ -89,38 +89,3 @@ _WORDS = {
     "both": "the patch changes nothing in it",
     "neither": "neither what the patch was made for nor what it makes",
 }
-
-
-@click.command(cls=Verb)
-@click.argument("checkpoint", type=CHECKPOINT)
-@click.option("--to", "layout", type=click.Choice(["single", "folder"]), help="The other one when left out.")
-@output_option("The new file, or the new folder.")
-@click.option(
-    "--like",
-    type=CHECKPOINT,
-    help="A folder of the same model, for the configurations and the tokenizer that a single file lacks.",
-)
-@click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary; looked for when left out.")
-@overwrite_option
-def convert(
-    checkpoint: str,
-    layout: str | None,
-    output: Path,
-    like: str | None,
-    tokenizer: Path | None,
-    overwrite: bool,
-) -> None:
-    """Write a diffusers folder as a single file, or a single file as a folder.
-
-    Values, shapes and types stay as they are. A single file written here carries the configurations and the
-    tokenizer, so that it becomes the same folder again.
-    """
-    from surgery.checkpoint import convert_checkpoint, open_checkpoint
-
-    opened = open_checkpoint(checkpoint_path(checkpoint))
-    if layout == opened.layout:
-        kind = "a single file" if layout == "single" else "a folder"
-        raise click.UsageError(f"{opened.path} is {kind} already; leave --to out to convert it.")
-    model = None if like is None else checkpoint_path(like)
-    convert_checkpoint(opened, output, like=model, tokenizer=tokenizer, overwrite=overwrite)
-    print(f"{output}: {len(opened.tensors)} tensors")
