@@ -26,7 +26,13 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "Recipes": {"recipes": "recipes", "show": "recipes", "copy": "recipes", "check": "recipes"},
     "Look": {"inspect": "look", "locate": "look"},
     "Run": {"plan": "run", "run": "run", "sample": "sample"},
-    "Patches": {"apply": "patches", "revert": "patches", "verify": "patches"},
+    "Patches": {
+        "apply": "patches",
+        "revert": "patches",
+        "verify": "patches",
+        "diff": "making",
+        "compose": "making",
+    },
     "Checkpoints": {"convert": "checkpoints"},
 }
 _MODULES: Final = {verb: module for verbs in GROUPS.values() for verb, module in verbs.items()}

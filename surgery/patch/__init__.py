@@ -1,6 +1,8 @@
-"""Patches: the file, applying and reverting, verifying, in a living pipeline, and as a LoRA."""
+"""Patches: the file, applying and reverting, verifying, composing, from a difference, and as a LoRA."""
 
 from surgery.patch.apply import ApplyReport, apply_patch
+from surgery.patch.compose import Overlap, compose_patches, overlaps, take_out
+from surgery.patch.diff import Difference, diff_checkpoints
 from surgery.patch.file import is_patch, load_patch, patch_digest, save_patch
 from surgery.patch.lora import LoraReport, export_lora
 from surgery.patch.model import Change, Patch, make_patch
@@ -12,18 +14,24 @@ from surgery.patch.verify import VerifyReport, verify_patch
 __all__ = [
     "ApplyReport",
     "Change",
+    "Difference",
     "LoraReport",
+    "Overlap",
     "Patch",
     "Term",
     "VerifyReport",
     "applied",
     "apply_patch",
+    "compose_patches",
+    "diff_checkpoints",
     "export_lora",
     "is_patch",
     "load_patch",
     "make_patch",
+    "overlaps",
     "patch_digest",
     "revert_patch",
     "save_patch",
+    "take_out",
     "verify_patch",
 ]

@@ -1,6 +1,6 @@
 """Take a patch out of a checkpoint again, to the byte."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from surgery.checkpoint.digest import Digest, tensor_digest
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import Replacements, write_checkpoint
+from surgery.delta.forms import Form, Replace
 from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
 from surgery.patch.match import base_fault, shape_faults, state_of
@@ -27,33 +28,70 @@ def revert_patch(
 ) -> None:
     """Write ``edited`` without the patch to ``out``: the files it was applied to, byte for byte.
 
-    Adding and rounding lose bits, so the old ones come from the undo file or from the base. Other patches
-    that touch other tensors stay in.
+    Adding and rounding lose bits, so the old ones come from the undo file, from the base, or from the patch
+    where it carries them. Other patches that touch other tensors stay in; of several on one tensor, the last
+    one applied comes out first.
 
     Args:
         patch: What to take out.
         edited: The checkpoint with the patch in it; it is only read.
         out: The new checkpoint.
         undo: The file that `apply_patch` wrote.
-        base: The checkpoint the patch was applied to, at strength 1.
+        base: The checkpoint the patch was applied to, at strength 1. Needed, or ``undo``, unless the patch
+            has nothing but new values with the old ones beside them.
         overwrite: Allow ``out`` to be replaced.
 
     Raises:
-        PatchError: when not exactly one of ``undo`` and ``base`` is given, or either or ``edited`` does not
-            belong to the patch.
+        PatchError: when ``undo`` and ``base`` are both given, or neither and the old bits are nowhere; or
+            when any of them does not belong to the patch.
         SurgeryError: when ``out`` exists, or the disk refuses.
     """
     checkpoint = open_checkpoint(edited)
-    if undo is not None and base is None:
+    if undo is None and base is None:
+        replacements = _from_itself(patch, checkpoint)
+    elif undo is not None and base is None:
         replacements = _from_undo(patch, checkpoint, read_undo(undo))
     elif base is not None and undo is None:
         replacements = _from_base(patch, checkpoint, open_checkpoint(base))
     else:
         raise PatchError(
-            "to revert, exactly one of the undo file and the base was expected: rounding cannot be undone "
-            "from the patch alone."
+            "to revert, the undo file and the base were given; one of them was expected. Leave one out."
         )
     write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
+
+
+def _from_itself(patch: Patch, checkpoint: Checkpoint) -> Replacements:
+    """The old values that a patch of nothing but new values may carry."""
+    forms = {
+        name: [form for term in patch.terms for known, form in term.delta.terms.items() if known == name]
+        for name in patch.changes
+    }
+    everything = [form for found in forms.values() for form in found]
+    if not all(isinstance(form, Replace) and form.old is not None for form in everything):
+        raise PatchError(
+            "to revert, the undo file or the base was expected: this patch adds and rounds, or does not "
+            "carry the old values, and rounding cannot be undone. Name one of them."
+        )
+    faults = shape_faults(patch, checkpoint)
+    for name, change in patch.changes.items():
+        if name in checkpoint.tensors:
+            found = tensor_digest(name, checkpoint.read(name))
+            faults += _undo_faults(name, checkpoint, found, change.before, change.after)
+    raise_all(PatchError, faults)
+    return {
+        name: partial(
+            _checked, name, patch.changes[name].before, partial(_with_old, checkpoint, name, forms[name])
+        )
+        for name in patch.changes
+    }
+
+
+def _with_old(checkpoint: Checkpoint, name: str, forms: Sequence[Form]) -> Tensor:
+    weight = checkpoint.read(name)
+    for form in forms:
+        if isinstance(form, Replace) and form.old is not None:
+            weight = form.places.put(weight, form.old)
+    return weight
 
 
 def _from_undo(patch: Patch, checkpoint: Checkpoint, undo: Undo) -> Replacements:

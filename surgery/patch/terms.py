@@ -14,6 +14,7 @@ from surgery.checkpoint.digest import tensor_bytes
 from surgery.delta.algebra import change_of, is_replacing, materialise
 from surgery.delta.delta import Delta
 from surgery.delta.forms import Form, Operator, Replace, Rescale
+from surgery.delta.places import Places
 from surgery.errors import PatchError
 from surgery.patch.encoding import encode
 from surgery.patch.rounding import add_once, bits_of, round_once
@@ -161,18 +162,17 @@ def _conflicts_at(terms: Iterable[Term], name: str) -> Iterator[str]:
 def _contested(one: Form, other: Form, same_strength: bool) -> int:
     """How many elements two forms claim, of which at least one is replacing, without agreeing on them."""
     both = _claimed(one) & _claimed(other)
-    match one, other:
-        case (Replace(), Replace()) | (Rescale(), Rescale()):
-            if same_strength:
-                both &= _spread(one) != _spread(other)
+    if same_strength and isinstance(one, Replace) and isinstance(other, Replace):
+        both &= _spread(one.places, one.new) != _spread(other.places, other.new)
+    if same_strength and isinstance(one, Rescale) and isinstance(other, Rescale):
+        both &= _spread(one.places, one.factors) != _spread(other.places, other.factors)
     return int(both.sum())
 
 
-def _spread(form: Replace | Rescale) -> Tensor:
-    """Bits of the form's values at their places, zeros elsewhere."""
-    values = form.new if isinstance(form, Replace) else form.factors
-    nothing = torch.zeros(form.shape, dtype=torch.float64)
-    return bits_of(form.places.put(nothing, values.double())).flatten()
+def _spread(places: Places, values: Tensor) -> Tensor:
+    """Bits of values at their places, zeros elsewhere (flat)."""
+    nothing = torch.zeros(places.shape, dtype=torch.float64)
+    return bits_of(places.put(nothing, values.double())).flatten()
 
 
 def _claimed(form: Form) -> Tensor:

@@ -40,8 +40,8 @@ def revert(
     patch: Path, edited: str, output: Path, undo: Path | None, base: str | None, overwrite: bool
 ) -> None:
     """Write the checkpoint EDITED without PATCH, byte for byte as it was."""
-    if (undo is None) == (base is None):
-        raise click.UsageError("give either --undo or --base: the old bits come from one of them.")
+    if undo is not None and base is not None:
+        raise click.UsageError("give --undo or --base, not both: the old bits come from one of them.")
     from surgery.patch import load_patch, revert_patch
 
     before = None if base is None else checkpoint_path(base)

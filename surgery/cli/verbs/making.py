@@ -1,0 +1,61 @@
+"""Verbs that make patches of checkpoints and of other patches: diff, compose."""
+
+from pathlib import Path
+
+import click
+
+from surgery.cli.options import CHECKPOINT, FILE, output_option, overwrite_option
+from surgery.cli.program import Verb
+from surgery.shelf import checkpoint_path
+
+
+@click.command(cls=Verb)
+@click.argument("base", type=CHECKPOINT)
+@click.argument("edited", type=CHECKPOINT)
+@output_option("The new patch.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Approximate each matrix by this rank; the error is stated. Left out, the patch is exact.",
+)
+@click.option("--keep-old", is_flag=True, help="Also store the old values, to revert without BASE.")
+@overwrite_option
+def diff(base: str, edited: str, output: Path, rank: int | None, keep_old: bool, overwrite: bool) -> None:
+    """Write the patch that makes EDITED of BASE, in whatever layouts they are."""
+    from surgery.patch import diff_checkpoints, save_patch
+
+    found = diff_checkpoints(checkpoint_path(base), checkpoint_path(edited), rank=rank, keep_old=keep_old)
+    digest = save_patch(found.patch, output, overwrite=overwrite)
+    changed = sum(change.changed for change in found.patch.changes.values())
+    largest = max(found.errors.values())
+    exact = "exact" if not largest else f"off by at most {largest:.2g}"
+    print(f"{output}: {changed:,} weights of {len(found.patch.changes)} tensors differ; {exact}")
+    print(f"  {output.stat().st_size:,} bytes, digest {digest[:12]}")
+
+
+@click.command(cls=Verb)
+@click.argument("patches", type=FILE, nargs=-1, required=True)
+@output_option("The new patch.")
+@click.option("--base", type=CHECKPOINT, help="Their base; needed where two of them change one tensor.")
+@click.option("--without", help="Take the part of this digest out of the one composed patch given instead.")
+@overwrite_option
+def compose(
+    patches: tuple[Path, ...], output: Path, base: str | None, without: str | None, overwrite: bool
+) -> None:
+    """Write several PATCHES of one base as one patch, in any order; or take a part out again."""
+    from surgery.patch import compose_patches, load_patch, overlaps, save_patch, take_out
+
+    loaded = [load_patch(patch) for patch in patches]
+    place = None if base is None else checkpoint_path(base)
+    if without is None:
+        made = compose_patches(loaded, place)
+    elif len(loaded) == 1:
+        made = take_out(loaded[0], without, place)
+    else:
+        raise click.UsageError("--without takes a part out of one composed patch; give just that one.")
+    digest = save_patch(made, output, overwrite=overwrite)
+    print(f"{output}: {len(made.terms)} terms, {len(made.changes)} tensors, digest {digest[:12]}")
+    for overlap in overlaps(loaded):
+        first, second = (digest[:12] for digest in overlap.patches)
+        keys = "" if overlap.keys is None else f"; their inputs agree up to a cosine of {overlap.keys:.2f}"
+        print(f"  both {first} and {second} change {overlap.name}{keys}")

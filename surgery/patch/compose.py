@@ -1,0 +1,202 @@
+"""Several patches of one base as one, and out of it again."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.delta.forms import Form, LowRank, Operator
+from surgery.errors import PatchError, raise_all
+from surgery.patch.file import patch_digest
+from surgery.patch.match import match_base
+from surgery.patch.model import Change, Patch, change_at
+from surgery.patch.terms import Term, conflicts, content_digest
+from surgery.record import JSON
+from surgery.store.libraries import library_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Two patches that change one tensor.
+
+    Attributes:
+        patches: Digests of the two.
+        keys: The largest cosine between an input direction that one changes and one of the other's, 0 to 1:
+            near 1, each also moves what the other was made for. None where the forms have no such directions.
+    """
+
+    name: str
+    patches: tuple[str, str]
+    keys: float | None
+
+
+def compose_patches(patches: Sequence[Patch], base: Path | None = None) -> Patch:
+    """One patch that does what all of them do to their common base; their order does not matter.
+
+    Terms are put side by side, not summed, so that a part can be taken out again. All are changes of the
+    base: none sees what another did.
+
+    Args:
+        patches: At least two, all different.
+        base: Their base; needed only where two of them touch one tensor, to record the outcome.
+
+    Raises:
+        PatchError: when there are fewer than two, one comes twice, they have different bases, claim the same
+            elements, or ``base`` is needed and missing, or is not theirs; all faults at once.
+    """
+    raise_all(PatchError, list(_misfits(patches)))
+    terms = tuple(sorted((term for patch in patches for term in patch.terms), key=content_digest))
+    raise_all(PatchError, list(conflicts(terms)))
+    members = [member for patch in patches for member in _members(patch)]
+    return _assembled(terms, patches, base, sorted(members, key=lambda member: str(member["patch"])))
+
+
+def take_out(patch: Patch, part: str, base: Path | None = None) -> Patch:
+    """A composed patch without one of its parts: what composing the others would have given.
+
+    Args:
+        patch: From `compose_patches`.
+        part: The digest of the part, or its beginning.
+        base: Needed only where other parts touch the part's tensors.
+
+    Raises:
+        PatchError: when ``patch`` is not composed, or has no such part, or several.
+    """
+    members = _members(patch)
+    found = [member for member in members if str(member["patch"]).startswith(part)]
+    if len(members) < 2 or len(found) != 1:
+        known = ", ".join(str(member["patch"])[:12] for member in members)
+        raise PatchError(
+            f"{part!r} names {len(found)} parts of the patch, which has {known}. Name one, of two or more."
+        )
+    gone = Counter(cast(list[str], found[0]["terms"]))
+    kept: list[Term] = []
+    touched: set[str] = set()
+    for term in patch.terms:
+        digest = content_digest(term)
+        if gone[digest]:
+            gone[digest] -= 1
+            touched |= term.delta.terms.keys()
+        else:
+            kept.append(term)
+    names = sorted({name for term in kept for name in term.delta.terms})
+    rest = replace(
+        patch, terms=tuple(kept), changes={name: patch.changes[name] for name in names}, provenance={}
+    )
+    left = [member for member in members if member is not found[0]]
+    return _recorded(rest, touched & set(names), base, left)
+
+
+def overlaps(patches: Sequence[Patch]) -> Iterator[Overlap]:
+    """Tensors that two patches both change, and how far they get in each other's way."""
+    for first, second in combinations(patches, 2):
+        for name in sorted(first.changes.keys() & second.changes.keys()):
+            yield Overlap(
+                name=name,
+                patches=(patch_digest(first), patch_digest(second)),
+                keys=_common_keys(_forms(first, name), _forms(second, name)),
+            )
+
+
+def _forms(patch: Patch, name: str) -> list[Form]:
+    return [term.delta.terms[name] for term in patch.terms if name in term.delta.terms]
+
+
+def _common_keys(first: Sequence[Form], second: Sequence[Form]) -> float | None:
+    """The largest cosine between the row spaces of low-rank changes."""
+    spaces = []
+    for forms in (first, second):
+        rows = [
+            (form.right if isinstance(form, LowRank) else form.left.T).double()
+            for form in forms
+            if isinstance(form, LowRank | Operator)
+        ]
+        if not rows:
+            return None
+        spaces.append(torch.linalg.qr(torch.cat(rows).T).Q)
+    return float(torch.linalg.matrix_norm(spaces[0].T @ spaces[1], ord=2).clamp(max=1))
+
+
+def _misfits(patches: Sequence[Patch]) -> Iterator[str]:
+    if len(patches) < 2:
+        yield f"{len(patches)} patches were given; at least two were expected."
+        return
+    digests = [patch_digest(patch) for patch in patches]
+    for digest in sorted({digest for digest in digests if digests.count(digest) > 1}):
+        yield f"the patch {digest[:12]} comes twice; a patch is applied once. Leave one out."
+    first = patches[0]
+    for patch, digest in zip(patches[1:], digests[1:], strict=True):
+        if patch.architecture != first.architecture or patch.roots != first.roots:
+            yield (
+                f"the patch {digest[:12]} was made for another base than {digests[0][:12]}. "
+                f"{_hint(first, patch)}"
+            )
+
+
+def _hint(first: Patch, second: Patch) -> str:
+    """What two patches of different bases may have to do with each other."""
+    shared = first.changes.keys() & second.changes.keys()
+    if shared and all(second.changes[name].before == first.changes[name].after for name in shared):
+        return "It was made on top of the other: apply one after the other, or diff the ends."
+    return "Only patches of one base can be composed; apply one, and make the other again on the outcome."
+
+
+def _members(patch: Patch) -> list[Mapping[str, JSON]]:
+    """The patches that this one was composed of; itself when it was not composed."""
+    composed = patch.provenance.get("composed")
+    if isinstance(composed, list):
+        return [cast(Mapping[str, JSON], member) for member in composed]
+    terms: list[JSON] = [content_digest(term) for term in patch.terms]
+    return [{"patch": patch_digest(patch), "terms": terms, "provenance": dict(patch.provenance)}]
+
+
+def _assembled(
+    terms: tuple[Term, ...], patches: Sequence[Patch], base: Path | None, members: list[Mapping[str, JSON]]
+) -> Patch:
+    changes: dict[str, Change] = {}
+    shared: set[str] = set()
+    for patch in patches:
+        shared |= changes.keys() & patch.changes.keys()
+        changes |= patch.changes
+    ordered = {name: changes[name] for name in sorted(changes)}
+    return _recorded(replace(patches[0], terms=terms, changes=ordered), shared, base, members)
+
+
+def _recorded(patch: Patch, stale: set[str], base: Path | None, members: list[Mapping[str, JSON]]) -> Patch:
+    """The patch with the outcome of the ``stale`` tensors computed anew, and where its parts came from."""
+    changes = dict(patch.changes)
+    if stale:
+        checkpoint = _base_for(patch, stale, base)
+        for name in sorted(stale):
+            changes[name] = change_at(patch.terms, name, checkpoint.read(name), changes[name].before)
+    composed: list[JSON] = [dict(member) for member in members]
+    provenance: dict[str, Any] = {"composed": composed, "versions": library_versions()}
+    if len(members) == 1:
+        provenance = dict(cast(Mapping[str, JSON], members[0]["provenance"]))
+    return replace(patch, changes=changes, provenance=provenance)
+
+
+def _base_for(patch: Patch, names: set[str], base: Path | None) -> Checkpoint:
+    if base is None:
+        shown = ", ".join(repr(name) for name in sorted(names)[:3])
+        more = ", …" if len(names) > 3 else ""
+        raise PatchError(
+            f"{len(names)} tensors are touched by several patches ({shown}{more}); their "
+            "outcome depends on the base's numbers. Name the base."
+        )
+    checkpoint = open_checkpoint(base)
+    agreements = match_base(patch, checkpoint)
+    raise_all(
+        PatchError,
+        [
+            f"tensor {name!r} of {base} is the base's in half precision only; the very base was expected."
+            for name in sorted(names)
+            if agreements[name] != "bytes"
+        ],
+    )
+    return checkpoint
