@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 
 _WIDTH: Final = "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 _CONV_IN: Final = "unet/conv_in.weight"
+_INPUTS: Final = ((4,), (9,))  # channels: latents, or with a masked picture and its mask beside them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,9 @@ def family_of(architecture: str, shapes: Mapping[str, Shape], velocity: bool) ->
     """
     widths = {"stable-diffusion-v1": 768, "stable-diffusion-v2": 1024, "stable-diffusion-xl-v1-base": 2048}
     width, conv_in = shapes.get(_WIDTH), shapes.get(_CONV_IN)
-    if width is None or conv_in is None or width[1:] != (widths.get(architecture),) or conv_in[0] != 320:
+    if width is None or conv_in is None or width[1:] != (widths.get(architecture),):
+        return None
+    if conv_in[:1] != (320,) or conv_in[1:2] not in _INPUTS:
         return None
     predicts_velocity = velocity and architecture == "stable-diffusion-v2"
     pictures = {"stable-diffusion-v1": 512, "stable-diffusion-xl-v1-base": 1024}.get(architecture)

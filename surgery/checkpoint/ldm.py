@@ -149,7 +149,9 @@ def facts_of_keys(keys: Iterable[str]) -> Facts:
     vae = [key.removeprefix(VAE_PREFIX) for key in keys if key.startswith(VAE_PREFIX)]
     attends = re.compile(r"output_blocks\.(\d+)\.1\.proj_in\.weight")
     return Facts(
-        levels=(_highest(r"input_blocks\.(\d+)\.", unet) + _RESNETS_DOWN + 1) // (_RESNETS_DOWN + 1),
+        levels=max(
+            bool(unet), (_highest(r"input_blocks\.(\d+)\.", unet) + _RESNETS_DOWN + 1) // (_RESNETS_DOWN + 1)
+        ),
         attending=frozenset(int(m[1]) // _RESNETS_UP for key in unet if (m := attends.fullmatch(key))),
         vae_levels=max(bool(vae), 1 + _highest(r"(?:encoder\.down|decoder\.up)\.(\d+)\.", vae)),
         texts=texts,
@@ -169,7 +171,7 @@ def facts_of_names(shapes: Mapping[str, tuple[int, ...]]) -> Facts:
         blocks = 1 + _highest(r"text_model\.encoder\.layers\.(\d+)\.", paths[component])
         texts[component] = (prefix, TEXT_PREFIXES[prefix][1], blocks)
     return Facts(
-        levels=1 + _highest(r"down_blocks\.(\d+)\.", unet),
+        levels=max(bool(unet), 1 + _highest(r"down_blocks\.(\d+)\.", unet)),
         attending=frozenset(int(m[1]) for path in unet if (m := attends.match(path))),
         vae_levels=max(bool(vae), 1 + _highest(r"(?:encoder\.down|decoder\.up)_blocks\.(\d+)\.", vae)),
         texts=texts,

@@ -16,7 +16,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from surgery.checkpoint.ldm import facts_of_names, modules, places_of_keys, places_of_names
+from surgery.checkpoint.ldm import averaged_key, facts_of_names, modules, places_of_keys, places_of_names
+from surgery.errors import CheckpointError
 from surgery.names import canonical, split
 
 # sizes of the published models; meta tensors take no memory
@@ -173,3 +174,24 @@ def test_the_block_and_the_projection_that_sd2_does_not_use_are_no_weights() -> 
     names = places_of_keys(keys)
     assert len(names) == 23
     assert {split(name)[0] for name in names} == {"text_encoder"}
+
+
+def test_averaged_keys_of_a_whole_unet_are_distinct(tensors: dict[str, Tensor]) -> None:
+    places = places_of_names(shapes(tensors))
+    keys = [place.key for name, place in places.items() if name.startswith("unet/")]
+    assert len({averaged_key(key) for key in keys}) == len(keys)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    assert averaged_key(first) == "model_ema.diffusion_modelinput_blocks00weight"  # as in v1-5-pruned
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.diffusion_model.input_blocks.999999999999.0.weight",
+        "first_stage_model.encoder.down.101.block.0.conv1.weight",
+        "cond_stage_model.model.transformer.resblocks.12345678901234567890.ln_1.weight",
+    ],
+)
+def test_a_number_of_blocks_that_no_model_has_is_refused_before_a_table_is_made(key: str) -> None:
+    with pytest.raises(CheckpointError, match="no Stable Diffusion has more than 100 blocks"):
+        places_of_keys({key: (1,)})
