@@ -1,6 +1,5 @@
 """A patch as a LoRA file that diffusers, ComfyUI, A1111, Forge, InvokeAI and others load."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
 from surgery.patch.factors import Factors, Ranks, choose_ranks, largest_error, pad, select, truncate
 from surgery.patch.file import patch_digest
-from surgery.patch.kohya import companions, module_key, unexportable
+from surgery.patch.kohya import FAMILIES, Family, companions, lora_metadata, module_key, unexportable
 from surgery.patch.manifest import dump
 from surgery.patch.match import match_base
 from surgery.patch.model import Patch
 
 EXACT_LIMIT_BYTES: Final = 128 * 1024 * 1024
 
-_BASE_VERSIONS: Final = {"stable-diffusion-v1": "sd_v1"}
 _MISLEADING: Final = (
     "optimizer",
     "scheduler",
@@ -80,14 +78,15 @@ def export_lora(
     checkpoint = open_checkpoint(base)
     match_base(patch, checkpoint)
     changes = _changes(patch, checkpoint, exact=rank is None)
-    names = (*changes, *sorted(companions(changes)))
+    family = FAMILIES[patch.architecture]
+    names = (*changes, *sorted(companions(changes, family)))
     shapes = {name: checkpoint.entry(name).shape for name in names}
     ranks, factors = _factorise(changes, shapes, rank)
     errors = {
         name: largest_error(factors[name], ranks.alpha / ranks.of[name], change)
         for name, change in changes.items()
     }
-    tensors = _tensors(factors, shapes, ranks.alpha)
+    tensors = _tensors(factors, shapes, ranks.alpha, family)
     _refuse_outcome(patch, ranks, tensors, limit_bytes if rank is None else None)
     with atomic_file(path, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(tensors, _metadata(patch, ranks, errors, tensors)))
@@ -129,16 +128,17 @@ def _factorise(
 
 
 def _refuse_arguments(patch: Patch, path: Path, rank: int | None) -> None:
+    family = FAMILIES.get(patch.architecture)
+    if family is None:
+        raise PatchError(
+            f"the patch is for a {patch.architecture}; LoRA files exist for {', '.join(FAMILIES)}. Ship the "
+            "patched checkpoint instead."
+        )
     faults = [
         f"{name!r} cannot go into a LoRA: {reason}. Ship the patched checkpoint instead."
         for name, change in patch.changes.items()
-        if (reason := unexportable(name, change.shape))
+        if (reason := unexportable(name, change.shape, family))
     ]
-    if patch.architecture not in _BASE_VERSIONS:
-        faults.append(
-            f"the patch is for a {patch.architecture}; LoRA export knows {', '.join(_BASE_VERSIONS)} so far. "
-            "Ship the patched checkpoint instead."
-        )
     if rank is not None and rank < 1:
         faults.append(
             f"the rank is {rank}; a whole number from 1 was expected, or none for the exact change."
@@ -175,12 +175,12 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _tensors(
-    factors: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], alpha: int
+    factors: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], alpha: int, family: Family
 ) -> dict[str, Tensor]:
     """Three tensors per module; kernels of a convolution go to the down factor."""
     tensors = {}
     for name, pair in factors.items():
-        key, shape, rank = module_key(name), shapes[name], pair.up.shape[1]
+        key, shape, rank = module_key(name, family), shapes[name], pair.up.shape[1]
         ones = (1,) * (len(shape) - 2)
         tensors[f"{key}.lora_up.weight"] = pair.up.reshape(shape[0], rank, *ones)
         tensors[f"{key}.lora_down.weight"] = pair.down.reshape(rank, *shape[1:])
@@ -199,37 +199,15 @@ def _metadata(
     patch: Patch, ranks: Ranks, errors: Mapping[str, float], tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
     """Kohya's minimum, ModelSpec's, and ours: which patch this is, and how exactly."""
-    different = len(set(ranks.of.values())) > 1
+    family = FAMILIES[patch.architecture]
     exactness = {
         "patch": patch_digest(patch),
         "exact": not any(errors.values()),
         "tensors": {
-            name: {"module": module_key(name), "rank": ranks.of[name], "largest_error": error}
+            name: {"module": module_key(name, family), "rank": ranks.of[name], "largest_error": error}
             for name, error in errors.items()
         },
     }
-    return {
-        "format": "pt",
-        "ss_base_model_version": _BASE_VERSIONS[patch.architecture],
-        "ss_v2": "False",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": "Dynamic" if different else str(max(ranks.of.values())),
-        "ss_network_alpha": str(float(ranks.alpha)),
-        "ss_network_args": "{}",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{patch.architecture}/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": str(patch.provenance.get("title", "patch")),
-        "modelspec.hash_sha256": f"0x{_data_digest(tensors)}",
-        "sdpatch.lora": dump(exactness),
-    }
-
-
-def _data_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of a file's bytes behind the header, as ModelSpec wants it."""
-    digest = hashlib.sha256()
-    chunks = safetensors_chunks(tensors, {})
-    next(chunks)  # the header
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
+    title = str(patch.provenance.get("title", "patch"))
+    common = lora_metadata(family, title, ranks.alpha, ranks.of.values(), tensors)
+    return common | {"sdpatch.lora": dump(exactness)}

@@ -8,8 +8,10 @@ after), ``base`` (architecture and component fingerprints), ``edit`` (provenance
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
+import torch
 from torch import Tensor
 
 from surgery.checkpoint.digest import Digest
@@ -20,6 +22,8 @@ from surgery.delta.forms import Form, Replace
 from surgery.errors import NumericsError, PatchError, nearest
 from surgery.names import split
 from surgery.patch.encoding import decode, encode
+from surgery.patch.kohya import FAMILIES, Family, lora_metadata
+from surgery.patch.lora_layout import LoraLayout, layout_of, lora_tensors, read_factors
 from surgery.patch.model import SUPPORTED, Change, Patch
 from surgery.patch.terms import Term, conflicts, term_faults
 
@@ -29,7 +33,10 @@ T = TypeVar("T")
 
 
 def tensors_in(patch: Patch) -> dict[str, Tensor]:
-    """The tensors of a patch file, by key."""
+    """The tensors of a patch file, by key: those of a LoRA where the patch can be one."""
+    layout = _lora(patch)
+    if layout is not None:
+        return lora_tensors(layout, patch.terms)
     return {
         _key(index, name, part): tensor
         for index, term in enumerate(patch.terms)
@@ -44,28 +51,46 @@ def metadata_of(patch: Patch) -> dict[str, str]:
     Raises:
         PatchError: when the provenance holds something JSON has no word for.
     """
+    layout = _lora(patch)
     manifest = {
+        "layout": "terms" if layout is None else "lora",
         "terms": [
             {
                 "source": term.source,
                 "strength": term.strength,
-                "forms": {name: _form_json(form) for name, form in term.delta.terms.items()},
+                "forms": {
+                    name: _form_json(form)
+                    if layout is None
+                    else {"op": "add_lowrank", "columns": list(layout.columns[place][name])}
+                    for name, form in term.delta.terms.items()
+                },
             }
-            for term in patch.terms
+            for place, term in enumerate(patch.terms)
         ],
+        "carriers": {name: list(shape) for name, shape in patch.carriers.items()},
         "changes": {name: _change_json(change) for name, change in patch.changes.items()},
     }
     base = {
         "architecture": patch.architecture,
         "roots": {component: digest_json(root) for component, root in patch.roots.items()},
     }
-    return {
+    own = {
         "format": "pt",
         "sdpatch.version": VERSION,
         "sdpatch.manifest": dump(manifest),
         "sdpatch.base": dump(base),
         "sdpatch.edit": dump(patch.provenance),
     }
+    if layout is None:
+        return own
+    title, ranks = str(patch.provenance.get("title", "patch")), layout.ranks
+    tensors = lora_tensors(layout, patch.terms)
+    return lora_metadata(layout.family, title, ranks.alpha, ranks.of.values(), tensors) | own
+
+
+def _lora(patch: Patch) -> LoraLayout | None:
+    shapes = {name: change.shape for name, change in patch.changes.items()}
+    return layout_of(patch.terms, patch.architecture, shapes, patch.carriers)
 
 
 def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple[Patch | None, list[str]]:
@@ -77,59 +102,76 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
         raw_terms, raw_changes = list(manifest["terms"]), dict(manifest["changes"])
         roots = {component: digest_from(root) for component, root in base["roots"].items()}
         architecture, provenance = str(base["architecture"]), dict(edit)
+        carriers = {str(n): tuple(int(x) for x in shape) for n, shape in manifest["carriers"].items()}
+        family = FAMILIES[architecture] if manifest["layout"] == "lora" else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return None, [f"its header does not describe a patch ({error!r}). Was it written by another program?"]
     faults: list[str] = []
     changes = _each(raw_changes, lambda name: _change(name, raw_changes[name]), faults)
     shapes = {name: change.shape for name, change in changes.items()}
-    terms = [_term(index, raw, tensors, shapes, faults) for index, raw in enumerate(raw_terms)]
+    read = partial(_form, tensors=tensors, shapes=shapes, family=family)
+    terms = [_term(raw, partial(read, index), f"term {index}", faults) for index, raw in enumerate(raw_terms)]
     found = tuple(term for term in terms if term is not None)
-    expected = {
-        _key(index, name, part)
-        for index, term in enumerate(found)
-        for name, form in term.delta.terms.items()
-        for part in encode(form).parts
-    }
     described = {name for raw in raw_terms if isinstance(raw, dict) for name in _keys(raw.get("forms"))}
     faults += [
         f"tensor {name!r} is named by the digests, but not by the terms"
         for name in sorted(changes.keys() - described)
     ]
     if not faults:
-        faults += [f"tensor {key!r} belongs to no term" for key in sorted(tensors.keys() - expected)]
-        faults += _misfits(found, changes)
-        faults += term_faults(found)
+        faults += [*_misfits(found, changes), *term_faults(found)]
     if not faults:
         faults += conflicts(found)
-    patch = Patch(terms=found, architecture=architecture, roots=roots, changes=changes, provenance=provenance)
+    if faults:
+        return None, faults
+    patch = Patch(
+        terms=found,
+        architecture=architecture,
+        roots=roots,
+        changes=changes,
+        carriers=carriers,
+        provenance=provenance,
+    )
+    faults = _surplus(patch, tensors)
     return (None if faults else patch), faults
 
 
-def _term(
-    index: int,
-    raw: Any,
-    tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-    faults: list[str],
-) -> Term | None:
+def _surplus(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of the file that writing the patch again would not give, or not so."""
+    written = tensors_in(patch)
+    faults = [f"tensor {key!r} belongs to no term" for key in sorted(tensors.keys() - written.keys())]
+    faults += [f"tensor {key!r} is missing" for key in sorted(written.keys() - tensors.keys())]
+    faults += [
+        f"tensor {key!r} is not as the terms describe it"
+        for key in sorted(tensors.keys() & written.keys())
+        if not torch.equal(written[key], tensors[key])
+    ]
+    return faults
+
+
+def _term(raw: Any, read: Callable[[str, Any], Form], what: str, faults: list[str]) -> Term | None:
     try:
         described, strength, source = dict(raw["forms"]), float(raw["strength"]), str(raw["source"])
     except (KeyError, TypeError, ValueError) as error:
-        faults.append(f"term {index} is not described as one ({error!r})")
+        faults.append(f"{what} is not described as one ({error!r})")
         return None
-
-    def parse(name: str) -> Form:
-        return _form(index, name, described[name], tensors, shapes)
-
-    return Term(delta=Delta(_each(described, parse, faults)), strength=strength, source=source)
+    forms = _each(described, lambda name: read(name, described[name]), faults)
+    return Term(delta=Delta(forms), strength=strength, source=source)
 
 
 def _form(
-    index: int, name: str, raw: Any, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    index: int,
+    name: str,
+    raw: Any,
+    *,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    family: Family | None,
 ) -> Form:
     split(name)
     if name not in shapes:
         raise ValueError("is named by the terms, but not by the digests")
+    if family is not None:
+        return read_factors(name, raw["columns"], family, tensors)
     op, written, named = str(raw["op"]), str(raw["index"]), list(raw["parts"])
     parts = {}
     for part in named:

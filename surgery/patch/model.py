@@ -15,6 +15,7 @@ from surgery.delta.delta import Delta
 from surgery.delta.exact import on_grid
 from surgery.delta.forms import Form, LowRank, Replace
 from surgery.errors import PatchError, nearest, raise_all
+from surgery.patch.lora_layout import carriers_for
 from surgery.patch.rounding import add_once, changed_elements, round_once
 from surgery.patch.terms import Term, conflicts, content_digest, edited, forms_of, half_change, term_faults
 from surgery.record import JSON
@@ -51,6 +52,8 @@ class Patch:
         architecture: ModelSpec's word for the base.
         roots: Fingerprints of the base's components.
         changes: Per touched tensor, sorted by name.
+        carriers: Shapes of untouched weights that some loaders need modules of zeros for; see
+            `surgery.patch.lora_layout`.
         provenance: Recipe, seed, library versions; never a clock, a host or a duration.
     """
 
@@ -58,6 +61,7 @@ class Patch:
     architecture: str
     roots: Mapping[str, Digest]
     changes: Mapping[str, Change]
+    carriers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     provenance: Mapping[str, JSON] = field(default_factory=dict)
 
     @property
@@ -126,6 +130,7 @@ def make_patch(
         architecture=checkpoint.architecture,
         roots=fingerprint.roots,
         changes=changes,
+        carriers=carriers_for(names, checkpoint.architecture, checkpoint.shapes),
         provenance={"versions": library_versions(), **(provenance or {})},
     )
 

@@ -30,7 +30,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def file(base: Path, tmp_path: Path) -> Path:
-    save_patch(random_patch(base), tmp_path / "patch.safetensors")
+    save_patch(random_patch(base, strength=0.75), tmp_path / "patch.safetensors")
     return tmp_path / "patch.safetensors"
 
 

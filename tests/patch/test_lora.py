@@ -22,12 +22,15 @@ from surgery.patch import (
     patch_digest,
     save_patch,
 )
-from surgery.patch.kohya import ANCHOR, companions, module_key, unexportable
-from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, small_weights, write_folder
+from surgery.patch.kohya import FAMILIES, companions, module_key, unexportable
+from tests.support.folders import CONV_NAME, FC2_NAME, PROJ_IN, TO_K_NAME, small_weights, write_folder
+from tests.support.folders import FC2 as TEXT_FC2
 from tests.support.generations import Generation, run_check
 from tests.support.patches import random_patch
 from tests.support.tiny import FC2
 
+SD1 = FAMILIES["stable-diffusion-v1"]
+ANCHOR = SD1.anchor
 BLOCK = "unet/down_blocks.0.attentions.0.transformer_blocks.0"
 Q_PROJ = "text_encoder/text_model.encoder.layers.2.self_attn.q_proj.weight"
 each_generation = pytest.mark.parametrize("generation", ["current", "older"])
@@ -54,10 +57,10 @@ def test_the_products_in_the_file_are_the_patch(base: Path, tmp_path: Path) -> N
     patch = random_patch(base)
     report = export_lora(patch, base, tmp_path / "lora.safetensors")
     found = products(tmp_path / "lora.safetensors")
-    assert found.keys() == {module_key(name) for name in patch.changes}
+    assert found.keys() == {module_key(name, SD1) for name in patch.changes}
     for name in patch.changes:
         assert torch.equal(
-            found[module_key(name)], patch.added(name, open_checkpoint(base).read(name))[0].double()
+            found[module_key(name, SD1)], patch.added(name, open_checkpoint(base).read(name))[0].double()
         )
     assert report.exact
     assert set(report.errors.values()) == {0.0}
@@ -89,7 +92,7 @@ def test_every_module_has_three_tensors_in_half_precision_and_one_alpha(base: Pa
 def test_kernels_travel_in_the_down_factor(base: Path, tmp_path: Path) -> None:
     export_lora(random_patch(base, [CONV_NAME]), base, tmp_path / "lora.safetensors")
     stored = load_file(tmp_path / "lora.safetensors")
-    key = module_key(CONV_NAME)
+    key = module_key(CONV_NAME, SD1)
     rank = stored[f"{key}.lora_down.weight"].shape[0]
     assert stored[f"{key}.lora_up.weight"].shape == (2, rank, 1, 1)
     assert stored[f"{key}.lora_down.weight"].shape == (rank, 2, 3, 3)
@@ -101,7 +104,7 @@ def test_a_bounded_rank_is_kept_and_its_error_stated(base: Path, tmp_path: Path)
     found = products(tmp_path / "lora.safetensors")
     for name, error in report.errors.items():
         difference = (
-            (found[module_key(name)] - patch.added(name, open_checkpoint(base).read(name))[0].double())
+            (found[module_key(name, SD1)] - patch.added(name, open_checkpoint(base).read(name))[0].double())
             .abs()
             .max()
         )
@@ -141,11 +144,11 @@ def test_equal_exports_are_equal_files(base: Path, tmp_path: Path) -> None:
 
 def test_attention_of_the_text_encoder_brings_its_three_siblings() -> None:
     layer = Q_PROJ.removesuffix("q_proj.weight")
-    assert companions([Q_PROJ]) == {ANCHOR} | {
+    assert companions([Q_PROJ], SD1) == {ANCHOR} | {
         f"{layer}{part}.weight" for part in ("k_proj", "v_proj", "out_proj")
     }
-    assert companions([ANCHOR, FC2.format(3)]) == set()
-    assert companions([f"{BLOCK}.attn2.to_q.weight"]) == {ANCHOR}
+    assert companions([ANCHOR, FC2.format(3)], SD1) == set()
+    assert companions([f"{BLOCK}.attn2.to_q.weight"], SD1) == {ANCHOR}
 
 
 @pytest.mark.parametrize(
@@ -160,14 +163,14 @@ def test_attention_of_the_text_encoder_brings_its_three_siblings() -> None:
     ],
 )
 def test_what_no_loader_applies_is_not_exportable(name: str, shape: tuple[int, ...], reason: str) -> None:
-    assert reason in str(unexportable(name, shape))
+    assert reason in str(unexportable(name, shape, SD1))
 
 
 @pytest.mark.parametrize(
     "name", [FC2.format(0), Q_PROJ, f"{BLOCK}.attn2.to_k.weight", "unet/down_blocks.0.resnets.0.conv1.weight"]
 )
 def test_linear_and_convolution_weights_are_exportable(name: str) -> None:
-    assert unexportable(name, (3, 3)) is None
+    assert unexportable(name, (3, 3), SD1) is None
 
 
 def test_a_patch_that_only_partly_fits_is_refused_with_every_tensor(base: Path, tmp_path: Path) -> None:
@@ -195,14 +198,18 @@ def test_other_arguments_that_cannot_be_are_refused(base: Path, tmp_path: Path) 
         )
 
 
-def test_another_family_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     weights = small_weights()
-    weights["unet"]["add_embedding.linear_1.weight"] = torch.zeros(2, 2).half()
-    base = write_folder(tmp_path / "xl", weights)
-    with pytest.raises(
-        PatchError, match="for a stable-diffusion-xl-v1-base; LoRA export knows stable-diffusion-v1"
-    ):
+    del weights["unet"][PROJ_IN]
+    base = write_folder(tmp_path / "other", weights)
+    with pytest.raises(PatchError, match="for a unknown; LoRA files exist for stable-diffusion-v1, "):
         export_lora(random_patch(base, [TO_K_NAME]), base, tmp_path / "lora.safetensors")
+
+
+def test_xl_names_its_two_text_encoders_apart() -> None:
+    names = [f"{component}/text_model.{TEXT_FC2}" for component in ("text_encoder", "text_encoder_2")]
+    keys = [module_key(name, FAMILIES["stable-diffusion-xl-v1-base"]) for name in names]
+    assert keys == [f"lora_te{n}_text_model_encoder_layers_0_mlp_fc2" for n in (1, 2)]
 
 
 def test_a_change_too_large_for_a_selector_is_refused(tmp_path: Path) -> None:

@@ -25,9 +25,15 @@ def random_form(shape: Sequence[int], seed: int, *, dense: bool = False, size: f
 
 
 def random_patch(
-    base: Path, names: Sequence[str] = NAMES, *, seed: int = 0, dense: bool = False, size: float = 0.1
+    base: Path,
+    names: Sequence[str] = NAMES,
+    *,
+    seed: int = 0,
+    dense: bool = False,
+    size: float = 0.1,
+    strength: float = 1.0,
 ) -> Patch:
-    """A patch with one term for each of ``names``."""
+    """A patch with one term for each of ``names``; one of a strength other than 1 is no LoRA."""
     checkpoint = open_checkpoint(base)
     terms = [
         Term(
@@ -35,6 +41,7 @@ def random_patch(
                 {name: random_form(checkpoint.entry(name).shape, seed + place, dense=dense, size=size)}
             ),
             source=f"edit {place}",
+            strength=strength,
         )
         for place, name in enumerate(names)
     ]
