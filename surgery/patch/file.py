@@ -1,9 +1,4 @@
-"""The native patch file: one safetensors file, equal bytes for equal content.
-
-Tensors are named ``<term>/<canonical name>::<part>``, with part ``left`` and ``right`` (low rank) or
-``values`` (dense); the header's texts are those of `surgery.patch.manifest`, and ``sdpatch.content``, the
-sha256 of the other texts and of all tensors.
-"""
+"""The native patch file: one safetensors file, equal bytes for equal content, as ``FORMAT.md`` says it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +8,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import open_header, read_header
+from surgery.checkpoint.header import DTYPE_NAMES, open_header, read_header
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
@@ -99,6 +94,7 @@ def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
             digest.update(f"{key}\0{metadata[key]}\0".encode())
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        shape = ",".join(str(size) for size in tensor.shape)
+        digest.update(f"{key}\0{DTYPE_NAMES[tensor.dtype]}\0{shape}\0".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

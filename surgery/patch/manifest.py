@@ -1,9 +1,4 @@
-"""A patch as the texts of a safetensors header, and back, with every claim checked.
-
-Under ``sdpatch.`` lie ``version``, ``manifest`` (terms; per touched tensor type, shape, digests before and
-after), ``base`` (architecture and component fingerprints), ``edit`` (provenance) and ``content`` (see
-`surgery.patch.file`). All are JSON with sorted keys, except ``version`` and ``content``.
-"""
+"""A patch as the texts and tensors of a file (``FORMAT.md``), and back, with every claim checked."""
 
 import json
 import re

@@ -15,8 +15,9 @@ from torch import Tensor
 def lora(base: str, edited: str, file: str) -> dict[str, Any]:
     """A LoRA file in the stock loader, against the edited checkpoint: weights and pictures.
 
-    ``weights`` counts tensors of the fused pipeline that differ from the edited checkpoint's; ``fused`` and
-    ``loaded`` are the largest differences of pictures (values 0 to 1), ``edit`` is what the edit itself does.
+    ``weights`` counts tensors of the fused pipeline that differ from the edited checkpoint's, ``apart`` is
+    their largest difference; ``fused`` and ``loaded`` are the largest differences of pictures (values 0 to
+    1), ``edit`` is what the edit itself does.
     """
     plain, patched = _load(base, torch.float16), _load(edited, torch.float16)
     path = Path(file)
@@ -31,6 +32,7 @@ def lora(base: str, edited: str, file: str) -> dict[str, Any]:
     return {
         "adapters": sorted(adapters),
         "weights": _differing(fused, patched),
+        "apart": _apart(fused, patched),
         "fused": _distance(_draw(fused), expected),
         "loaded": _distance(_draw(loaded), expected),
         "edit": _distance(_draw(plain), expected),
@@ -105,6 +107,17 @@ def _differing(first: Any, second: Any) -> int:
         count += len(left.keys() ^ right.keys())
         count += sum(not torch.equal(left[key], right[key]) for key in left.keys() & right.keys())
     return count
+
+
+def _apart(first: Any, second: Any) -> float:
+    """The largest difference of an element of two pipelines."""
+    return max(
+        _distance(left.float(), right.float())
+        for component in ("text_encoder", "unet", "vae")
+        for left, right in zip(
+            getattr(first, component).parameters(), getattr(second, component).parameters(), strict=True
+        )
+    )
 
 
 def _distance(first: Tensor, second: Tensor) -> float:
