@@ -1,4 +1,4 @@
-"""Stage 7: professions come out as man or woman, and in each skin tone, as often as is stated.
+"""A late stage: professions come out as man or woman, and in each skin tone, as often as is stated.
 
 Guidance draws the more frequent kind far more often than it was seen, so the drawings must be milder than
 what is stated, by an amount that differs from profession to profession. In each round every profession is
@@ -152,6 +152,11 @@ class Rounds:
         if not self._rounds:
             return first_drawn(self._vocabulary, self.professions)
         return {kind: np.array(shares) for kind, shares in self._rounds[-1]["next"].items()}
+
+    def shares_of_men(self) -> list[list[float]]:
+        """Of each round, the shares of men in the professions' drawings."""
+        man = self._vocabulary.genders.index("man")
+        return [[shares[man] for shares in done["drawn"]["gender"]] for done in self._rounds]
 
     def add(self, seen: dict[str, Shares], samples: int) -> None:
         wanted, drawn = stated(self._vocabulary, self.professions), self.drawn()

@@ -274,4 +274,5 @@ class Training:
         names = ("judge", "vae", "text", "small", "whole", "full-length", "balance", "decoder")
         steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
-        card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"])
+        men = balance.Rounds(self.state / "balance.json", self.vocabulary).shares_of_men()
+        card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"], men)
