@@ -15,7 +15,7 @@ from surgery.errors import SurgeryError, brief, raise_all
 HEADER_LIMIT: Final = 25_000_000  # bytes; the library's limit is 100 MB, the largest of SDXL's take 0.4 MB
 TENSOR_LIMIT: Final = 2**31  # bytes; the largest of SDXL in single precision takes 253 MB
 LONGEST_KEY: Final = 1000
-_MOST_TENSORS: Final = 100_000
+_MOST_TENSORS: Final = 30_000  # SDXL has 2,500
 _MOST_AXES: Final = 16
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
