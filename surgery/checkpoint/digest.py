@@ -84,14 +84,22 @@ def component_roots(tensors: Mapping[str, Digest]) -> dict[str, Digest]:
 def tensor_digest(name: str, tensor: Tensor) -> Digest:
     """Both digests of a tensor under its canonical name; it may lie on any device."""
     tensor = tensor.detach().cpu().contiguous()
-    hashes = _Hashes(name, tensor.dtype, tuple(tensor.shape), value16=True)
-    for piece in _pieces(tensor):
-        hashes.update(piece)
+    hashes = TensorHash(name, tensor.dtype, tuple(tensor.shape))
+    hashes.add(tensor)
     return hashes.digest()
 
 
+def entry_digest(name: str, entry: TensorEntry) -> Digest:
+    """Both digests of a tensor on disk, read piece by piece.
+
+    Raises:
+        CheckpointError: when the file cannot be read, or changed since its header was read.
+    """
+    return _digest(name, entry, value16=True)
+
+
 def _digest(name: str, entry: TensorEntry, *, value16: bool) -> Digest:
-    hashes = _Hashes(name, entry.dtype, entry.shape, value16=value16)
+    hashes = TensorHash(name, entry.dtype, entry.shape, value16=value16)
     if entry.transposed:
         pieces = _pieces(read_tensor(entry))
     else:
@@ -107,13 +115,15 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
         yield data[start : start + CHUNK_BYTES]
 
 
-class _Hashes:
-    """Both hashes of one tensor, fed with its bytes in pieces of whole elements.
+class TensorHash:
+    """Both digests of one tensor, fed with its bytes in pieces of whole elements, or with blocks of its rows.
 
     A half-precision tensor has one hash until its first negative zero; then the other goes its own way.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], *, value16: bool) -> None:
+    def __init__(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], *, value16: bool = True
+    ) -> None:
         self._dtype = dtype
         self._exact = _started(name, dtype, shape)
         self._asked = value16 and dtype.is_floating_point
@@ -133,6 +143,11 @@ class _Hashes:
                 cleaned = np.where(bits == _NEGATIVE_ZERO, np.int16(0), bits) if negative else bits
                 self._value16.update(cleaned.data)
         self._exact.update(piece)
+
+    def add(self, block: Tensor) -> None:
+        """The next rows, on the CPU and contiguous."""
+        for piece in _pieces(block):
+            self.update(piece)
 
     def digest(self) -> Digest:
         """The digests of what was fed."""

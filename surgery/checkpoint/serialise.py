@@ -25,11 +25,11 @@ _ALIGNMENT: Final = 8  # bytes; the widest element
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lazy:
-    """A tensor that is made when its turn to be written comes."""
+    """A tensor that is made when its turn to be written comes, whole or in blocks of rows."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    make: Callable[[], Tensor]
+    make: Callable[[], Tensor | Iterator[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,4 +84,5 @@ def safetensors_chunks(tensors: Mapping[str, Written], metadata: Mapping[str, st
             yield from tensor.chunks()
         else:
             made = tensor.make() if isinstance(tensor, Lazy) else tensor
-            yield tensor_bytes(made.detach().cpu().contiguous())
+            for block in (made,) if isinstance(made, Tensor) else made:
+                yield tensor_bytes(block.detach().cpu().contiguous())

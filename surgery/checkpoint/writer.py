@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from surgery.checkpoint.atomic import Bytes, atomic_file, atomic_folder, make_folder, write_bytes
@@ -22,8 +23,9 @@ from surgery.errors import CheckpointError, raise_all
 
 _log = logging.getLogger(__name__)
 
-Replacements = Mapping[str, Callable[[], Tensor]]
-"""By canonical name, what makes the new tensor when its turn comes."""
+Make = Callable[[], Tensor | Iterator[Tensor]]
+Replacements = Mapping[str, Make]
+"""By canonical name, what makes the new tensor when its turn comes, whole or in blocks of rows."""
 
 _HASH: Final = "modelspec.hash_sha256"
 
@@ -33,7 +35,8 @@ def write_checkpoint(
 ) -> None:
     """Write a copy of ``checkpoint`` to ``out``.
 
-    Memory is bounded by the largest replaced tensor. Nothing stands under ``out`` before all is on disk.
+    Memory is bounded by the largest block that a replacement makes. Nothing stands under ``out`` before all
+    is on disk.
 
     Args:
         checkpoint: What to copy, with every file of its folder.
@@ -47,7 +50,7 @@ def write_checkpoint(
     """
     refuse_overlap(checkpoint.path, out)
     refuse_foreign(out, checkpoint.layout)
-    in_file: dict[Path, list[tuple[TensorEntry, Callable[[], Tensor]]]] = {}
+    in_file: dict[Path, list[tuple[TensorEntry, Make]]] = {}
     for name, make in replacements.items():
         entry = checkpoint.entry(name)
         in_file.setdefault(entry.file, []).append((entry, make))
@@ -90,7 +93,7 @@ def refuse_foreign(out: Path, layout: Layout) -> None:
 
 
 def _chunks(
-    file: Path, replaced: list[tuple[TensorEntry, Callable[[], Tensor]]], stamps: Mapping[Path, Stamp]
+    file: Path, replaced: list[tuple[TensorEntry, Make]], stamps: Mapping[Path, Stamp]
 ) -> Iterator[Bytes]:
     """The bytes of ``file`` with some ranges replaced."""
     try:
@@ -102,7 +105,7 @@ def _chunks(
     position = 0
     for entry, make in sorted(replaced, key=lambda pair: pair[0].start):
         yield from read_chunks(file, position, entry.start, stamp)
-        yield tensor_bytes(_checked(entry, make()))
+        yield from _replaced(entry, make())
         position = entry.end
     yield from read_chunks(file, position, stamp.size if stamp else size, stamp)
 
@@ -114,13 +117,30 @@ def _warn_of_hashes(checkpoint: Checkpoint, replaced: Collection[Path]) -> None:
             _log.warning("%s says its own hash (%s), which the copy keeps; it is the base's.", path, _HASH)
 
 
-def _checked(entry: TensorEntry, tensor: Tensor) -> Tensor:
-    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+def _replaced(entry: TensorEntry, made: Tensor | Iterator[Tensor]) -> Iterator[Bytes]:
+    """The bytes of a replacement; of blocks, as they come."""
+    if not isinstance(made, Tensor) and (entry.transposed or not entry.shape):
+        blocks = list(made)
+        made = torch.cat(blocks) if entry.shape else blocks[0]
+    if isinstance(made, Tensor):
+        _refuse_misfit(entry, made.dtype, tuple(made.shape))
+        yield tensor_bytes(made.T.contiguous() if entry.transposed else made.contiguous())
+        return
+    rows = 0
+    for block in made:
+        rows += len(block)
+        _refuse_misfit(entry, block.dtype, (max(rows, entry.shape[0]), *block.shape[1:]))
+        yield tensor_bytes(block.contiguous())
+    if rows != entry.shape[0]:
+        _refuse_misfit(entry, entry.dtype, (rows, *entry.shape[1:]))
+
+
+def _refuse_misfit(entry: TensorEntry, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if dtype != entry.dtype or shape != entry.shape:
         raise CheckpointError(
             f"tensor {entry.key!r} of {entry.file} has shape {entry.shape} and type {entry.dtype}; "
-            f"its replacement has {tuple(tensor.shape)} and {tensor.dtype}."
+            f"its replacement has {shape} and {dtype}."
         )
-    return tensor.T.contiguous() if entry.transposed else tensor.contiguous()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,16 @@ from pathlib import Path
 from torch import Tensor
 
 from surgery.checkpoint.atomic import refuse_existing
-from surgery.checkpoint.digest import tensor_digest
+from surgery.checkpoint.digest import TensorHash
+from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest
-from surgery.patch.match import Agreement, agreement, match_base
+from surgery.patch.match import Agreement, agreement, match_base, refuse_misfits
 from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
-from surgery.patch.undo import Edit, Overwritten, write_undo
+from surgery.patch.undo import Edits, Overwritten, write_undo
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def apply_patch(
 ) -> ApplyReport:
     """Write ``base`` with the patch in it to ``out``, in the layout of ``base``.
 
-    Everything is computed and checked before the first byte is written, and computed again while writing, so
-    that memory is bounded by the largest touched tensor.
+    Everything is computed and checked before the first byte is written, and computed again while writing,
+    some rows at a time, so that memory does not grow with the checkpoint.
 
     Args:
         patch: What to apply.
@@ -84,37 +85,34 @@ def apply_patch(
         raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
     checkpoint = open_checkpoint(base)
     _refuse_places(checkpoint, out, undo, overwrite)
-    agreements = match_base(patch, checkpoint)
-    edit = partial(_edit, patch, checkpoint, strength)
-    planned = {name: _overwritten(name, edit) for name in patch.changes}
+    refuse_misfits(patch, checkpoint)
+    edits = partial(patch.blocks, checkpoint, strength=strength)
+    planned = {name: _overwritten(name, checkpoint.entry(name), edits) for name in patch.changes}
+    agreements = match_base(patch, checkpoint, {name: found.before for name, found in planned.items()})
     tensors = {
         name: _applied(patch, name, overwritten, agreements[name], strength)
         for name, overwritten in planned.items()
     }
     if undo is not None:
-        write_undo(undo, patch_digest(patch), planned, edit, overwrite=overwrite)
-    replacements = {name: partial(_after, edit, name) for name in planned if planned[name].changed}
+        write_undo(undo, patch_digest(patch), planned, edits, overwrite=overwrite)
+    replacements = {name: partial(_after, edits, name) for name in planned if planned[name].changed}
     write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
     return ApplyReport(out=out, strength=strength, tensors=tensors)
 
 
-def _edit(patch: Patch, checkpoint: Checkpoint, strength: float, name: str) -> tuple[Tensor, Tensor]:
-    weight = checkpoint.read(name)
-    return weight, patch.edited(name, weight, strength)
+def _after(edits: Edits, name: str) -> Iterator[Tensor]:
+    return (edit.after for edit in edits(name))
 
 
-def _after(edit: Edit, name: str) -> Tensor:
-    return edit(name)[1]
-
-
-def _overwritten(name: str, edit: Edit) -> Overwritten:
-    before, after = edit(name)
+def _overwritten(name: str, entry: TensorEntry, edits: Edits) -> Overwritten:
+    before, after = (TensorHash(name, entry.dtype, entry.shape) for _ in range(2))
+    changed = 0
+    for edit in edits(name):
+        before.add(edit.before)
+        after.add(edit.after)
+        changed += changed_elements(*edit)
     return Overwritten(
-        before=tensor_digest(name, before),
-        after=tensor_digest(name, after),
-        dtype=before.dtype,
-        shape=tuple(before.shape),
-        changed=changed_elements(before, after),
+        before=before.digest(), after=after.digest(), dtype=entry.dtype, shape=entry.shape, changed=changed
     )
 
 

@@ -183,7 +183,7 @@ def _recorded(patch: Patch, stale: set[str], base: Path | None, members: list[Ma
     if stale:
         checkpoint = _base_for(patch, stale, base)
         for name in sorted(stale):
-            changes[name] = change_at(patch.terms, name, checkpoint.read(name), changes[name].before)
+            changes[name] = change_at(patch.terms, checkpoint, name, changes[name].before)
     composed: list[JSON] = [dict(member) for member in members]
     provenance: dict[str, Any] = {"composed": composed, "versions": library_versions()}
     if len(members) == 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from surgery.checkpoint.digest import Digest, tensor_digest
+from surgery.checkpoint.digest import Digest, entry_digest
 from surgery.checkpoint.layout import Checkpoint
 from surgery.errors import PatchError, nearest, raise_all
 from surgery.patch.model import Change, Patch
@@ -43,21 +43,36 @@ def agreement(found: Digest, recorded: Digest) -> Agreement | None:
     return "value16" if found.value16 == recorded.value16 else None
 
 
-def match_base(patch: Patch, checkpoint: Checkpoint) -> dict[str, Agreement]:
+def refuse_misfits(patch: Patch, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that lacks touched tensors, has them in other shapes, or has second copies of them.
+
+    Raises:
+        PatchError: listing every one.
+    """
+    raise_all(PatchError, [*shape_faults(patch, checkpoint), *surplus_faults(patch, checkpoint)])
+
+
+def match_base(
+    patch: Patch, checkpoint: Checkpoint, found: Mapping[str, Digest] | None = None
+) -> dict[str, Agreement]:
     """How each touched tensor of ``checkpoint`` agrees with the base of the patch.
+
+    Args:
+        patch: The patch.
+        checkpoint: Perhaps its base.
+        found: The digests of the touched tensors, where they are known already.
 
     Raises:
         PatchError: listing every touched tensor that is missing, has another shape or other values; or
             when the patch was applied already.
     """
-    raise_all(PatchError, [*shape_faults(patch, checkpoint), *surplus_faults(patch, checkpoint)])
-    states = {
-        name: state_of(change, tensor_digest(name, checkpoint.read(name)))
-        for name, change in patch.changes.items()
-    }
+    refuse_misfits(patch, checkpoint)
+    if found is None:
+        found = {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
+    states = {name: state_of(change, found[name]) for name, change in patch.changes.items()}
     refuse_applied(states, str(checkpoint.path))
     faults = [
-        base_fault(name, patch.changes[name], checkpoint)
+        base_fault(name, patch.changes[name], checkpoint, found[name])
         for name, state in states.items()
         if state.before is None
     ]
@@ -79,9 +94,8 @@ def refuse_applied(states: Mapping[str, State], subject: str) -> None:
         )
 
 
-def base_fault(name: str, change: Change, checkpoint: Checkpoint) -> str:
+def base_fault(name: str, change: Change, checkpoint: Checkpoint, found: Digest) -> str:
     """Why a tensor is not the base's: the two digests and the likeliest reason."""
-    found = tensor_digest(name, checkpoint.read(name))
     return (
         f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]} (half precision "
         f"{found.value16[:12]}); this patch was made for {change.before.bytes[:12]} "

@@ -1,15 +1,17 @@
 """What a patch is: terms to add, the base they were made for, and what adding them gives."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.checkpoint.digest import Digest, Fingerprint, tensor_digest
+from surgery.checkpoint.digest import Digest, Fingerprint, TensorHash
 from surgery.checkpoint.layout import Checkpoint
+from surgery.checkpoint.reader import read_blocks
 from surgery.delta.algebra import fits, is_replacing, shape_of
 from surgery.delta.delta import Delta
 from surgery.delta.exact import on_grid
@@ -22,6 +24,13 @@ from surgery.record import JSON
 from surgery.store.libraries import library_versions
 
 SUPPORTED: Final = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Edit(NamedTuple):
+    """A block of rows of a weight before and after, as stored."""
+
+    before: Tensor
+    after: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +94,14 @@ class Patch:
         """
         return edited(forms_of(self.terms, name, strength), name, weight, base)
 
+    def blocks(self, checkpoint: Checkpoint, name: str, strength: float = 1.0) -> Iterator[Edit]:
+        """One weight of the base before and after, block of rows by block of rows.
+
+        Raises:
+            PatchError: when the change, or a changed weight, is too large for its precision.
+        """
+        return edit_blocks(self.terms, checkpoint, name, strength)
+
     def added(self, name: str, weight: Tensor) -> tuple[Float[Tensor, "*shape"], int]:
         """The half-precision change that, added to a weight, gives the patched one, and where it does not.
 
@@ -122,9 +139,7 @@ def make_patch(
     raise_all(PatchError, list(conflicts(stored)))
     fingerprint = checkpoint.fingerprint()
     ordered = tuple(sorted(stored, key=content_digest))
-    changes = {
-        name: change_at(ordered, name, checkpoint.read(name), fingerprint.tensors[name]) for name in names
-    }
+    changes = {name: change_at(ordered, checkpoint, name, fingerprint.tensors[name]) for name in names}
     return Patch(
         terms=ordered,
         architecture=checkpoint.architecture,
@@ -143,18 +158,34 @@ def storable(delta: Delta) -> Delta:
     return Delta(terms)
 
 
-def change_at(terms: Sequence[Term], name: str, weight: Tensor, before: Digest) -> Change:
+def edit_blocks(
+    terms: Sequence[Term], checkpoint: Checkpoint, name: str, strength: float = 1.0
+) -> Iterator[Edit]:
+    """What terms make of one weight of the base, block of rows by block of rows."""
+    for start, before in read_blocks(checkpoint.entry(name)):
+        rows = (start, start + len(before)) if before.ndim else None
+        yield Edit(before, edited(forms_of(terms, name, strength, rows), name, before))
+
+
+def change_at(terms: Sequence[Term], checkpoint: Checkpoint, name: str, before: Digest) -> Change:
     """What terms do to one tensor of the base at strength 1."""
-    after = edited(forms_of(terms, name), name, weight)
-    difference = (after.double() - weight.double()).nan_to_num(nan=0.0)
+    entry = checkpoint.entry(name)
+    hashes = TensorHash(name, entry.dtype, entry.shape)
+    changed, largest, squares = 0, 0.0, 0.0
+    for edit in edit_blocks(terms, checkpoint, name):
+        hashes.add(edit.after)
+        changed += changed_elements(*edit)
+        difference = (edit.after.double() - edit.before.double()).nan_to_num(nan=0.0)
+        largest = max(largest, float(difference.abs().max())) if difference.numel() else largest
+        squares += float(difference.square().sum())
     return Change(
-        dtype=weight.dtype,
-        shape=tuple(weight.shape),
+        dtype=entry.dtype,
+        shape=entry.shape,
         before=before,
-        after=tensor_digest(name, after),
-        changed=changed_elements(weight, after),
-        largest=float(difference.abs().max()) if difference.numel() else 0.0,
-        norm=float(torch.linalg.vector_norm(difference)),
+        after=hashes.digest(),
+        changed=changed,
+        largest=largest,
+        norm=math.sqrt(squares),
     )
 
 

@@ -1,14 +1,17 @@
 """Take a patch out of a checkpoint again, to the byte."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from surgery.checkpoint.digest import Digest, tensor_digest
+from surgery.checkpoint.digest import Digest, TensorHash, entry_digest
+from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.reader import read_blocks
 from surgery.checkpoint.writer import Replacements, write_checkpoint
+from surgery.delta.algebra import block
 from surgery.delta.forms import Form, Replace
 from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
@@ -75,23 +78,29 @@ def _from_itself(patch: Patch, checkpoint: Checkpoint) -> Replacements:
     faults = shape_faults(patch, checkpoint)
     for name, change in patch.changes.items():
         if name in checkpoint.tensors:
-            found = tensor_digest(name, checkpoint.read(name))
+            found = entry_digest(name, checkpoint.entry(name))
             faults += _undo_faults(name, checkpoint, found, change.before, change.after)
     raise_all(PatchError, faults)
     return {
         name: partial(
-            _checked, name, patch.changes[name].before, partial(_with_old, checkpoint, name, forms[name])
+            _checked,
+            name,
+            patch.changes[name].before,
+            checkpoint.entry(name),
+            partial(_with_old, checkpoint, name, forms[name]),
         )
         for name in patch.changes
     }
 
 
-def _with_old(checkpoint: Checkpoint, name: str, forms: Sequence[Form]) -> Tensor:
-    weight = checkpoint.read(name)
-    for form in forms:
-        if isinstance(form, Replace) and form.old is not None:
-            weight = form.places.put(weight, form.old)
-    return weight
+def _with_old(checkpoint: Checkpoint, name: str, forms: Sequence[Form]) -> Iterator[Tensor]:
+    for start, rows in read_blocks(checkpoint.entry(name)):
+        weight = rows
+        for form in forms:
+            part = block(form, start, start + len(rows)) if rows.ndim else form
+            if isinstance(part, Replace) and part.old is not None:
+                weight = part.places.put(weight, part.old)
+        yield weight
 
 
 def _from_undo(patch: Patch, checkpoint: Checkpoint, undo: Undo) -> Replacements:
@@ -103,30 +112,36 @@ def _from_undo(patch: Patch, checkpoint: Checkpoint, undo: Undo) -> Replacements
     faults = shape_faults(patch, checkpoint)
     for name, (before, after) in undo.digests.items():
         if name in checkpoint.tensors:
-            found = tensor_digest(name, checkpoint.read(name))
+            found = entry_digest(name, checkpoint.entry(name))
             faults += _undo_faults(name, checkpoint, found, before, after)
     raise_all(PatchError, faults)
     return {
-        name: partial(_checked, name, before, partial(_restored, checkpoint, undo, name))
+        name: partial(
+            _checked, name, before, checkpoint.entry(name), partial(_restored, checkpoint, undo, name)
+        )
         for name, (before, after) in undo.digests.items()
         if before != after
     }
 
 
-def _restored(checkpoint: Checkpoint, undo: Undo, name: str) -> Tensor:
-    return undo.restore(name, checkpoint.read(name))
+def _restored(checkpoint: Checkpoint, undo: Undo, name: str) -> Iterator[Tensor]:
+    return undo.restore(name, (rows for _, rows in read_blocks(checkpoint.entry(name))))
 
 
-def _checked(name: str, expected: Digest, restore: Callable[[], Tensor]) -> Tensor:
-    """The restored tensor, refused when it is not what was there before."""
-    tensor = restore()
-    found = tensor_digest(name, tensor)
+def _checked(
+    name: str, expected: Digest, entry: TensorEntry, restore: Callable[[], Iterator[Tensor]]
+) -> Iterator[Tensor]:
+    """The restored tensor in blocks; refused at the end when it is not what was there before."""
+    hashes = TensorHash(name, entry.dtype, entry.shape)
+    for rows in restore():
+        hashes.add(rows)
+        yield rows
+    found = hashes.digest()
     if found.bytes != expected.bytes:
         raise PatchError(
             f"tensor {name!r} would come back as {found.bytes[:12]} instead of {expected.bytes[:12]}; "
             "the undo file is damaged. Revert with the base."
         )
-    return tensor
 
 
 def _undo_faults(
@@ -145,9 +160,10 @@ def _from_base(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> Replac
     faults = [*shape_faults(patch, checkpoint), *shape_faults(patch, base)]
     raise_all(PatchError, faults)
     for name, change in patch.changes.items():
-        if state_of(change, tensor_digest(name, base.read(name))).before is None:
-            faults.append(base_fault(name, change, base))
-        found = tensor_digest(name, checkpoint.read(name))
+        of_base = entry_digest(name, base.entry(name))
+        if state_of(change, of_base).before is None:
+            faults.append(base_fault(name, change, base, of_base))
+        found = entry_digest(name, checkpoint.entry(name))
         if state_of(change, found).after is None:
             faults.append(
                 f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]}; this patch leaves "
@@ -160,15 +176,22 @@ def _from_base(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> Replac
                 f"{base.entry(name).dtype} in {base.path}; the base it was applied to was expected."
             )
     raise_all(PatchError, faults or _other_bits(patch, checkpoint, base))
-    return {name: partial(base.read, name) for name in patch.changes}
+    return {name: partial(_rows, base.entry(name)) for name in patch.changes}
+
+
+def _rows(entry: TensorEntry) -> Iterator[Tensor]:
+    return (rows for _, rows in read_blocks(entry))
 
 
 def _other_bits(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
     """A base that agrees in half precision only may be another one; then bytes would be lost."""
     faults = []
     for name in patch.changes:
-        edited = patch.edited(name, base.read(name))
-        if tensor_digest(name, edited).bytes != tensor_digest(name, checkpoint.read(name)).bytes:
+        entry = base.entry(name)
+        hashes = TensorHash(name, entry.dtype, entry.shape)
+        for edit in patch.blocks(base, name):
+            hashes.add(edit.after)
+        if hashes.digest().bytes != entry_digest(name, checkpoint.entry(name)).bytes:
             faults.append(
                 f"tensor {name!r} of {base.path} with the patch is not bit for bit {checkpoint.path}'s; "
                 "the very base it was applied to was expected. Revert with the undo file, or with that base."

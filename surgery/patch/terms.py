@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.delta.algebra import change_of, is_replacing, materialise
+from surgery.delta.algebra import block, change_of, is_replacing, materialise
 from surgery.delta.delta import Delta
 from surgery.delta.forms import Form, Operator, Replace, Rescale
 from surgery.delta.places import Places
@@ -34,9 +34,12 @@ class Term:
     source: str = ""
 
 
-def forms_of(terms: Iterable[Term], name: str, strength: float = 1.0) -> list[tuple[Form, float]]:
-    """The forms that change one tensor, each with its strength, in the order of the terms."""
-    return [(term.delta.terms[name], term.strength * strength) for term in terms if name in term.delta.terms]
+def forms_of(
+    terms: Iterable[Term], name: str, strength: float = 1.0, rows: tuple[int, int] | None = None
+) -> list[tuple[Form, float]]:
+    """The forms that change one tensor, or rows of it, each with its strength, in the order of the terms."""
+    forms = [(term.delta.terms[name], term.strength * strength) for term in terms if name in term.delta.terms]
+    return forms if rows is None else [(block(form, *rows), s) for form, s in forms]
 
 
 def half_change(

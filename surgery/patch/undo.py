@@ -7,8 +7,9 @@ is smaller, of the changed ones, with their flat positions in ``<name>::position
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +19,18 @@ from torch import Tensor
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.header import TensorEntry, open_header
-from surgery.checkpoint.reader import read_chunks, read_tensor
+from surgery.checkpoint.reader import read_blocks, read_chunks, read_tensor
 from surgery.checkpoint.serialise import Lazy, safetensors_chunks
 from surgery.errors import PatchError, raise_all
 from surgery.patch.manifest import digest_from, digest_json, dump
+from surgery.patch.model import Edit
 from surgery.patch.rounding import bits_of
 
 VERSION: Final = "1"
 _POSITION: Final = torch.int32  # bytes of one position decide between the two encodings
 
-Edit = Callable[[str], tuple[Tensor, Tensor]]
-"""From a name to the tensor before and after."""
+Edits = Callable[[str], Iterator[Edit]]
+"""From a name to the tensor before and after, in blocks of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +53,26 @@ class Undo:
     digests: Mapping[str, tuple[Digest, Digest]]
     entries: Mapping[str, TensorEntry]
 
-    def restore(self, name: str, edited: Tensor) -> Tensor:
-        """The old tensor, from the edited one and the old bits."""
-        old = read_tensor(self.entries[f"{name}::old"])
-        positions = self.entries.get(f"{name}::positions")
-        if positions is None:
-            return old
-        restored = edited.clone()
-        restored.view(-1)[read_tensor(positions).long()] = old
-        return restored
+    def restore(self, name: str, edited: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The old tensor, from the edited one and the old bits, both in blocks of rows."""
+        places = self.entries.get(f"{name}::positions")
+        if places is None:
+            yield from (block for _, block in read_blocks(self.entries[f"{name}::old"]))
+            return
+        positions, old = read_tensor(places).long(), read_tensor(self.entries[f"{name}::old"])
+        start = 0
+        for block in edited:
+            first, last = torch.searchsorted(positions, torch.tensor([start, start + block.numel()])).tolist()
+            restored = block.clone()
+            restored.view(-1)[positions[first:last] - start] = old[first:last]
+            start += block.numel()
+            yield restored
 
 
 def write_undo(
-    path: Path, patch: str, tensors: Mapping[str, Overwritten], edit: Edit, *, overwrite: bool = False
+    path: Path, patch: str, tensors: Mapping[str, Overwritten], edits: Edits, *, overwrite: bool = False
 ) -> None:
-    """Write the undo file of an application, one tensor in memory at a time.
+    """Write the undo file of an application, some rows of a tensor in memory at a time.
 
     A file that already holds exactly this is left alone, so that a killed application can be run again.
 
@@ -73,7 +80,7 @@ def write_undo(
         path: Where to.
         patch: Digest of the patch.
         tensors: What applying changes.
-        edit: Makes a tensor as it was and as it becomes.
+        edits: Make a tensor as it was and as it becomes.
         overwrite: Allow an existing file to be replaced.
 
     Raises:
@@ -87,7 +94,7 @@ def write_undo(
     metadata = {"format": "pt", "sdpatch.undo": dump(content)}
     lazy: dict[str, Tensor | Lazy] = {}
     for name, tensor in tensors.items():
-        lazy |= _planned(name, tensor, edit)
+        lazy |= _planned(name, tensor, edits)
     if path.is_file() and _file_digest(path) == _digest(lazy, metadata):
         return
     with atomic_file(path, overwrite=overwrite) as temporary:
@@ -122,7 +129,7 @@ def read_undo(path: Path) -> Undo:
     return Undo(path=path, patch=patch, digests=digests, entries=entries)
 
 
-def _planned(name: str, tensor: Overwritten, edit: Edit) -> dict[str, Lazy]:
+def _planned(name: str, tensor: Overwritten, edits: Edits) -> dict[str, Lazy]:
     """Old values of everything, or of what changes where that is smaller."""
     size = tensor.dtype.itemsize
     elements = torch.Size(tensor.shape).numel()
@@ -130,21 +137,31 @@ def _planned(name: str, tensor: Overwritten, edit: Edit) -> dict[str, Lazy]:
         tensor.changed * (size + _POSITION.itemsize) >= elements * size
         or elements > torch.iinfo(_POSITION).max
     ):
-        return {f"{name}::old": Lazy(dtype=tensor.dtype, shape=tensor.shape, make=lambda: edit(name)[0])}
+        return {
+            f"{name}::old": Lazy(dtype=tensor.dtype, shape=tensor.shape, make=partial(_before, name, edits))
+        }
 
-    def positions() -> Tensor:
-        before, after = edit(name)
-        return (bits_of(before) != bits_of(after)).reshape(-1).nonzero()[:, 0].to(_POSITION)
+    def positions() -> Iterator[Tensor]:
+        start = 0
+        for edit in edits(name):
+            yield (bits_of(edit.before) != bits_of(edit.after)).reshape(-1).nonzero()[:, 0].to(
+                _POSITION
+            ) + start
+            start += edit.before.numel()
 
-    def old() -> Tensor:
-        before, after = edit(name)
-        return before[bits_of(before) != bits_of(after)]
+    def old() -> Iterator[Tensor]:
+        for before, after in edits(name):
+            yield before[bits_of(before) != bits_of(after)]
 
     shape = (tensor.changed,)
     return {
         f"{name}::positions": Lazy(dtype=_POSITION, shape=shape, make=positions),
         f"{name}::old": Lazy(dtype=tensor.dtype, shape=shape, make=old),
     }
+
+
+def _before(name: str, edits: Edits) -> Iterator[Tensor]:
+    return (edit.before for edit in edits(name))
 
 
 def _digest(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str]) -> str:

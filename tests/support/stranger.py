@@ -98,7 +98,8 @@ def _added(form: dict[str, Any], parts: dict[str, Array], weight: Array) -> Arra
         change[_mask("elems", form["index"], parts, weight.shape)] = parts["values"].astype("f8")
         return change
     if form["op"] == "add_lowrank":
-        return (parts["up"].astype("f8") @ parts["down"].astype("f8")).reshape(weight.shape)
+        product: Array = parts["up"].astype("f8") @ parts["down"].astype("f8")
+        return product.reshape(weight.shape)
     matrix = weight.reshape(weight.shape[0], -1).astype("f8")
     left, right = parts["left"].astype("f8"), parts["right"].astype("f8")
     return _cut(_cut(matrix, left), right).reshape(weight.shape)
