@@ -30,6 +30,7 @@ TRAINED_LENGTH = (
     20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
 )
 POOL_SEED = 30
+PAIRS_SHARE = 0.65
 
 
 def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:
@@ -127,10 +128,10 @@ class Training:
         """What a stage of the UNet trains on; made by one process before several share it."""
         count: int = self.options.pictures
         if stage in ("full-length", "balance"):
-            latest = self._latest("whole", "small")
+            latest = self._latest("pairs", "whole", "small")
             few = min(count, self.options.full_length_pictures)
-            return self.pool(64 if latest == "whole" else 32, 77, few)
-        return self.pool({"small": 32, "whole": 64}[stage], TRAINED_LENGTH, count)
+            return self.pool(32 if latest == "small" else 64, 77, few)
+        return self.pool(32 if stage == "small" else 64, TRAINED_LENGTH, count)
 
     def pool(self, size: int, length: int, count: int) -> unet_stage.Pool:
         latents = unet_stage.make_latents(
@@ -190,10 +191,25 @@ class Training:
             device=self.device,
         )
 
+    def pairs(self) -> UNet2DConditionModel:
+        """Goes on with pairs in most rows: they are learnt last, and singles stay."""
+        options, pool = self.options, self.pool_of("pairs")
+        weights = unet_stage.weights_of_pairs(self.vocabulary, POOL_SEED, len(pool.latents), PAIRS_SHARE)
+        return unet_stage.train(
+            self.state,
+            "pairs",
+            replace(pool, weights=weights),
+            self._from("whole"),
+            total=options.pairs_steps,
+            batch=options.batch,
+            rate=partial(cosine, total=options.pairs_steps, peak=0.7 * options.peak, warmup=50),
+            device=self.device,
+        )
+
     def full_length(self) -> UNet2DConditionModel:
         """A short finish on all 77 positions, as every pipeline feeds them."""
         options = self.options
-        unet = self._from(self._latest("whole", "small"))
+        unet = self._from(self._latest("pairs", "whole", "small"))
         return unet_stage.train(
             self.state,
             "full-length",
@@ -247,7 +263,7 @@ class Training:
             self.merges,
             self.trained_text(),
             self.trained_vae(),
-            self._from(self._latest("balance", "full-length", "whole", "small")),
+            self._from(self._latest("balance", "full-length", "pairs", "whole", "small")),
             self.scale,
         )
 
@@ -271,7 +287,7 @@ class Training:
         """Writes the model card from measured.json and from the state's step counts."""
         import card
 
-        names = ("judge", "vae", "text", "small", "whole", "full-length", "balance", "decoder")
+        names = ("judge", "vae", "text", "small", "whole", "pairs", "full-length", "balance", "decoder")
         steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
         men = balance.Rounds(self.state / "balance.json", self.vocabulary).shares_of_men()

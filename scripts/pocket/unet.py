@@ -82,6 +82,15 @@ def captioned(
     return caption(vocabulary, scene, rng, SHARES, "train")
 
 
+def weights_of_pairs(vocabulary: Vocabulary, seed: int, count: int, share: float) -> Tensor:
+    """Weights with which pairs make that share of the rows taken from a stored pool; one on the mean."""
+    forbidden = held_out_pairs(vocabulary)
+    scenes = (captioned(vocabulary, seed, number, forbidden).scene for number in range(count))
+    pairs = torch.tensor([len(scene.subjects) == 2 for scene in scenes])
+    found = float(pairs.double().mean())
+    return torch.where(pairs, share / found, (1 - share) / (1 - found)).double()
+
+
 @torch.no_grad()
 def make_latents(
     folder: Path,
