@@ -1,10 +1,9 @@
-"""Patches: the file, applying and reverting, verifying, composing, from a difference, and as a LoRA."""
+"""Patches: the file, applying and reverting, verifying, composing, and from a difference."""
 
 from surgery.patch.apply import ApplyReport, apply_patch
 from surgery.patch.compose import Overlap, compose_patches, overlaps, take_out
 from surgery.patch.diff import Difference, diff_checkpoints
 from surgery.patch.file import is_patch, load_patch, patch_digest, save_patch
-from surgery.patch.lora import LoraReport, export_lora
 from surgery.patch.model import Change, Patch, make_patch
 from surgery.patch.revert import revert_patch
 from surgery.patch.runtime import applied
@@ -15,7 +14,6 @@ __all__ = [
     "ApplyReport",
     "Change",
     "Difference",
-    "LoraReport",
     "Overlap",
     "Patch",
     "Term",
@@ -24,7 +22,6 @@ __all__ = [
     "apply_patch",
     "compose_patches",
     "diff_checkpoints",
-    "export_lora",
     "is_patch",
     "load_patch",
     "make_patch",

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from torch import Tensor
-
-from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.checkpoint.serialise import Written, safetensors_chunks
 from surgery.names import split
 
 
@@ -99,27 +97,42 @@ def companions(names: Iterable[str], family: Family) -> set[str]:
 
 
 def lora_metadata(
-    family: Family, title: str, alpha: int, ranks: Iterable[int], tensors: Mapping[str, Tensor]
+    family: Family, title: str, alpha: int, ranks: Iterable[int], tensors: Mapping[str, Written]
 ) -> dict[str, str]:
     """What kohya and ModelSpec ask of the header of a LoRA file."""
     different = set(ranks)
-    return {
-        "format": "pt",
-        "ss_base_model_version": family.base_version,
-        "ss_v2": str(family is FAMILIES["stable-diffusion-v2"]),
+    return adapter_metadata(family, title, tensors) | {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "Dynamic" if len(different) > 1 else str(max(different)),
         "ss_network_alpha": str(float(alpha)),
         "ss_network_args": "{}",
+    }
+
+
+def adapter_metadata(
+    family: Family, title: str, tensors: Mapping[str, Written], implementation: str = "diffusers"
+) -> dict[str, str]:
+    """What kohya and ModelSpec ask of the header of any file that changes a model.
+
+    Args:
+        family: Of the base.
+        title: For people.
+        tensors: Of the file.
+        implementation: ModelSpec's word for the code whose names the file uses.
+    """
+    return {
+        "format": "pt",
+        "ss_base_model_version": family.base_version,
+        "ss_v2": str(family is FAMILIES["stable-diffusion-v2"]),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{family.specification}/lora",
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": implementation,
         "modelspec.title": title,
         "modelspec.hash_sha256": f"0x{_data_digest(tensors)}",
     }
 
 
-def _data_digest(tensors: Mapping[str, Tensor]) -> str:
+def _data_digest(tensors: Mapping[str, Written]) -> str:
     """The sha256 of a file's bytes behind the header, as ModelSpec wants it."""
     digest = hashlib.sha256()
     chunks = safetensors_chunks(tensors, {})

@@ -18,9 +18,10 @@ from surgery.diffusion import before_and_after
 from surgery.diffusion.sampling import SampleKnobs
 from surgery.evaluate import EditEffect, as_dict
 from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, locked_folder, plan_recipe
+from surgery.export import export_patch
 from surgery.judge import Judge, load_judge
 from surgery.methods import Replacement
-from surgery.patch import Patch, applied, apply_patch, export_lora, patch_digest, save_patch
+from surgery.patch import Patch, applied, apply_patch, patch_digest, save_patch
 from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
@@ -138,7 +139,7 @@ def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) ->
     if "checkpoint" in recipe.export:
         apply_patch(patch, base.path, folder.checkpoint, overwrite=True)
     if "lora" in recipe.export:
-        export_lora(patch, base.path, folder.lora, overwrite=True)
+        export_patch(patch, base.path, folder.lora, to="universal-lora", overwrite=True)
 
 
 def _draw_sheet(

@@ -16,7 +16,8 @@ from surgery.checkpoint import atomic, convert_checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import fault_hook
 from surgery.checkpoint.pickles import unpickle_checkpoint
 from surgery.errors import SurgeryError
-from surgery.patch import Patch, apply_patch, export_lora, load_patch, revert_patch, save_patch
+from surgery.export import export_patch
+from surgery.patch import Patch, apply_patch, load_patch, revert_patch, save_patch
 from surgery.store import Store
 from tests.support.faults import FullDisk, Kill, Killed, count_steps, names_can_be_swapped
 from tests.support.folders import contents, small_weights, write_folder
@@ -70,7 +71,8 @@ def revert(inputs: Inputs, place: Path, overwrite: bool) -> object:
 
 
 def export(inputs: Inputs, place: Path, overwrite: bool) -> object:
-    return export_lora(inputs.patch, inputs.base, place / "lora.safetensors", overwrite=overwrite)
+    out = place / "lora.safetensors"
+    return export_patch(inputs.patch, inputs.base, out, to="universal-lora", overwrite=overwrite)
 
 
 def to_single(inputs: Inputs, place: Path, overwrite: bool) -> object:

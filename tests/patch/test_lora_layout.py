@@ -26,9 +26,9 @@ from surgery.patch import (
 from surgery.patch.file import _content_digest
 from surgery.patch.kohya import FAMILIES, module_key
 from surgery.patch.manifest import dump
-from tests.patch.test_lora import BLOCK, Q_PROJ, each_generation, products
 from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, small_weights, write_folder
 from tests.support.generations import Generation, run_check
+from tests.support.loras import BLOCK, Q_PROJ, each_generation, products
 from tests.support.patches import random_patch
 from tests.support.tiny import FC2
 

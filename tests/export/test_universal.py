@@ -3,37 +3,33 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from surgery.checkpoint import open_checkpoint
-from surgery.delta import Delta, Dense
+from surgery.delta import Delta, Dense, Places, Replace
 from surgery.errors import PatchError, SurgeryError
-from surgery.patch import (
-    Term,
-    apply_patch,
-    export_lora,
-    load_patch,
-    make_patch,
-    patch_digest,
-    save_patch,
-)
-from surgery.patch.kohya import FAMILIES, companions, module_key, unexportable
+from surgery.export import ExportReport, Knobs, export_patch
+from surgery.patch import Patch, Term, apply_patch, load_patch, make_patch, patch_digest, save_patch
+from surgery.patch.kohya import FAMILIES, module_key
 from tests.support.folders import CONV_NAME, FC2_NAME, PROJ_IN, TO_K_NAME, small_weights, write_folder
-from tests.support.folders import FC2 as TEXT_FC2
 from tests.support.generations import Generation, run_check
+from tests.support.loras import BLOCK, Q_PROJ, each_generation, products
 from tests.support.patches import random_patch
 from tests.support.tiny import FC2
 
 SD1 = FAMILIES["stable-diffusion-v1"]
-ANCHOR = SD1.anchor
-BLOCK = "unet/down_blocks.0.attentions.0.transformer_blocks.0"
-Q_PROJ = "text_encoder/text_model.encoder.layers.2.self_attn.q_proj.weight"
-each_generation = pytest.mark.parametrize("generation", ["current", "older"])
+BIAS = "text_encoder/text_model.encoder.layers.0.mlp.fc2.bias"
+VAE = "vae/decoder.conv_in.weight"
+
+
+def lora(patch: Patch, base: Path, out: Path, **knobs: Any) -> ExportReport:
+    return export_patch(patch, base, out, to="universal-lora", knobs=Knobs(**knobs))
 
 
 @pytest.fixture
@@ -41,21 +37,9 @@ def base(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "base", small_weights())
 
 
-def products(file: Path) -> dict[str, Tensor]:
-    """What a loader adds per module: alpha / rank times up times down, kernels kept."""
-    stored = load_file(file)
-    changes = {}
-    for key in [key.removesuffix(".alpha") for key in stored if key.endswith(".alpha")]:
-        up, down = stored[f"{key}.lora_up.weight"], stored[f"{key}.lora_down.weight"]
-        scale = stored[f"{key}.alpha"].item() / down.shape[0]
-        product = up.flatten(1).double() @ down.flatten(1).double()
-        changes[key] = scale * product.reshape(up.shape[0], *down.shape[1:])
-    return changes
-
-
 def test_the_products_in_the_file_are_the_patch(base: Path, tmp_path: Path) -> None:
     patch = random_patch(base)
-    report = export_lora(patch, base, tmp_path / "lora.safetensors")
+    report = lora(patch, base, tmp_path / "lora.safetensors")
     found = products(tmp_path / "lora.safetensors")
     assert found.keys() == {module_key(name, SD1) for name in patch.changes}
     for name in patch.changes:
@@ -67,7 +51,7 @@ def test_the_products_in_the_file_are_the_patch(base: Path, tmp_path: Path) -> N
 
 
 def test_a_file_for_the_text_encoder_alone_has_an_anchor_of_zeros(base: Path, tmp_path: Path) -> None:
-    report = export_lora(random_patch(base, [FC2_NAME]), base, tmp_path / "lora.safetensors")
+    report = lora(random_patch(base, [FC2_NAME]), base, tmp_path / "lora.safetensors")
     found = products(tmp_path / "lora.safetensors")
     anchor = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     assert found.keys() == {"lora_te_text_model_encoder_layers_0_mlp_fc2", anchor}
@@ -77,7 +61,7 @@ def test_a_file_for_the_text_encoder_alone_has_an_anchor_of_zeros(base: Path, tm
 
 
 def test_every_module_has_three_tensors_in_half_precision_and_one_alpha(base: Path, tmp_path: Path) -> None:
-    export_lora(random_patch(base), base, tmp_path / "lora.safetensors")
+    lora(random_patch(base), base, tmp_path / "lora.safetensors")
     stored = load_file(tmp_path / "lora.safetensors")
     modules = {key.partition(".")[0] for key in stored}
     parts = ("lora_up.weight", "lora_down.weight", "alpha")
@@ -90,7 +74,7 @@ def test_every_module_has_three_tensors_in_half_precision_and_one_alpha(base: Pa
 
 
 def test_kernels_travel_in_the_down_factor(base: Path, tmp_path: Path) -> None:
-    export_lora(random_patch(base, [CONV_NAME]), base, tmp_path / "lora.safetensors")
+    lora(random_patch(base, [CONV_NAME]), base, tmp_path / "lora.safetensors")
     stored = load_file(tmp_path / "lora.safetensors")
     key = module_key(CONV_NAME, SD1)
     rank = stored[f"{key}.lora_down.weight"].shape[0]
@@ -100,26 +84,25 @@ def test_kernels_travel_in_the_down_factor(base: Path, tmp_path: Path) -> None:
 
 def test_a_bounded_rank_is_kept_and_its_error_stated(base: Path, tmp_path: Path) -> None:
     patch = random_patch(base, dense=True)
-    report = export_lora(patch, base, tmp_path / "lora.safetensors", rank=1)
+    report = lora(patch, base, tmp_path / "lora.safetensors", rank=1)
     found = products(tmp_path / "lora.safetensors")
+    checkpoint = open_checkpoint(base)
     for name, error in report.errors.items():
-        difference = (
-            (found[module_key(name, SD1)] - patch.added(name, open_checkpoint(base).read(name))[0].double())
-            .abs()
-            .max()
-        )
-        assert error == pytest.approx(float(difference))
+        weight = checkpoint.read(name)
+        loaded = (weight.double() + found[module_key(name, SD1)]).numpy().astype(np.float16)
+        difference = np.abs(loaded.astype(np.float64) - patch.edited(name, weight).double().numpy())
+        assert error == difference.max()
         assert error > 0
     assert not report.exact
     with safe_open(tmp_path / "lora.safetensors", "pt") as handle:
-        stated = json.loads(handle.metadata()["sdpatch.lora"])
+        stated = json.loads(handle.metadata()["sdpatch.export"])
     assert stated["exact"] is False
     assert {name: entry["largest_error"] for name, entry in stated["tensors"].items()} == report.errors
 
 
 def test_the_header_says_what_kohya_and_modelspec_ask_for(base: Path, tmp_path: Path) -> None:
     patch = random_patch(base, [FC2_NAME])
-    export_lora(patch, base, tmp_path / "lora.safetensors")
+    lora(patch, base, tmp_path / "lora.safetensors")
     with safe_open(tmp_path / "lora.safetensors", "pt") as handle:
         metadata = handle.metadata()
     assert metadata["ss_base_model_version"] == "sd_v1"
@@ -128,7 +111,7 @@ def test_the_header_says_what_kohya_and_modelspec_ask_for(base: Path, tmp_path: 
     # ranks 3 for the 3×5 change: equal ranks, alpha the rank
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "3.0")
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert json.loads(metadata["sdpatch.lora"])["patch"] == patch_digest(patch)
+    assert json.loads(metadata["sdpatch.export"])["patch"] == patch_digest(patch)
     assert "lora_adapter_metadata" not in metadata  # diffusers would read ranks from it and fail
     raw = (tmp_path / "lora.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -138,78 +121,79 @@ def test_the_header_says_what_kohya_and_modelspec_ask_for(base: Path, tmp_path: 
 def test_equal_exports_are_equal_files(base: Path, tmp_path: Path) -> None:
     patch = random_patch(base)
     for run in range(2):
-        export_lora(patch, base, tmp_path / f"{run}.safetensors")
+        lora(patch, base, tmp_path / f"{run}.safetensors")
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
 
 
-def test_attention_of_the_text_encoder_brings_its_three_siblings() -> None:
-    layer = Q_PROJ.removesuffix("q_proj.weight")
-    assert companions([Q_PROJ], SD1) == {ANCHOR} | {
-        f"{layer}{part}.weight" for part in ("k_proj", "v_proj", "out_proj")
-    }
-    assert companions([ANCHOR, FC2.format(3)], SD1) == set()
-    assert companions([f"{BLOCK}.attn2.to_q.weight"], SD1) == {ANCHOR}
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "reason"),
-    [
-        ("text_encoder/text_model.encoder.layers.0.mlp.fc2.bias", (3,), "linear and convolution"),
-        ("text_encoder/text_model.final_layer_norm.weight", (3,), "linear and convolution"),
-        ("text_encoder/text_model.embeddings.token_embedding.weight", (9, 3), "embeddings"),
-        ("unet/conv_in.weight", (4, 4, 3, 3), "diffusers before 0.36"),
-        ("unet/time_embedding.linear_1.weight", (4, 4), "diffusers before 0.36"),
-        ("vae/decoder.conv_in.weight", (4, 4, 3, 3), "the vae"),
-    ],
-)
-def test_what_no_loader_applies_is_not_exportable(name: str, shape: tuple[int, ...], reason: str) -> None:
-    assert reason in str(unexportable(name, shape, SD1))
-
-
-@pytest.mark.parametrize(
-    "name", [FC2.format(0), Q_PROJ, f"{BLOCK}.attn2.to_k.weight", "unet/down_blocks.0.resnets.0.conv1.weight"]
-)
-def test_linear_and_convolution_weights_are_exportable(name: str) -> None:
-    assert unexportable(name, (3, 3), SD1) is None
-
-
 def test_a_patch_that_only_partly_fits_is_refused_with_every_tensor(base: Path, tmp_path: Path) -> None:
-    bias, vae = "text_encoder/text_model.encoder.layers.0.mlp.fc2.bias", "vae/decoder.conv_in.weight"
-    patch = random_patch(base, [FC2_NAME, bias, vae])
+    patch = random_patch(base, [FC2_NAME, BIAS, VAE])
     with pytest.raises(PatchError) as caught:
-        export_lora(patch, base, tmp_path / "lora.safetensors")
+        lora(patch, base, tmp_path / "lora.safetensors")
     assert len(caught.value.faults) == 2
-    assert bias in str(caught.value)
-    assert vae in str(caught.value)
+    assert BIAS in str(caught.value)
+    assert VAE in str(caught.value)
     assert not (tmp_path / "lora.safetensors").exists()
+
+
+def test_a_partial_export_records_what_it_leaves_out(base: Path, tmp_path: Path) -> None:
+    patch = random_patch(base, [FC2_NAME, BIAS, VAE])
+    report = lora(patch, base, tmp_path / "lora.safetensors", partial=True)
+    assert report.errors == {FC2_NAME: 0.0}
+    assert report.left_out.keys() == {BIAS, VAE}
+    assert not report.exact
+    with safe_open(tmp_path / "lora.safetensors", "pt") as handle:
+        stated = json.loads(handle.metadata()["sdpatch.export"])
+    assert stated["left_out"] == report.left_out
+    assert stated["tensors"].keys() == {FC2_NAME}
+
+
+def test_a_partial_export_of_nothing_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match="carries none of the 1 tensors"):
+        lora(random_patch(base, [VAE]), base, tmp_path / "lora.safetensors", partial=True)
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
+@pytest.fixture
+def beyond(base: Path) -> Patch:
+    """New values of which one is no sum of the old one and a half-precision number: 0.1 from about 1000."""
+    weights = small_weights()
+    weights["unet"][TO_K_NAME.removeprefix("unet/")][0, 0] = 1000.5
+    folder = write_folder(base.parent / "far", weights)
+    old = open_checkpoint(folder).read(TO_K_NAME)
+    new = old.clone()
+    new[0, 0] = 0.1
+    return make_patch(
+        [Term(delta=Delta({TO_K_NAME: Replace(Places("all", (4, 3)), new)}))], open_checkpoint(folder)
+    )
+
+
+def test_values_out_of_reach_are_refused_or_met_nearly_when_asked(beyond: Patch, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    with pytest.raises(PatchError, match=r"1 of its new values cannot be reached.*--nearest"):
+        lora(beyond, far, tmp_path / "lora.safetensors")
+    report = lora(beyond, far, tmp_path / "lora.safetensors", nearest=True)
+    # between 512 and 1024 half-precision numbers lie 0.5 apart: 1000.5 - 1000.5 = 0 is the nearest to 0.1
+    assert report.errors[TO_K_NAME] == float(torch.tensor(0.1).half())
 
 
 def test_other_arguments_that_cannot_be_are_refused(base: Path, tmp_path: Path) -> None:
     patch = random_patch(base)
     with pytest.raises(PatchError, match="a whole number from 1"):
-        export_lora(patch, base, tmp_path / "lora.safetensors", rank=0)
+        lora(patch, base, tmp_path / "lora.safetensors", rank=0)
     with pytest.raises(PatchError, match="skipped by diffusers"):
-        export_lora(patch, base, tmp_path / "checkpoint.safetensors")
+        lora(patch, base, tmp_path / "checkpoint.safetensors")
     with pytest.raises(PatchError, match=r"limit is 0 MB.*bounded rank"):
-        export_lora(patch, base, tmp_path / "lora.safetensors", limit_bytes=10)
+        lora(patch, base, tmp_path / "lora.safetensors", limit_bytes=10)
     with pytest.raises(PatchError, match="this patch was made for"):
-        export_lora(
-            patch, write_folder(tmp_path / "other", small_weights(seed=4)), tmp_path / "lora.safetensors"
-        )
+        lora(patch, write_folder(tmp_path / "other", small_weights(seed=4)), tmp_path / "lora.safetensors")
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     weights = small_weights()
     del weights["unet"][PROJ_IN]
     base = write_folder(tmp_path / "other", weights)
-    with pytest.raises(PatchError, match="for a unknown; LoRA files exist for stable-diffusion-v1, "):
-        export_lora(random_patch(base, [TO_K_NAME]), base, tmp_path / "lora.safetensors")
-
-
-def test_xl_names_its_two_text_encoders_apart() -> None:
-    names = [f"{component}/text_model.{TEXT_FC2}" for component in ("text_encoder", "text_encoder_2")]
-    keys = [module_key(name, FAMILIES["stable-diffusion-xl-v1-base"]) for name in names]
-    assert keys == [f"lora_te{n}_text_model_encoder_layers_0_mlp_fc2" for n in (1, 2)]
+    with pytest.raises(PatchError, match="for a unknown; LoRA files and the like exist for stable-di"):
+        lora(random_patch(base, [TO_K_NAME]), base, tmp_path / "lora.safetensors")
 
 
 def test_a_change_too_large_for_a_selector_is_refused(tmp_path: Path) -> None:
@@ -221,13 +205,13 @@ def test_a_change_too_large_for_a_selector_is_refused(tmp_path: Path) -> None:
     delta = Delta({name: Dense(change) for name, change in changes.items()})
     patch = make_patch([Term(delta=delta)], open_checkpoint(base))
     with pytest.raises(PatchError, match=r"reaches 5e\+03, too large for a LoRA"):
-        export_lora(patch, base, tmp_path / "lora.safetensors")
+        lora(patch, base, tmp_path / "lora.safetensors")
 
 
 def test_an_existing_file_is_kept_unless_asked(base: Path, tmp_path: Path) -> None:
     (tmp_path / "lora.safetensors").write_text("mine")
     with pytest.raises(SurgeryError, match="exists already"):
-        export_lora(random_patch(base), base, tmp_path / "lora.safetensors")
+        lora(random_patch(base), base, tmp_path / "lora.safetensors")
     assert (tmp_path / "lora.safetensors").read_text() == "mine"
 
 
@@ -251,7 +235,7 @@ def test_stock_diffusers_makes_the_weights_and_the_picture_of_the_edited_checkpo
 ) -> None:
     patch = random_patch(tiny_pipeline, names, size=0.2)
     apply_patch(patch, tiny_pipeline, tmp_path / "edited")
-    export_lora(patch, tiny_pipeline, tmp_path / "lora.safetensors")
+    lora(patch, tiny_pipeline, tmp_path / "lora.safetensors")
     seen = run_check(generation, "lora", tiny_pipeline, tmp_path / "edited", tmp_path / "lora.safetensors")
     components = {name.split("/")[0] for name in names} | {"unet"}  # the anchor is in the U-Net
     assert set(seen["adapters"]) == components
