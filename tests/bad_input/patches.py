@@ -287,5 +287,5 @@ def patch_cases(patch: Path, undo: Path) -> Iterator[Case]:
         yield Case(fault, name, partial(_patch, change), says)
     for fault, name, change, says in UNDO_FAULTS:
         yield Case(fault, name, partial(_undo, change), says)
-    for fault, name, make, says in OTHERS:
-        yield Case(fault, name, make, says)
+    for fault, name, other, says in OTHERS:
+        yield Case(fault, name, other, says)

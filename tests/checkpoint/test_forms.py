@@ -1,11 +1,13 @@
 """Every form that checkpoints come in: opened, patched in place, converted, and what is lost is said."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from surgery.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint, write_checkpoint
 from surgery.checkpoint.ldm import averaged_key
@@ -78,7 +80,7 @@ def test_the_only_encoder_of_newer_files_is_sd2s_or_the_refiners_by_its_length(t
     prefix, random = "conditioner.embedders.0.model.", Random()
     found = {}
     for blocks in (24, 32):
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for number in range(blocks):
             tensors |= open_clip_block(f"{prefix}transformer.resblocks.{number}.", random)
         tensors[f"{prefix}text_projection"] = random(4, 6)
@@ -121,7 +123,7 @@ def test_a_folder_of_sd2_lacks_that_block_and_says_so(tmp_path: Path, like: Path
 
 @pytest.mark.parametrize("make", [sd1_tensors, sd2_tensors], ids=["sd1", "sd2"])
 def test_a_folder_becomes_the_single_file_it_came_from_to_the_byte(
-    tmp_path: Path, like: Path, make: type[sd1_tensors]
+    tmp_path: Path, like: Path, make: Callable[[], dict[str, Tensor]]
 ) -> None:
     single = write_single(tmp_path / "single.safetensors", make(), {"format": "pt", "made": "elsewhere"})
     convert_checkpoint(open_checkpoint(single), tmp_path / "folder", like=like)

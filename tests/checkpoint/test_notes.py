@@ -18,7 +18,8 @@ from tests.support.singles import sd1_tensors, write_single
             {"title": "Stable Diffusion v1-5", "license": "creativeml-openrail-m"},
         ),
         (
-            "---\r\nlicense: other\r\nlicense_name: 'own'\r\nlicense_link: http://x/z\r\ntitle: \"A: B\"\r\n---\r\n",
+            "---\r\nlicense: other\r\nlicense_name: 'own'\r\nlicense_link: http://x/z\r\n"
+            'title: "A: B"\r\n---\r\n',
             {"title": "A: B", "license": "other, own, http://x/z"},
         ),
         ("# Only a heading\n", {"title": "Only a heading"}),
