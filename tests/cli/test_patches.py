@@ -64,9 +64,17 @@ def test_revert_by_the_undo_file_gives_the_bytes_back(
     assert contents(tmp_path / "back") == contents(tiny_pipeline)
 
 
-@pytest.mark.parametrize("options", [[], ["--undo", "u", "--base", "b"]])
-def test_revert_wants_exactly_one_source_of_the_old_bits(surgery: Call, options: list[str]) -> None:
+def test_revert_wants_at_most_one_source_of_the_old_bits(surgery: Call) -> None:
+    options = ("--undo", "u", "--base", "b")
     assert surgery("revert", "patch", "edited", "-o", "out", *options).code == 2
+
+
+def test_revert_of_a_patch_that_adds_asks_for_the_old_bits(
+    surgery: Call, patch: Path, edited: Path, tmp_path: Path
+) -> None:
+    done = surgery("revert", patch, edited, "-o", tmp_path / "back")
+    assert done.code == 1
+    assert "rounding cannot be undone" in done.err
 
 
 def test_verify_is_0_where_the_patch_is_in_and_3_where_it_is_not(
