@@ -50,7 +50,7 @@ def folder_to_single(checkpoint: Checkpoint, out: Path, overwrite: bool) -> tupl
     for name, place in places.items():
         parts.setdefault(place.key, []).append((place, checkpoint.tensors[name]))
     tensors = {key: _joined(key, sorted(found, key=_part)) for key, found in parts.items()}
-    files = json.dumps(pipeline_files(checkpoint.path), ensure_ascii=False)
+    files = json.dumps(pipeline_files(checkpoint.path), ensure_ascii=False, sort_keys=True)
     metadata = {"format": "pt", FILES_KEY: files, **metadata_of_notes(checkpoint.notes)}
     with atomic_file(out, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(tensors, metadata))

@@ -1,0 +1,328 @@
+"""Checkpoints of full size, made of random numbers: exact there and back, how fast, and in how much memory.
+
+Each step that is measured runs in a process of its own that has imported torch and nothing else of weight.
+Its memory is what the process holds that is no file's (RssAnon), looked at every few milliseconds. Before a
+cold reading the system is asked to drop what it keeps of the file; the warm one follows at once. At most
+three copies lie on the disk at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from surgery.checkpoint import convert_checkpoint, open_checkpoint
+from surgery.checkpoint.atomic import Bytes, atomic_file, write_bytes
+from surgery.checkpoint.digest import byte_digests, tensor_bytes
+from surgery.checkpoint.families import Family, family_files
+from surgery.checkpoint.ldm import Place, places_of_names
+from surgery.checkpoint.pipeline_files import FILES_KEY
+from surgery.checkpoint.serialise import Copied, safetensors_chunks
+from surgery.delta import Delta, LowRank
+from surgery.names import canonical
+from surgery.patch import Term, apply_patch, load_patch, make_patch, revert_patch, save_patch, verify_patch
+from tests.support.measure import peak_memory
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+MEMORY: Final = 600_000_000  # bytes that no step may exceed
+BLOCK: Final = 1 << 20  # random numbers made at a time
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is made: a family, and the type its weights are stored in."""
+
+    family: Family
+    dtype: torch.dtype
+
+
+def _family(name: str) -> Family:
+    pictures = 1024 if "xl" in name else 512
+    return Family(name=name, pictures=pictures, prediction="epsilon", inputs=4)
+
+
+SIZES: Final[Mapping[str, Size]] = {
+    "sd15-fp16": Size(family=_family("stable-diffusion-v1"), dtype=torch.float16),
+    "sd15-fp32": Size(family=_family("stable-diffusion-v1"), dtype=torch.float32),
+    "sdxl-fp16": Size(family=_family("stable-diffusion-xl-v1-base"), dtype=torch.float16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a step took: seconds on the clock and of the processor, bytes of memory, and what it found."""
+
+    elapsed_s: float
+    processor_s: float
+    memory_bytes: int
+    found: Any
+
+
+def full_size(size: str, scratch: Path, *, narrow: bool = False) -> bool:
+    """Make, convert, patch and take out again; print what was measured, and whether all of it held.
+
+    Args:
+        size: One of `SIZES`.
+        scratch: A folder with room for three copies; what is made there is removed.
+        narrow: A fraction of the width, and all in this process: the same code, for tests.
+    """
+    folder = scratch / f"full-size-{size}"
+    folder.mkdir(parents=True)
+    run = measured_here if narrow else measured
+    try:
+        return _campaign(SIZES[size], folder, narrow, run)
+    finally:
+        shutil.rmtree(folder)
+
+
+Run = Callable[..., Cost]
+
+
+def _campaign(size: Size, folder: Path, narrow: bool, run: Run) -> bool:
+    single, other = folder / "base.safetensors", folder / "folder"
+    edited, back = folder / "edited.safetensors", folder / "back.safetensors"
+    undo, patch = folder / "undo.safetensors", folder / "patch.safetensors"
+    files = family_files(size.family, {"vocab.json": "{}", "merges.txt": "#version: 0.2\n"})
+    files = narrowed(files) if narrow else files
+    write_random(single, shapes_of(files), files, size.dtype)
+    print(f"{size.family.name}, {size.dtype}: {single.stat().st_size / 1e9:.2f} GB")
+    table = Table(single)
+    for name in ("sha256", "bytes", "bytes and value16"):
+        table.time(name, run, single)
+    table.one("to folder", run("convert", single, other))
+    table.one("to single", run("convert", other, back))
+    table.check("single, folder, single: the same bytes", run("same", single, back))
+    for path in (other, back):
+        remove(path)
+    table.one("make patch", run("patch", single, patch))
+    share = patch.stat().st_size / single.stat().st_size
+    print(f"the patch takes {share:.2%} of the bytes")
+    table.one("copy", run("copy", single, edited))
+    remove(edited)
+    table.one("apply", run("apply", patch, single, edited, undo))
+    table.one("verify", run("verify", patch, edited))
+    table.one("revert", run("revert", patch, edited, back, undo))
+    table.check("apply, revert: the same bytes", run("same", single, back))
+    return table.done()
+
+
+class Table:
+    """Prints costs as they come, and remembers whether all that must hold did."""
+
+    def __init__(self, single: Path) -> None:
+        self.single, self.good = single, True
+        self.cold: dict[str, Cost] = {}
+        self.warm: dict[str, Cost] = {}
+        print(f"{'':22}{'s':>8}{'processor':>11}{'memory MB':>11}")
+
+    def one(self, name: str, cost: Cost) -> None:
+        """One line; more memory than allowed is a fault."""
+        self.good = self.good and cost.memory_bytes <= MEMORY
+        taken = f"{cost.memory_bytes / 1e6:11.0f}{'  TOO MUCH' if cost.memory_bytes > MEMORY else ''}"
+        print(
+            f"{name:22}{cost.elapsed_s:8.1f}{cost.processor_s:11.1f}{taken}",
+            flush=True,
+        )
+
+    def time(self, name: str, run: Run, path: Path) -> None:
+        """One reading of the whole file without the system's copy of it, and one with it."""
+        drop_cache(path)
+        self.cold[name] = run(name, path)
+        self.warm[name] = run(name, path)
+        self.one(f"{name}, cold", self.cold[name])
+        self.one(f"{name}, warm", self.warm[name])
+
+    def check(self, what: str, cost: Cost) -> None:
+        """What must be true."""
+        self.good = self.good and bool(cost.found)
+        print(f"{what}: {'yes' if cost.found else 'NO'}", flush=True)
+
+    def done(self) -> bool:
+        """The ratios, and whether everything held."""
+        for name in ("bytes", "bytes and value16"):
+            parts = [
+                f"{getattr(costs[name], unit) / max(getattr(costs['sha256'], unit), 1e-9):.2f} {word}"
+                for costs, unit, word in (
+                    (self.cold, "elapsed_s", "cold"),
+                    (self.warm, "elapsed_s", "warm"),
+                    (self.warm, "processor_s", "of the processor, warm"),
+                )
+            ]
+            print(f"fingerprint of {name} over the sha256 of the file: {', '.join(parts)}")
+        return self.good
+
+
+# what is made
+
+
+def narrowed(files: Mapping[str, str]) -> dict[str, str]:
+    """The configurations with a fraction of the width, and of the blocks that are all alike."""
+    changes: dict[str, dict[str, Any]] = {
+        "unet/config.json": {"cross_attention_dim": 64, "norm_num_groups": 8, "attention_head_dim": 4},
+        "vae/config.json": {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 8},
+        "text_encoder/config.json": {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 99},
+        "text_encoder_2/config.json": {"hidden_size": 40, "intermediate_size": 64, "vocab_size": 99},
+    }
+    made = dict(files)
+    for path, change in changes.items():
+        if path in files:
+            table = json.loads(files[path])
+            if "block_out_channels" in table and "block_out_channels" not in change:
+                change = {**change, "block_out_channels": [n // 40 for n in table["block_out_channels"]]}
+            if "num_attention_heads" in table:
+                heads = {"num_attention_heads": 2, "num_hidden_layers": 2}
+                change = {**change, **heads, "projection_dim": change["hidden_size"]}
+            if "projection_class_embeddings_input_dim" in table:
+                change = {**change, "projection_class_embeddings_input_dim": 40 + 6 * 256}
+                change["transformer_layers_per_block"] = 1
+            made[path] = json.dumps(table | change)
+    return made
+
+
+def shapes_of(files: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes that the libraries build from configurations, by canonical name."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
+        "unet": UNet2DConditionModel.from_config,
+        "vae": AutoencoderKL.from_config,
+        "text_encoder": lambda table: CLIPTextModel(CLIPTextConfig(**table)),
+        "text_encoder_2": lambda table: CLIPTextModelWithProjection(CLIPTextConfig(**table)),
+    }
+    shapes = {}
+    for component, make in kinds.items():
+        if f"{component}/config.json" in files:
+            with torch.device("meta"):
+                model = make(json.loads(files[f"{component}/config.json"]))
+            for path, parameter in model.named_parameters():
+                shapes[canonical(component, path)] = tuple(parameter.shape)
+    return shapes
+
+
+def write_random(path: Path, shapes: Shapes, files: Mapping[str, str], dtype: torch.dtype) -> None:
+    """A single file of random weights, a block at a time."""
+    places = places_of_names(shapes)
+    tensors: dict[str, Copied] = {}
+    for name, place in places.items():
+        shape = stored_shape(shapes[name], place)
+        made = partial(random_blocks, len(tensors), torch.Size(shape).numel(), dtype)
+        tensors[place.key] = Copied(dtype=dtype, shape=shape, chunks=made)
+    texts = json.dumps(dict(files), ensure_ascii=False, sort_keys=True)
+    metadata = {"format": "pt", FILES_KEY: texts}
+    with atomic_file(path) as temporary:
+        write_bytes(temporary, safetensors_chunks(tensors, metadata))
+
+
+def stored_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
+    """The shape of a tensor in the file."""
+    whole = (shape[0] * place.parts, *shape[1:])
+    if place.transposed:
+        return whole[::-1]
+    return (*whole, 1, 1) if place.pixel else whole
+
+
+def random_blocks(seed: int, elements: int, dtype: torch.dtype) -> Iterator[Bytes]:
+    """Numbers about as large as weights; each block is one block of random numbers, times its own factor."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(min(BLOCK, elements), generator=generator)
+    for number, start in enumerate(range(0, elements, BLOCK)):
+        factor = 0.02 * (1 + (seed % 997) / 1000 + number / 100_000)
+        yield tensor_bytes((block[: elements - start] * factor).to(dtype))
+
+
+# what is measured
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _patch(base: Path, out: Path) -> int:
+    """A change of rank 4 of every key and value of the cross-attention."""
+    checkpoint = open_checkpoint(base)
+    generator = torch.Generator().manual_seed(0)
+    forms = {}
+    for name, shape in checkpoint.shapes.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            left = 0.01 * torch.randn(shape[0], 4, generator=generator)
+            forms[name] = LowRank(left, torch.randn(4, shape[1], generator=generator))
+    save_patch(make_patch([Term(delta=Delta(forms), source="random")], checkpoint), out)
+    return len(forms)
+
+
+def _copy(source: Path, out: Path) -> None:
+    """What reading and writing alone takes, as far as the disk."""
+    with source.open("rb", buffering=0) as read, out.open("wb", buffering=0) as written:
+        shutil.copyfileobj(read, written, 1 << 20)
+        os.fsync(written.fileno())
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and _sha256(first) == _sha256(second)
+
+
+STEPS: Final[Mapping[str, Callable[..., object]]] = {
+    "sha256": _sha256,
+    "bytes": lambda path: len(byte_digests(open_checkpoint(path).tensors)),
+    "bytes and value16": lambda path: len(open_checkpoint(path).fingerprint().tensors),
+    "convert": lambda path, out: convert_checkpoint(open_checkpoint(path), out).tensors,
+    "patch": _patch,
+    "copy": _copy,
+    "apply": lambda patch, base, out, undo: apply_patch(load_patch(patch), base, out, undo=undo).exact,
+    "verify": lambda patch, edited: verify_patch(load_patch(patch), edited).word,
+    "revert": lambda patch, edited, out, undo: revert_patch(load_patch(patch), edited, out, undo=undo),
+    "same": _same,
+}
+
+
+def measured_here(step: str, *paths: Path) -> Cost:
+    """A step in this process, with what it takes."""
+    with peak_memory() as memory:
+        started, processor = time.perf_counter(), time.process_time()
+        found = STEPS[step](*paths)
+        elapsed_s, processor_s = time.perf_counter() - started, time.process_time() - processor
+    return Cost(elapsed_s=elapsed_s, processor_s=processor_s, memory_bytes=memory.count, found=found)
+
+
+def measured(step: str, *paths: Path) -> Cost:
+    """A step in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), step, *map(str, paths)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def drop_cache(path: Path) -> None:
+    """Ask the system to forget what it keeps of the files in memory."""
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        with suppress(OSError), file.open("rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+if __name__ == "__main__":
+    cost = measured_here(sys.argv[1], *map(Path, sys.argv[2:]))
+    sys.stdout.write(json.dumps({name: getattr(cost, name) for name in cost.__dataclass_fields__}) + "\n")
