@@ -113,14 +113,19 @@ class Job:
         """The half-precision change that an export may carry, in the shape of the weight."""
         return self.patch.added(name, self.weight(name))[0]
 
-    def missed(self, names: Iterable[str]) -> dict[str, str]:
-        """Tensors of which a half-precision change reaches not every value, unless the nearest will do."""
-        if self.knobs.nearest or self.knobs.rank is not None:
-            return {}
+    def unreachable(self, names: Iterable[str]) -> dict[str, str]:
+        """Tensors whose new values no half-precision change leads to, and why.
+
+        Where the nearest one will do, only those whose change is too large for half precision.
+        """
+        lenient = self.knobs.nearest or self.knobs.rank is not None
         faults = {}
         for name in names:
-            _, missed = self.patch.added(name, self.weight(name))
-            if missed:
+            change, missed = self.patch.added(name, self.weight(name))
+            if not bool(change.isfinite().all()):
+                largest = self.patch.changes[name].largest
+                faults[name] = f"it changes by {largest:.3g}, and half precision ends at 65504"
+            elif missed and not lenient:
                 faults[name] = (
                     f"{missed} of its new values cannot be reached by adding a half-precision change "
                     "(--nearest takes the nearest and states the error)"

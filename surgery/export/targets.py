@@ -7,9 +7,13 @@ from typing import Final
 
 from surgery.checkpoint.layout import open_checkpoint
 from surgery.errors import PatchError, nearest, raise_all
+from surgery.export.comfy import export_comfy
 from surgery.export.job import Job, Knobs
+from surgery.export.lycoris import export_lycoris
+from surgery.export.peft import export_peft
 from surgery.export.report import ExportReport
 from surgery.export.universal import export_universal
+from surgery.export.whole import export_checkpoint, export_variant
 from surgery.patch.match import match_base
 from surgery.patch.model import Patch
 
@@ -24,10 +28,34 @@ class Target:
 
 
 TARGETS: Final[Mapping[str, Target]] = {
+    "checkpoint": Target(
+        summary="the base with the patch in it, in its own layout or the other one",
+        write=export_checkpoint,
+        knobs=("layout",),
+    ),
+    "variant": Target(
+        summary="weight files of the touched components, to lie beside those of a folder",
+        write=export_variant,
+        knobs=("variant",),
+    ),
     "universal-lora": Target(
         summary="a LoRA that every loader applies: weights of linear layers and convolutions",
         write=export_universal,
         knobs=("nearest", "rank", "limit_bytes"),
+    ),
+    "lycoris": Target(
+        summary="differences of weights, biases and the U-Net's norms; not for diffusers and kohya",
+        write=export_lycoris,
+        knobs=("nearest",),
+    ),
+    "comfy": Target(
+        summary="for ComfyUI alone: weights to set, embeddings and norms too, whatever the strength",
+        write=export_comfy,
+    ),
+    "peft": Target(
+        summary="an adapter for each touched component, for PEFT",
+        write=export_peft,
+        knobs=("transformers",),
     ),
 }
 

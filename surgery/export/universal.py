@@ -35,7 +35,7 @@ def export_universal(job: Job) -> ExportReport:
         for name, change in job.patch.changes.items()
         if (reason := unexportable(name, change.shape, family))
     }
-    left_out |= job.missed(job.patch.changes.keys() - left_out.keys())
+    left_out |= job.unreachable(job.patch.changes.keys() - left_out.keys())
     names = job.kept(left_out)
     changes = {name: job.half_change(name).flatten(start_dim=1) for name in names}
     everything = (*names, *sorted(companions(names, family)))
