@@ -73,7 +73,7 @@ def test_a_fault_of_the_program_is_1_and_says_so(surgery: Call, monkeypatch: pyt
         (["run", "quickstart"], "Missing option '-o'"),
         (["run", "quickstart", "-o", "x", "--threads", "0"], "--threads"),
         (["locate", "pocket-sd"], "either selectors or --phrase"),
-        (["revert", "p", "e", "-o", "x"], "either --undo or --base"),
+        (["revert", "p", "e", "-o", "x", "--undo", "u", "--base", "b"], "--undo or --base, not both"),
     ],
 )
 def test_wrong_usage_is_2(surgery: Call, arguments: list[str], message: str) -> None:
