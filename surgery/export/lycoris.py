@@ -21,7 +21,7 @@ from surgery.names import split
 from surgery.patch.kohya import FAMILIES, adapter_metadata, companions, module_key
 
 OPEN_CLIP: Final = {"stable-diffusion-v2": "text_encoder", "stable-diffusion-xl-v1-base": "text_encoder_2"}
-"""The text encoder that is open_clip's, by architecture; some loaders have its query, key and value in one."""
+"""open_clip's text encoder by architecture; some loaders have its query, key and value in one."""
 
 _QKV: Final = re.compile(r".*\.self_attn\.[qkv]_proj\.bias")
 _NETWORK: Final = {

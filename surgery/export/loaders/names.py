@@ -11,8 +11,9 @@ from surgery.export.comfy import TEXT_ENCODERS
 from surgery.names import split
 
 Naming = Literal["kohya", "kohya-ldm", "diffusers", "diffusers-old", "comfy", "peft", "other"]
-"""``kohya-ldm`` are kohya's names with the blocks of the single file; ``diffusers-old`` those of diffusers with
-a processor or ``lora_linear_layer``, ``diffusers`` those with ``lora_A``; ``comfy`` are ComfyUI's own."""
+"""``kohya-ldm`` are kohya's names with the blocks of the single file; ``diffusers-old`` those of diffusers
+with a processor or ``lora_linear_layer``, ``diffusers`` those with ``lora_A``; ``comfy`` are ComfyUI's
+own."""
 
 Kind = Literal[
     "te-mlp",
