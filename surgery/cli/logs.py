@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from surgery import progress
+from surgery.errors import printable
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Line(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 @contextmanager

@@ -70,8 +70,9 @@ def output_option(what: str) -> Callable[[Function], Function]:
 
 
 def print_json(value: JSON) -> None:
-    """``value`` on stdout, readable."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """``value`` on stdout, readable; what a terminal would act on is escaped as JSON does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print("".join(sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text))
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import click
 
 from surgery import __version__
 from surgery.cli.logs import Verbosity, logging_as, verbosity_options
-from surgery.errors import SurgeryError, nearest
+from surgery.errors import SurgeryError, nearest, printable
 
 _log = logging.getLogger(__name__)
 
@@ -143,5 +143,5 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"surgery: {message}", file=sys.stderr)
+    print(printable(f"surgery: {message}"), file=sys.stderr)
     return code

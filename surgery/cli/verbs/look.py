@@ -9,7 +9,7 @@ import click
 
 from surgery.cli.options import CHECKPOINT, json_option, print_json
 from surgery.cli.program import Verb
-from surgery.errors import SurgeryError, nearest
+from surgery.errors import SurgeryError, nearest, printable
 from surgery.names import split
 from surgery.record import JSON
 from surgery.shelf import checkpoint_path
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 @click.argument("checkpoint", type=CHECKPOINT)
+@click.option("--variant", help="Which variant of a folder's files to look at, for example fp16.")
 @json_option
-def inspect(checkpoint: str, as_json: bool) -> None:
+def inspect(checkpoint: str, variant: str | None, as_json: bool) -> None:
     """Show what a checkpoint or a patch file is.
 
     Of a checkpoint: layout, dtypes and fingerprint. Of a patch: what it was made for, and what it changes.
@@ -33,7 +34,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     if is_patch(place):
         _inspect_patch(place, as_json)
     else:
-        _inspect_checkpoint(place, as_json)
+        _inspect_checkpoint(place, variant, as_json)
 
 
 def _inspect_patch(place: Path, as_json: bool) -> None:
@@ -46,26 +47,31 @@ def _inspect_patch(place: Path, as_json: bool) -> None:
         facts: dict[str, JSON] = {"architecture": patch.architecture, "digest": digest}
         print_json({**facts, "changed": changes, "provenance": dict(patch.provenance)})
         return
-    print(f"{place}: a patch for {patch.architecture}, digest {digest[:12]}, {len(patch.terms)} terms")
+    made_for = f"{place}: a patch for {patch.architecture}, digest {digest[:12]}, {len(patch.terms)} terms"
+    print(printable(made_for))
     for name, changed in changes.items():
-        print(f"  {name}: {changed:,} weights change")
+        print(printable(f"  {name}: {changed:,} weights change"))
 
 
-def _inspect_checkpoint(place: Path, as_json: bool) -> None:
+def _inspect_checkpoint(place: Path, variant: str | None, as_json: bool) -> None:
     from surgery.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(place)
+    opened = open_checkpoint(place, variant=variant)
     components = _components(opened)
     if as_json:
-        print_json(
-            {"layout": opened.layout, "architecture": opened.architecture, "components": dict(components)}
-        )
+        facts: dict[str, JSON] = {"layout": opened.layout, "architecture": opened.architecture}
+        facts |= {"notes": dict(opened.notes), "leftovers": [str(part) for part in opened.leftovers]}
+        print_json({**facts, "components": dict(components)})
         return
-    print(f"{opened.path}: {opened.architecture}, {opened.layout}")
-    for name, facts in components.items():
-        print(f"  {name}: {facts['tensors']} tensors, {facts['parameters']:,} weights, {facts['dtypes']}")
-        print(f"    digest of the bytes  {facts['bytes']}")
-        print(f"    digest of the values {facts['value16']}")
+    print(printable(f"{opened.path}: {opened.architecture}, {opened.layout}"))
+    for key, text in opened.notes.items():
+        print(f"  {key}: {text}")
+    for name, found in components.items():
+        print(f"  {name}: {found['tensors']} tensors, {found['parameters']:,} weights, {found['dtypes']}")
+        print(f"    digest of the bytes  {found['bytes']}")
+        print(f"    digest of the values {found['value16']}")
+    for part in opened.leftovers:
+        print(f"  and {part}")
 
 
 def _components(opened: "Checkpoint") -> dict[str, dict[str, Any]]:
@@ -107,7 +113,7 @@ def locate(
         print_json(found)
         return
     for row in found:
-        print("  ".join(str(value) for value in row.values()))
+        print(printable("  ".join(str(value) for value in row.values())))
 
 
 def _tensors(checkpoint: str, selectors: tuple[str, ...]) -> list[dict[str, JSON]]:
