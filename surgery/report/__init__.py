@@ -1,8 +1,36 @@
-"""Pictures for people: contact sheets, grids and charts, made from plain data."""
+"""What people look at: contact sheets, grids, charts and pages, made from plain data."""
 
-from surgery.report.chart import ShareBar, share_chart
-from surgery.report.grid import picture_grid
-from surgery.report.sheet import SheetRow, contact_sheet
-from surgery.report.strips import png
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["ShareBar", "SheetRow", "contact_sheet", "picture_grid", "png", "share_chart"]
+if TYPE_CHECKING:
+    from surgery.report.audit_html import audit_page as audit_page
+    from surgery.report.audit_plain import audit_text as audit_text
+    from surgery.report.audit_record import AuditRecord as AuditRecord
+    from surgery.report.chart import ShareBar as ShareBar
+    from surgery.report.chart import share_chart as share_chart
+    from surgery.report.grid import picture_grid as picture_grid
+    from surgery.report.sheet import SheetRow as SheetRow
+    from surgery.report.sheet import contact_sheet as contact_sheet
+    from surgery.report.strips import png as png
+
+_HOME = {
+    "AuditRecord": "audit_record",
+    "ShareBar": "chart",
+    "SheetRow": "sheet",
+    "audit_page": "audit_html",
+    "audit_text": "audit_plain",
+    "contact_sheet": "sheet",
+    "picture_grid": "grid",
+    "png": "strips",
+    "share_chart": "chart",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use: what draws no picture needs neither matplotlib nor Pillow."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'surgery.report' has no attribute {name!r}")
+    return getattr(import_module(f"surgery.report.{_HOME[name]}"), name)
