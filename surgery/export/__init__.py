@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from surgery.export.job import EXACT_LIMIT_BYTES as EXACT_LIMIT_BYTES
     from surgery.export.job import Knobs as Knobs
     from surgery.export.prove import Proof as Proof
-    from surgery.export.prove import prove as prove
+    from surgery.export.prove import prove_file as prove_file
     from surgery.export.report import ExportReport as ExportReport
     from surgery.export.targets import TARGETS as TARGETS
     from surgery.export.targets import export_patch as export_patch
@@ -19,7 +19,7 @@ _HOME = {
     "Proof": "prove",
     "TARGETS": "targets",
     "export_patch": "targets",
-    "prove": "prove",
+    "prove_file": "prove",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table

@@ -56,7 +56,7 @@ class Proof:
         }
 
 
-def prove(
+def prove_file(
     file: Path, base: Path, patch: Path, *, loader: str = "diffusers", dtype: torch.dtype = torch.float16
 ) -> Proof:
     """Load ``file`` into ``base`` with the real loader and hold every weight against the patch's record.

@@ -1,5 +1,6 @@
 """Checks that run in either generation of the libraries; as a program: name and arguments in, JSON out."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -37,6 +38,54 @@ def lora(base: str, edited: str, file: str) -> dict[str, Any]:
         "loaded": _distance(_draw(loaded), expected),
         "edit": _distance(_draw(plain), expected),
     }
+
+
+def exports(base: str, edited: str, variant: str, adapters: str) -> dict[str, Any]:
+    """Two exports in the stock libraries: tensors unlike the edited checkpoint's, and what PEFT warns of.
+
+    ``variant`` is a folder with the variant's files beside the plain ones, ``adapters`` one of PEFT's.
+    """
+    import warnings
+
+    from peft import PeftModel
+
+    patched, adapted = _load(edited, torch.float16), _load(base, torch.float16)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for folder in sorted(Path(adapters).iterdir()):
+            model = PeftModel.from_pretrained(getattr(adapted, folder.name), str(folder))
+            setattr(adapted, folder.name, model.merge_and_unload())
+    return {
+        "variant": _differing(_load(variant, torch.float16, variant="surgery"), patched),
+        "adapters": _differing(adapted, patched),
+        "warnings": [str(warning.message) for warning in seen if "dapter" in str(warning.message)],
+        "edit": _differing(_load(base, torch.float16), patched),
+    }
+
+
+def held(base: str, files: str) -> dict[str, Any]:
+    """What the stock loader holds after each of some files: digests of changed weights, or its exception."""
+    from surgery.checkpoint import tensor_digest
+    from surgery.names import canonical
+
+    plain = _load(base, torch.float16)
+    found: dict[str, Any] = {}
+    for file in sorted(Path(files).iterdir()):
+        pipeline = copy.deepcopy(plain)
+        try:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+            pipeline.fuse_lora()
+            pipeline.unload_lora_weights()
+        except Exception as error:
+            found[file.stem] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        found[file.stem] = {
+            canonical(component, path): tensor_digest(canonical(component, path), weight).value16
+            for component in ("text_encoder", "unet", "vae")
+            for path, weight in getattr(pipeline, component).named_parameters()
+            if not torch.equal(weight, getattr(plain, component).get_parameter(path))
+        }
+    return found
 
 
 def components(folder: str) -> dict[str, Any]:
@@ -84,8 +133,10 @@ def applied(base: str, edited: str, patch: str) -> dict[str, Any]:
     return {"inside": inside, "outside": _differing(pipeline, load_pipeline(Path(base)))}
 
 
-def _load(folder: str, dtype: torch.dtype) -> Any:
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+def _load(folder: str, dtype: torch.dtype, **details: str) -> Any:
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, **details
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

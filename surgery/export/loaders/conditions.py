@@ -21,6 +21,12 @@ def _unknown_layer(change: Change, contents: Contents) -> bool:
     return change.module.layer is None
 
 
+def _no_known_layer(change: Change, contents: Contents) -> bool:
+    """Whether none of the file's names that begin like this one means a layer of the model."""
+    alike = (module for module in contents.modules if module.prefix == change.module.prefix)
+    return all(module.layer is None for module in alike)
+
+
 def _wrong_shape(change: Change, contents: Contents) -> bool:
     """Whether the change cannot be added to the weight; asked only where the model is at hand."""
     module = change.module
@@ -128,6 +134,7 @@ def _last(change: Change) -> str:
 
 CONDITIONS: Final[Mapping[str, Condition]] = {
     "unknown-layer": _unknown_layer,
+    "no-known-layer": _no_known_layer,
     "wrong-shape": _wrong_shape,
     "not-all-kohya": _not_all_kohya,
     "both-block-names": _both_block_names,

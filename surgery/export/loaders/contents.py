@@ -201,7 +201,7 @@ def _faults(path: Path, modules: Iterable[Module], entries: Mapping[str, TensorE
                 yield f"{path}: {key!r} has the shape {entry.shape}; one number was expected."
             elif part in ("up", "down") and (len(entry.shape) not in (2, 4) or 0 in entry.shape):
                 yield f"{path}: {key!r} has the shape {entry.shape}; a matrix or kernels were expected."
-            elif part != "unknown" and not entry.dtype.is_floating_point:
+            elif part not in ("alpha", "unknown") and not entry.dtype.is_floating_point:
                 yield f"{path}: {key!r} is of type {entry.dtype}; floating-point numbers were expected."
 
 

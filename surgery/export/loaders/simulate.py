@@ -21,7 +21,7 @@ from surgery.patch.match import match_base
 from surgery.patch.model import Patch
 
 
-def simulate(
+def simulate_file(
     name: str,
     file: Path,
     *,
