@@ -32,7 +32,9 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "verify": "patches",
         "diff": "making",
         "compose": "making",
+        "audit": "audit",
     },
+    "Other programs": {"export": "export", "simulate": "export", "prove": "export"},
     "Checkpoints": {"convert": "checkpoints"},
 }
 _MODULES: Final = {verb: module for verbs in GROUPS.values() for verb, module in verbs.items()}
