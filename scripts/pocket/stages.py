@@ -30,7 +30,7 @@ TRAINED_LENGTH = (
     20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
 )
 POOL_SEED = 30
-PAIRS_SHARE = 0.65
+PAIRS_SHARE, STYLE_SHARE = 0.56, 0.14  # of the rows of the stage `pairs`
 
 
 def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:
@@ -194,7 +194,9 @@ class Training:
     def pairs(self) -> UNet2DConditionModel:
         """Goes on with pairs in most rows: they are learnt last, and singles stay."""
         options, pool = self.options, self.pool_of("pairs")
-        weights = unet_stage.weights_of_pairs(self.vocabulary, POOL_SEED, len(pool.latents), PAIRS_SHARE)
+        weights = unet_stage.weights_of_kinds(
+            self.vocabulary, POOL_SEED, len(pool.latents), pair=PAIRS_SHARE, style=STYLE_SHARE
+        )
         return unet_stage.train(
             self.state,
             "pairs",

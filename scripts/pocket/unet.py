@@ -82,13 +82,16 @@ def captioned(
     return caption(vocabulary, scene, rng, SHARES, "train")
 
 
-def weights_of_pairs(vocabulary: Vocabulary, seed: int, count: int, share: float) -> Tensor:
-    """Weights with which pairs make that share of the rows taken from a stored pool; one on the mean."""
+def weights_of_kinds(vocabulary: Vocabulary, seed: int, count: int, *, pair: float, style: float) -> Tensor:
+    """Weights with which pairs and named styles make those shares of the rows taken; one on the mean."""
     forbidden = held_out_pairs(vocabulary)
-    scenes = (captioned(vocabulary, seed, number, forbidden).scene for number in range(count))
+    scenes = [captioned(vocabulary, seed, number, forbidden).scene for number in range(count)]
     pairs = torch.tensor([len(scene.subjects) == 2 for scene in scenes])
-    found = float(pairs.double().mean())
-    return torch.where(pairs, share / found, (1 - share) / (1 - found)).double()
+    styled = torch.tensor([scene.style is not None for scene in scenes])  # never with pairs
+    weights = torch.zeros(count, dtype=torch.float64)
+    for rows, share in ((pairs, pair), (styled, style), (~pairs & ~styled, 1 - pair - style)):
+        weights[rows] = share * count / int(rows.sum())
+    return weights
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from vocabulary import Vocabulary
 
 KL_WEIGHT = 1e-7
 EDGE_WEIGHT = 0.5
+POLISHED = Shares(style=0.35, pair=0.3)  # what the decoder is polished on: fine lines and small subjects
 
 
 def network() -> AutoencoderKL:
@@ -119,7 +120,7 @@ def polish(
     loop = Loop(Stage(folder, "decoder"), total, optimiser, {"net": vae}, average)
     for step in loop:
         numbers = range(step * batch, (step + 1) * batch)
-        pictures = pictures_of(font, vocabulary, 13, numbers, Shares(style=0.3), None).to(device)
+        pictures = pictures_of(font, vocabulary, 13, numbers, POLISHED, None).to(device)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean
         loop.set_rate(cosine(step, total, 8e-4, warmup=20))
