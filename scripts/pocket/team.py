@@ -6,6 +6,8 @@ On CPUs this beats threads inside one process, which wait for each other in ever
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -56,8 +58,10 @@ def together(processes: int, work: Callable[[], object]) -> None:
     if processes == 1:
         work()
         return
+    # a polite end of this process ends the others too, which would else train on, and save, by themselves
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_member, (processes, Path(folder) / "meeting", work), nprocs=processes)
+        spawn(_member, (processes, Path(folder) / "meeting", work), nprocs=processes, daemon=True)
 
 
 def _member(number: int, processes: int, meeting: Path, work: Callable[[], object]) -> None:
