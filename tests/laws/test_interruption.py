@@ -7,6 +7,7 @@ killed process is (nothing runs afterwards, the file being written is torn), and
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from surgery.checkpoint import atomic, convert_checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import fault_hook
 from surgery.checkpoint.pickles import unpickle_checkpoint
 from surgery.errors import SurgeryError
-from surgery.export import export_patch
+from surgery.export import Knobs, export_patch
 from surgery.patch import Patch, apply_patch, load_patch, revert_patch, save_patch
 from surgery.store import Store
 from tests.support.faults import FullDisk, Kill, Killed, count_steps, names_can_be_swapped
@@ -70,9 +71,16 @@ def revert(inputs: Inputs, place: Path, overwrite: bool) -> object:
     return None
 
 
-def export(inputs: Inputs, place: Path, overwrite: bool) -> object:
-    out = place / "lora.safetensors"
-    return export_patch(inputs.patch, inputs.base, out, to="universal-lora", overwrite=overwrite)
+def export(target: str, name: str, **knobs: Any) -> Write:
+    """The writer of one kind of export."""
+
+    def write(inputs: Inputs, place: Path, overwrite: bool) -> object:
+        made = Knobs(**knobs)
+        return export_patch(
+            inputs.patch, inputs.base, place / name, to=target, knobs=made, overwrite=overwrite
+        )
+
+    return write
 
 
 def to_single(inputs: Inputs, place: Path, overwrite: bool) -> object:
@@ -100,7 +108,12 @@ WRITERS: Mapping[str, Write] = {
     "save": save,
     "apply": apply,
     "revert": revert,
-    "export": export,
+    "lora": export("universal-lora", "lora.safetensors"),
+    "lycoris": export("lycoris", "full.safetensors"),
+    "comfy": export("comfy", "comfy.safetensors"),
+    "variant": export("variant", "variant"),
+    "peft": export("peft", "adapters", transformers="5.23"),
+    "merged": export("checkpoint", "merged.safetensors", layout="single"),
     "to_single": to_single,
     "to_folder": to_folder,
     "into_single": into_single,
