@@ -10,7 +10,7 @@ from typing import Final
 from surgery.audit.classify import Evidence, classify
 from surgery.audit.merge import fit_merge
 from surgery.audit.operator import fit_operator
-from surgery.audit.patch_side import PatchAlone, expectation, open_patch
+from surgery.audit.patch_side import expectation, open_patch
 from surgery.audit.places import ROLES, block_order
 from surgery.audit.sides import CheckpointPair, Sides, refuse_strangers
 from surgery.audit.tensors import tensor_rows
@@ -90,12 +90,15 @@ def _audit(
     other: Checkpoint | None = None,
     expected: "dict[str, JSON] | None" = None,
 ) -> AuditRecord:
+    phrases, captions = _lists(options, base)  # before the long reading: they may be refused
     rows = tensor_rows(sides, spectra=options.spectra)
     merge = fit_merge(sides, other, rows) if other and isinstance(sides, CheckpointPair) else None
     claims = classify(
         Evidence(rows=rows, has_base=sides.has_base, operator=fit_operator(sides, rows), merge=merge)
     )
-    words, notes = _words(sides, rows, options, base)
+    words, notes = (
+        (None, ()) if base is None or not phrases else rank_words(sides, rows, base.path, phrases, captions)
+    )
     findings = (*_findings(rows), *_second_copies(sides), *notes, *_unexpected(expected))
     return AuditRecord(
         summary=_summary(rows, claims, words),
@@ -118,16 +121,18 @@ def _audit(
     )
 
 
-def _words(
-    sides: Sides, rows: Sequence[TensorRow], options: AuditOptions, base: Checkpoint | None
-) -> tuple[WordReport | None, tuple[Finding, ...]]:
-    if base is None or isinstance(sides, PatchAlone):
-        return None, ()
+def _lists(options: AuditOptions, base: Checkpoint | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The phrases to look for and the usual prompts, of the user's files or of those beside the base."""
+    if base is None:
+        return (), ()
     phrases = own_words(base.path) if options.words is None else read_words(options.words)
-    if not phrases:
-        return None, ()
     captions = own_captions(base.path) if options.captions is None else read_captions(options.captions)
-    return rank_words(sides, rows, base.path, phrases, captions)
+    if not phrases and options.captions is not None:
+        raise SurgeryError(
+            "captions were given and no words to look for; captions only tell what is usual for words. Name "
+            "the words too (--words)."
+        )
+    return phrases, captions
 
 
 def _components(rows: Iterable[TensorRow]) -> list[tuple[str, list[TensorRow]]]:

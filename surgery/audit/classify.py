@@ -137,7 +137,7 @@ def _cross_attention(evidence: Evidence) -> Iterator[Claim]:
             *size_facts(mine),
         ]
         yield _operator_claim("certain" if fit.explained >= 0.98 else "likely", facts, len(mine))
-    elif _only(evidence, rows):
+    elif _only(evidence, rows) and any(kind_of(row) in ("low_rank", "dense", "unknown") for row in rows):
         facts = [*rank_facts(rows), *size_facts(rows)]
         if fit is not None:
             facts.append(

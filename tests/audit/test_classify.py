@@ -104,6 +104,11 @@ def test_elements_set_to_zero_are_a_mask(tmp_path: Path) -> None:
     assert "set to zero" in found["element-mask"].statement
 
 
+def test_a_mask_of_cross_attention_alone_is_a_mask_and_no_other_edit_of_it(tmp_path: Path) -> None:
+    found = claims(tmp_path, lambda name, weight: mask(name, weight) if is_cross(name) else weight)
+    assert list(found) == ["element-mask"]
+
+
 def test_elements_scaled_by_one_factor_are_a_mask_too(tmp_path: Path) -> None:
     found = claims(tmp_path, lambda name, weight: mask(name, weight, 0.3))
     assert list(found) == ["element-mask"]

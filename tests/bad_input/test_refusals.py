@@ -15,6 +15,7 @@ from surgery.errors import printable
 from tests.bad_input.case import Case, Place, Sound
 from tests.bad_input.folders import folder_cases
 from tests.bad_input.headers import header_cases
+from tests.bad_input.others import other_cases
 from tests.bad_input.patches import patch_cases
 from tests.bad_input.singles import single_cases
 from tests.bad_input.sound import make_sound
@@ -31,7 +32,7 @@ def all_cases() -> list[Case]:
     with TemporaryDirectory() as folder:
         sound = make_sound(Path(folder))
         lies = list(patch_cases(sound.patch, sound.undo))
-    return [*header_cases(), *folder_cases(), *single_cases(), *word_cases(), *lies]
+    return [*header_cases(), *folder_cases(), *single_cases(), *word_cases(), *other_cases(), *lies]
 
 
 CASES = all_cases()
