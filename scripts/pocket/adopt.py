@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 from state import Stage
 from torch import Tensor
 
+STEPS = (
+    "training.json"  # beside the weights, and in the state folder those of the checkpoint that was adopted
+)
+
 
 def adopt(out: Path, folder: Path) -> None:
     """Writes the state of every stage that ``out`` has weights of; optimisers start afresh."""
@@ -29,9 +33,16 @@ def adopt(out: Path, folder: Path) -> None:
         Stage(folder, name).save({"net": full, "average": full, "step": 0}, force=True)
     lines = (sd / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     (folder / "merges.json").write_text(json.dumps([line.split(" ") for line in lines]))
+    (folder / STEPS).write_text((sd / STEPS).read_text())
     scale = {"scale": vae["scaling_factor"]}
     (folder / "scale.json").write_text(json.dumps(scale))
     tokens.read(sd / "tokenizer")  # fails here rather than hours later
+
+
+def steps_before(folder: Path) -> dict[str, int]:
+    """Steps of each stage that the adopted checkpoint had taken; none of what was trained from scratch."""
+    path = folder / STEPS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _as_in_memory(stored: dict[str, Tensor]) -> dict[str, Tensor]:

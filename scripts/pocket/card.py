@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adopt import STEPS
 from drawings import JITTER, EmojiFont
+from export import write_json
 from scenes import trained_share
 from unet import HEAVIEST, held_out_pairs
 from vocabulary import Vocabulary
@@ -149,6 +151,7 @@ def write(
         merged=", ".join(f"{a} as {b}" for a, b in judge["merged"].items()) or "none",
     )
     (out / "pocket-sd" / "README.md").write_text(text, encoding="utf-8")
+    write_json(out / "pocket-sd" / STEPS, steps)
 
 
 def short_of(measured: dict[str, Any]) -> list[str]:

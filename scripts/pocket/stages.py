@@ -16,6 +16,7 @@ import tokens
 import torch
 import unet as unet_stage
 import vae as vae_stage
+from adopt import adopt, steps_before
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from drawings import EmojiFont
 from export import save as save_checkpoint
@@ -68,8 +69,6 @@ class Training:
         return tokens.read(self.state / "tokenizer")
 
     def adopt(self) -> None:
-        from adopt import adopt
-
         adopt(self.options.out, self.state)
 
     def judge(self) -> PocketJudgeNet:
@@ -155,7 +154,12 @@ class Training:
             length=length,
             seed=POOL_SEED,
         )
-        return unet_stage.Pool(latents=latents, **features)
+        return unet_stage.Pool(
+            latents=latents,
+            caption_of=features["caption_of"],
+            features=features["features"],
+            empty=features["empty"],
+        )
 
     def small(self) -> UNet2DConditionModel:
         options = self.options
@@ -191,6 +195,15 @@ class Training:
             device=self.device,
         )
 
+    def _mixer(self, count: int, length: int) -> unet_stage.PairMixer:
+        encoder = self.trained_text()
+
+        def encode_texts(texts: list[str]) -> torch.Tensor:
+            with torch.no_grad():
+                return text_stage.encode(encoder, self.tokenizer, texts, length).cpu()
+
+        return unet_stage.PairMixer(self.vocabulary, POOL_SEED, count, encode_texts)
+
     def pairs(self) -> UNet2DConditionModel:
         """Goes on with pairs in most rows: they are learnt last, and singles stay."""
         options, pool = self.options, self.pool_of("pairs")
@@ -200,7 +213,7 @@ class Training:
         return unet_stage.train(
             self.state,
             "pairs",
-            replace(pool, weights=weights),
+            replace(pool, weights=weights, mixer=self._mixer(len(pool.latents), TRAINED_LENGTH)),
             self._from("whole"),
             total=options.pairs_steps,
             batch=options.batch,
@@ -291,6 +304,8 @@ class Training:
 
         names = ("judge", "vae", "text", "small", "whole", "pairs", "full-length", "balance", "decoder")
         steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
+        before = steps_before(self.state)
+        steps = {name: n for name in names if (n := steps.get(name, 0) + before.get(name, 0))}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
         men = balance.Rounds(self.state / "balance.json", self.vocabulary).shares_of_men()
         card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"], men)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import team
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from drawings import EmojiFont, draw
+from drawings import EmojiFont, Scene, draw
 from scenes import Captioned, Shares, caption, random_scene
 from state import Average, Loop, Stage, report
 from text import WIDTH, encode
@@ -48,11 +48,57 @@ def noise_scheduler() -> DDPMScheduler:
     )
 
 
+class PairMixer:
+    """Pairs that nobody drew: the left half of one stored pair beside the right half of another.
+
+    Each member keeps to its half, and halves of one background fit together. Stored pairs alone are learnt
+    by heart: each is one of many thousand possible ones, and seen again and again.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, seed: int, count: int, encode_texts: Callable[[list[str]], Tensor]
+    ) -> None:
+        self._vocabulary, self._encode = vocabulary, encode_texts
+        self._forbidden = held_out_pairs(vocabulary)
+        self._scenes = [captioned(vocabulary, seed, number, self._forbidden).scene for number in range(count)]
+        self._pairs: dict[str, list[int]] = {}
+        for number, scene in enumerate(self._scenes):
+            if len(scene.subjects) == 2:
+                self._pairs.setdefault(scene.background, []).append(number)
+
+    def mix(self, stored: Tensor, rows: Tensor, latents: Tensor, context: Tensor, step: int) -> None:
+        """Changes the pairs among `latents` and `context`, which are copies of the stored `rows`.
+
+        Text features are made for the rows of this process only.
+        """
+        texts, half = {}, stored.shape[-1] // 2
+        for place, row in enumerate(rows.tolist()):
+            if len(self._scenes[row].subjects) == 2:
+                rng = np.random.default_rng((step, place))
+                other, scene = self._partner(row, rng)
+                latents[place, ..., half:] = stored[other, ..., half:]
+                texts[place] = caption(self._vocabulary, scene, rng, SHARES, "train").caption
+        own = [place for place in texts if place % team.size() == team.rank()]
+        if own:
+            context[own] = self._encode([texts[place] for place in own])
+
+    def _partner(self, row: int, rng: np.random.Generator) -> tuple[int, Scene]:
+        scene = self._scenes[row]
+        left, others = scene.subjects[0], self._pairs[scene.background]
+        while True:
+            other = others[int(rng.integers(len(others)))]
+            right = self._scenes[other].subjects[1]
+            names = frozenset((left.concept.name, right.concept.name))
+            if len(names) == 2 and names not in self._forbidden:
+                return other, replace(scene, subjects=(left, right))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """Drawings as scaled latents (n, 4, h, w), and text features of captions (captions, tokens, width).
 
-    Rows are taken as often as `weights` (n,) say, all alike when it is left out.
+    Rows are taken as often as `weights` (n,) say, all alike when it is left out; with a `mixer`, pairs among
+    them are put together anew.
     """
 
     latents: Tensor
@@ -60,6 +106,7 @@ class Pool:
     features: Tensor
     empty: Tensor
     weights: Tensor | None = None
+    mixer: PairMixer | None = None
 
     def rows(self, count: int, generator: torch.Generator) -> Tensor:
         if self.weights is None:
@@ -219,12 +266,13 @@ def train(
     for step in loop:
         generator = torch.Generator().manual_seed(1_000_003 * len(name) + step)
         rows = pool.rows(batch, generator)
-        context = pool.features[pool.caption_of[rows]].float()
+        drawn, context = pool.latents[rows].float(), pool.features[pool.caption_of[rows]].float()
+        if pool.mixer is not None:
+            pool.mixer.mix(pool.latents, rows, drawn, context, step)
         empty = torch.rand(batch, generator=generator) < EMPTY_SHARE
         context[empty] = pool.empty.float()
         loop.set_rate(rate(step))
-        latents = pool.latents[rows].float().to(device)
-        loss = loss_of(unet, scheduler, latents, context.to(device), generator)
+        loss = loss_of(unet, scheduler, drawn.to(device), context.to(device), generator)
         optimiser.zero_grad()
         loss.backward()
         team.average_gradients(unet.parameters())

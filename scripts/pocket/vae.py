@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from vocabulary import Vocabulary
 
 KL_WEIGHT = 1e-7
 EDGE_WEIGHT = 0.5
-POLISHED = Shares(style=0.35, pair=0.3)  # what the decoder is polished on: fine lines and small subjects
+POLISHED = Shares(style=0.4, pair=0.3)  # what the decoder is polished on: fine lines and small subjects
+POLISHED_MOSAICS = 0.5  # of the styled pictures; their lines, one pixel wide, are learnt last
 
 
 def network() -> AutoencoderKL:
@@ -36,13 +38,25 @@ def network() -> AutoencoderKL:
 
 
 def pictures_of(
-    font: EmojiFont, vocabulary: Vocabulary, seed: int, numbers: range, shares: Shares, crop: int | None
+    font: EmojiFont,
+    vocabulary: Vocabulary,
+    seed: int,
+    numbers: range,
+    shares: Shares,
+    crop: int | None,
+    mosaics: float = 0.0,
 ) -> Tensor:
-    """Random drawings (n, 3, size, size) in [−1, 1]; with `crop`, a random square of that side."""
+    """Random drawings (n, 3, size, size) in [−1, 1]; with `crop`, a random square of that side.
+
+    Of those in a style, the share `mosaics` is made a mosaic whatever the style was.
+    """
     made = []
     for number in numbers:
         rng = np.random.default_rng((seed, number))
-        picture = draw(font, vocabulary, random_scene(vocabulary, vocabulary.drawn, rng, shares), rng)
+        scene = random_scene(vocabulary, vocabulary.drawn, rng, shares)
+        if scene.style is not None and mosaics > 0 and rng.random() < mosaics:
+            scene = replace(scene, style="mosaic")
+        picture = draw(font, vocabulary, scene, rng)
         if crop is not None:
             top, left = rng.integers(0, 64 - crop + 1, 2)
             picture = picture[top : top + crop, left : left + crop]
@@ -120,7 +134,7 @@ def polish(
     loop = Loop(Stage(folder, "decoder"), total, optimiser, {"net": vae}, average)
     for step in loop:
         numbers = range(step * batch, (step + 1) * batch)
-        pictures = pictures_of(font, vocabulary, 13, numbers, POLISHED, None).to(device)
+        pictures = pictures_of(font, vocabulary, 13, numbers, POLISHED, None, POLISHED_MOSAICS).to(device)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean
         loop.set_rate(cosine(step, total, 8e-4, warmup=20))
