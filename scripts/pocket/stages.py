@@ -18,7 +18,7 @@ import unet as unet_stage
 import vae as vae_stage
 from adopt import adopt, steps_before
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from drawings import EmojiFont
+from drawings import EmojiFont, Scene
 from export import save as save_checkpoint
 from looks import looks
 from state import Stage, cosine
@@ -195,25 +195,24 @@ class Training:
             device=self.device,
         )
 
-    def _mixer(self, count: int, length: int) -> unet_stage.PairMixer:
+    def _mixer(self, scenes: list[Scene], length: int) -> unet_stage.PairMixer:
         encoder = self.trained_text()
 
         def encode_texts(texts: list[str]) -> torch.Tensor:
             with torch.no_grad():
                 return text_stage.encode(encoder, self.tokenizer, texts, length).cpu()
 
-        return unet_stage.PairMixer(self.vocabulary, POOL_SEED, count, encode_texts)
+        return unet_stage.PairMixer(self.vocabulary, scenes, encode_texts)
 
     def pairs(self) -> UNet2DConditionModel:
         """Goes on with pairs in most rows: they are learnt last, and singles stay."""
         options, pool = self.options, self.pool_of("pairs")
-        weights = unet_stage.weights_of_kinds(
-            self.vocabulary, POOL_SEED, len(pool.latents), pair=PAIRS_SHARE, style=STYLE_SHARE
-        )
+        scenes = unet_stage.scenes_of(self.vocabulary, POOL_SEED, len(pool.latents))
+        weights = unet_stage.weights_of_kinds(scenes, pair=PAIRS_SHARE, style=STYLE_SHARE)
         return unet_stage.train(
             self.state,
             "pairs",
-            replace(pool, weights=weights, mixer=self._mixer(len(pool.latents), TRAINED_LENGTH)),
+            replace(pool, weights=weights, mixer=self._mixer(scenes, TRAINED_LENGTH)),
             self._from("whole"),
             total=options.pairs_steps,
             batch=options.batch,

@@ -56,13 +56,12 @@ class PairMixer:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, seed: int, count: int, encode_texts: Callable[[list[str]], Tensor]
+        self, vocabulary: Vocabulary, scenes: list[Scene], encode_texts: Callable[[list[str]], Tensor]
     ) -> None:
-        self._vocabulary, self._encode = vocabulary, encode_texts
+        self._vocabulary, self._scenes, self._encode = vocabulary, scenes, encode_texts
         self._forbidden = held_out_pairs(vocabulary)
-        self._scenes = [captioned(vocabulary, seed, number, self._forbidden).scene for number in range(count)]
         self._pairs: dict[str, list[int]] = {}
-        for number, scene in enumerate(self._scenes):
+        for number, scene in enumerate(scenes):
             if len(scene.subjects) == 2:
                 self._pairs.setdefault(scene.background, []).append(number)
 
@@ -129,10 +128,15 @@ def captioned(
     return caption(vocabulary, scene, rng, SHARES, "train")
 
 
-def weights_of_kinds(vocabulary: Vocabulary, seed: int, count: int, *, pair: float, style: float) -> Tensor:
-    """Weights with which pairs and named styles make those shares of the rows taken; one on the mean."""
+def scenes_of(vocabulary: Vocabulary, seed: int, count: int) -> list[Scene]:
+    """What the stored pictures show, row by row."""
     forbidden = held_out_pairs(vocabulary)
-    scenes = [captioned(vocabulary, seed, number, forbidden).scene for number in range(count)]
+    return [captioned(vocabulary, seed, number, forbidden).scene for number in range(count)]
+
+
+def weights_of_kinds(scenes: list[Scene], *, pair: float, style: float) -> Tensor:
+    """Weights with which pairs and named styles make those shares of the rows taken; one on the mean."""
+    count = len(scenes)
     pairs = torch.tensor([len(scene.subjects) == 2 for scene in scenes])
     styled = torch.tensor([scene.style is not None for scene in scenes])  # never with pairs
     weights = torch.zeros(count, dtype=torch.float64)

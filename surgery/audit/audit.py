@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from surgery.audit.classify import Evidence, classify
+from surgery.audit.facts import by_component
 from surgery.audit.merge import fit_merge
 from surgery.audit.operator import fit_operator
 from surgery.audit.patch_side import expectation, open_patch
@@ -136,9 +137,7 @@ def _lists(options: AuditOptions, base: Checkpoint | None) -> tuple[tuple[str, .
 
 
 def _components(rows: Iterable[TensorRow]) -> list[tuple[str, list[TensorRow]]]:
-    groups: dict[str, list[TensorRow]] = {}
-    for row in rows:
-        groups.setdefault(row.component, []).append(row)
+    groups = dict(by_component(rows))
     return [(component, groups[component]) for component in COMPONENTS if component in groups]
 
 
