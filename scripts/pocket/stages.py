@@ -31,7 +31,7 @@ TRAINED_LENGTH = (
     20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
 )
 POOL_SEED = 30
-PAIRS_SHARE, STYLE_SHARE = 0.56, 0.14  # of the rows of the stage `pairs`
+PAIRS_SHARE, STYLE_SHARE = 0.64, 0.12  # of the rows of the stage `pairs`
 
 
 def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:

@@ -23,6 +23,7 @@ from vocabulary import Vocabulary
 SHARES = Shares(pair=0.34, style=0.2)
 EMPTY_SHARE = 0.1
 HEAVIEST = 25.0
+AVERAGED_EVERY = 8  # steps, when several processes train
 
 
 def network(
@@ -279,9 +280,10 @@ def train(
         loss = loss_of(unet, scheduler, drawn.to(device), context.to(device), generator)
         optimiser.zero_grad()
         loss.backward()
-        team.average_gradients(unet.parameters())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
+        if step % AVERAGED_EVERY == AVERAGED_EVERY - 1 or loop.is_last(step):
+            team.average_weights(unet.parameters())
         average.update(unet, step)
         running = loss.item() if step == loop.first else 0.98 * running + 0.02 * loss.item()
         if team.rank() != 0:

@@ -1,7 +1,8 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
 from surgery.diffusion.batches import in_batches
-from surgery.diffusion.models import Models, Scheduler, Tokenizer, device_and_dtype
+from surgery.diffusion.models import Models, Scheduler, Tokenizer
+from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
 from surgery.diffusion.pixels import decode
 from surgery.diffusion.predict import guided_noise, predict_noise
@@ -20,7 +21,10 @@ __all__ = [
     "encode_prompts",
     "guided_noise",
     "in_batches",
+    "is_offloaded",
+    "offload",
     "predict_noise",
+    "resident",
     "sample",
     "sample_latents",
     "sample_table",

@@ -70,12 +70,6 @@ class Models(Protocol):
         """The checkpoint's own solver; it is copied before use."""
 
 
-def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module's weights lie and their type."""
-    weight = next(module.parameters())
-    return weight.device, weight.dtype
-
-
 def config_of(model: nn.Module) -> Any:
     """A model's configuration as diffusers and transformers keep it."""
     return model.config

@@ -8,7 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from surgery.diffusion.batches import in_batches
-from surgery.diffusion.models import config_of, device_and_dtype
+from surgery.diffusion.models import config_of
+from surgery.diffusion.offload import device_and_dtype, resident
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def decode(
         shares = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return np.asarray((shares * 255).round().astype("uint8"))
 
-    return np.concatenate(in_batches(len(latents), batch, work))
+    with resident(vae):
+        return np.concatenate(in_batches(len(latents), batch, work))
 
 
 def scale_factor(vae: nn.Module) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from surgery import progress as shown
 from surgery.diffusion.batches import in_batches
-from surgery.diffusion.models import Models, Scheduler, config_of, device_and_dtype
+from surgery.diffusion.models import Models, Scheduler, config_of
+from surgery.diffusion.offload import device_and_dtype, resident
 from surgery.diffusion.pixels import decode, scale_factor
 from surgery.diffusion.predict import guided_noise, predict_noise
 from surgery.diffusion.text import encode_prompts
@@ -114,7 +115,8 @@ def sample_latents(
             drawn = [torch.randn((1, *shape), generator=own, dtype=text.dtype) for own in generators]
             noise = torch.cat(drawn).to(device, dtype)
             predict = _predictor(models.unet, text[part].to(noise), without, guidance)
-            return _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
+            with resident(models.unet):
+                return _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
 
         return torch.cat(in_batches(len(prompts), batch, work))
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surgery.diffusion.models import Tokenizer, config_of, device_and_dtype
+from surgery.diffusion.models import Tokenizer, config_of
+from surgery.diffusion.offload import device_and_dtype, resident
 from surgery.errors import SurgeryError
 
 _log = logging.getLogger(__name__)
@@ -47,10 +48,11 @@ def encode_prompts(
         )
     unique = list(dict.fromkeys(prompts))
     _warn_of_long_prompts(tokenizer, unique)
-    parts = [
-        _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
-        for start in range(0, len(unique), _BATCH)
-    ]
+    with resident(text_encoder):
+        parts = [
+            _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
+            for start in range(0, len(unique), _BATCH)
+        ]
     place = {prompt: row for row, prompt in enumerate(unique)}
     return torch.cat(parts)[[place[prompt] for prompt in prompts]]
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.checkpoint.components import load_pipeline
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after
 from surgery.diffusion.sampling import SampleKnobs
@@ -27,6 +26,7 @@ from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
 from surgery.store import Store
 from surgery.study.effect import edited_names, measure_replacements
+from surgery.study.loading import pipeline_on
 from surgery.study.samples import sheet_of, write_sheet
 from surgery.study.words import Words, read_words
 
@@ -65,6 +65,7 @@ def run_recipe(
     *,
     base: Path | None = None,
     device: str = "cpu",
+    offloaded: bool = False,
     batch: int | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
@@ -79,6 +80,7 @@ def run_recipe(
         out: A new, empty or own unfinished folder.
         base: The checkpoint instead of the recipe's.
         device: Where the models run.
+        offloaded: Whether the device holds only the model that is in use.
         batch: Pictures drawn at a time, at most; None leaves the default.
         cache: Folder of stored results; None keeps them inside ``out``.
         overwrite: Whether an older run in ``out`` may be replaced.
@@ -95,7 +97,7 @@ def run_recipe(
     with locked_folder(out):
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
         store = Store(cache or out / "cache")
-        return _carry_out(recipe, plan, checkpoint, words, judge, folder, store, device, batch)
+        return _carry_out(recipe, plan, checkpoint, words, judge, folder, store, device, offloaded, batch)
 
 
 def _carry_out(
@@ -107,11 +109,12 @@ def _carry_out(
     folder: RunFolder,
     store: Store,
     device: str,
+    offloaded: bool,
     batch: int | None,
 ) -> Run:
     clock = _Clock()
     with clock.stage("load"):
-        models = load_pipeline(checkpoint.path, device=device, dtype=getattr(torch, recipe.dtype))
+        models = pipeline_on(checkpoint.path, device, getattr(torch, recipe.dtype), offloaded=offloaded)
     with clock.stage("edit"):
         computed = compute_patch(recipe, plan, checkpoint, models, store)
     with clock.stage("write"):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
-from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import PictureTable, SampleKnobs, before_and_after, sample_table
 from surgery.patch import applied, load_patch
 from surgery.report import SheetRow, contact_sheet, png
+from surgery.study.loading import pipeline_on
 
 # sides of a drawn picture in pixels: small ones are enlarged, those of 512 and more reduced
 _SMALLEST, _LARGEST = 128, 256
@@ -27,6 +27,7 @@ def sample_sheet(
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    offloaded: bool = False,
     **knobs: Unpack[SampleKnobs],
 ) -> Image.Image:
     """A sheet with one row for each prompt and one column for each seed; with a patch, before and after it.
@@ -39,12 +40,13 @@ def sample_sheet(
         seeds: One for each column, the same before and after.
         device: Where the models run.
         dtype: In which type they run.
+        offloaded: Whether the device holds only the model that is in use.
         knobs: ``steps``, ``guidance``, ``negative``, ``batch`` … as ``surgery.diffusion.sample`` takes them.
 
     Raises:
         SurgeryError: when the checkpoint or the patch cannot be used, or they do not fit each other.
     """
-    pipeline = load_pipeline(checkpoint, device=device, dtype=dtype)
+    pipeline = pipeline_on(checkpoint, device, dtype, offloaded=offloaded)
     if patch is None:
         return sheet_of({"": sample_table(pipeline, prompts, seeds, **knobs)}, prompts, seeds)
     edited: AbstractContextManager[Any] = applied(pipeline, load_patch(patch), strength=strength)

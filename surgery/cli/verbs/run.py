@@ -12,6 +12,7 @@ from surgery.cli.options import (
     device_option,
     dtype_option,
     json_option,
+    offload_option,
     output_option,
     overwrite_option,
     print_json,
@@ -59,6 +60,7 @@ def plan(recipe: str, base: str | None, overrides: dict[str, str], as_json: bool
 @set_option
 @overwrite_option
 @device_option
+@offload_option
 @dtype_option
 @threads_option
 @batch_option
@@ -71,6 +73,7 @@ def run(
     overrides: dict[str, str],
     overwrite: bool,
     device: str,
+    offload: bool,
     dtype: str | None,
     threads: int | None,
     batch: int | None,
@@ -92,6 +95,7 @@ def run(
         output,
         base=place,
         device=chosen_device(device),
+        offloaded=offload,
         batch=batch,
         cache=cache,
         overwrite=overwrite,

@@ -11,6 +11,7 @@ from surgery.cli.options import (
     batch_option,
     device_option,
     dtype_option,
+    offload_option,
     output_option,
     overwrite_option,
     threads_option,
@@ -37,6 +38,7 @@ from surgery.shelf import checkpoint_path
 @output_option("The sheet, a PNG file.")
 @overwrite_option
 @device_option
+@offload_option
 @threads_option
 @batch_option
 def sample(
@@ -52,6 +54,7 @@ def sample(
     output: Path,
     overwrite: bool,
     device: str,
+    offload: bool,
     threads: int | None,
     batch: int | None,
 ) -> None:
@@ -75,6 +78,7 @@ def sample(
         strength=strength,
         seeds=range(seed, seed + count),
         device=chosen_device(device),
+        offloaded=offload,
         dtype=getattr(torch, dtype or "float32"),
         **knobs,
     )

@@ -9,6 +9,7 @@ import torch
 
 from surgery.anatomy import Span, locate, text_stack, tokenize, weights_digest
 from surgery.delta import Delta
+from surgery.diffusion import device_and_dtype, is_offloaded
 from surgery.errors import ConceptError, MethodError, raise_all
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, prepare
 from surgery.methods.emcid.models import EmcidModels
@@ -139,15 +140,16 @@ def edit(
 def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
     """The models in the type and place they are worked with: copies where that is not theirs already."""
     weight = text_stack(models.text_encoder).weight(0)
-    place = torch.device(device) if device is not None else weight.device
+    place = torch.device(device) if device is not None else device_and_dtype(models.text_encoder)[0]
     encoder = models.text_encoder
-    if weight.dtype != torch.float32 or weight.device != place:
+    # an offloaded encoder would leave while the U-Net draws
+    if weight.dtype != torch.float32 or weight.device != place or is_offloaded(encoder):
         encoder = copy.deepcopy(encoder).to(place, torch.float32)
     return replace(models, text_encoder=encoder, unet=_at(models.unet, place), vae=_at(models.vae, place))
 
 
 def _at(module: torch.nn.Module | None, place: torch.device) -> torch.nn.Module | None:
-    if module is None or next(module.parameters()).device == place:
+    if module is None or device_and_dtype(module)[0] == place:
         return module
     return copy.deepcopy(module).to(place)
 

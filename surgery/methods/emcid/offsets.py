@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from surgery import progress
 from surgery.anatomy import frozen
+from surgery.diffusion import resident
 from surgery.errors import MethodError, raise_all
 from surgery.methods.emcid.descent import Descent, descend
 from surgery.methods.emcid.models import EmcidModels, models_digest
@@ -182,9 +184,11 @@ class _Work:
         return [_target(tensors, row, concept, self.layer, digest) for row, concept in enumerate(concepts)]
 
     def _compute(self, concepts: tuple[Concept, ...]) -> dict[str, Tensor]:
-        problem = problem_of(self.models, concepts, self.settings, self.layer)
-        cycle = 1 if problem.teacher is None else problem.teacher.cycle
-        descent = descend(problem.losses, problem.source, self.settings, cycle)
+        by_noise = self.settings.mode != "text"
+        with resident(self.models.unet) if by_noise else nullcontext():
+            problem = problem_of(self.models, concepts, self.settings, self.layer)
+            cycle = 1 if problem.teacher is None else problem.teacher.cycle
+            descent = descend(problem.losses, problem.source, self.settings, cycle)
         return {"source": problem.source.cpu(), **_tensors(descent)}
 
     def _meaning(self, concepts: tuple[Concept, ...]) -> dict[str, JSON]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from surgery.anatomy import fill
-from surgery.diffusion import decode, sample_latents
+from surgery.diffusion import decode, device_and_dtype, resident, sample_latents
 from surgery.errors import ConceptError
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.settings import Images, OffsetSettings
@@ -127,11 +127,12 @@ def _mirrored(pictures: Tensor, views: Sequence[View], settings: OffsetSettings)
 
 
 def _encoded(models: EmcidModels, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    weight = next(models.vae.parameters())
+    device, dtype = device_and_dtype(models.vae)
     scaling = float(models.vae.config.scaling_factor)
     means, deviations = [], []
-    for part in torch.split(pixels, _AT_A_TIME):
-        posterior = models.vae.encode(part.to(weight.device, weight.dtype)).latent_dist
-        means.append(posterior.mean.float().cpu() * scaling)
-        deviations.append(posterior.std.float().cpu() * scaling)
+    with resident(models.vae):
+        for part in torch.split(pixels, _AT_A_TIME):
+            posterior = models.vae.encode(part.to(device, dtype)).latent_dist
+            means.append(posterior.mean.float().cpu() * scaling)
+            deviations.append(posterior.std.float().cpu() * scaling)
     return torch.cat(means), torch.cat(deviations)

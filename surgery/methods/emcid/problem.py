@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surgery.anatomy import text_stack
+from surgery.diffusion import device_and_dtype
 from surgery.methods.emcid.metric import cross_attention_metric, gathered, token_distance
 from surgery.methods.emcid.models import EmcidModels, noise_schedule
 from surgery.methods.emcid.nouns import Concept
@@ -115,7 +116,7 @@ def problem_of(
 
 
 def _teacher(models: EmcidModels, settings: OffsetSettings, rows: Rows, goal: Tensor) -> Teacher:
-    device = next(models.unet.parameters()).device
+    device, _ = device_and_dtype(models.unet)
     lesson = Lesson(
         models=models,
         schedule=noise_schedule(models.scheduler),

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surgery import progress
+from surgery.diffusion import device_and_dtype
 from surgery.methods.emcid.models import EmcidModels, NoiseSchedule
 from surgery.methods.emcid.pictures import Clean, generator_for, images_of
 from surgery.methods.emcid.settings import OffsetSettings
@@ -51,8 +52,7 @@ class Lesson:
     @property
     def device(self) -> torch.device:
         """Where the U-Net lies."""
-        device: torch.device = next(self.models.unet.parameters()).device
-        return device
+        return device_and_dtype(self.models.unet)[0]
 
     def range_of(self, row: int) -> tuple[int, int]:
         """First and last timestep of a row."""
