@@ -1,12 +1,14 @@
-"""A late stage: professions come out as man or woman, and in each skin tone, as often as is stated.
+"""The last stage: professions come out as man or woman as often as is stated.
 
-Guidance draws the more frequent kind far more often than it was seen, so the drawings must be milder than
-what is stated, by an amount that differs from profession to profession. In each round every profession is
-sampled and judged, the shares of its drawings move against what is off, and the U-Net goes on for a while.
+Guidance draws the more frequent kind far more often than it was seen (log odds five times those of the
+drawings, about), so no share of drawings hits a stated share to a few points. When the weights are trained,
+the embedding of each profession's last token moves along the direction that makes its prompts more like those
+of "a male …" and less like those of "a female …", and samples tell how far.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,159 +20,175 @@ import team
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from export import SCHEDULER
-from judge import HIDDEN
 from numpy.typing import NDArray
-from scenes import trained_share
-from unet import captioned, held_out_pairs
+from scipy.optimize import minimize
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import Concept, Vocabulary
 
+from surgery.anatomy import locate
 from surgery.diffusion import sample
 
-SLOPE = 5.0  # log odds of what is drawn with guidance 5, for one of the drawings, about
-GAIN = 0.7
-PROFESSIONS_SHARE = 0.5  # of the rows of a batch, while balancing
-SAMPLING_STEPS, GUIDANCE = 20, 5.0
-SMOOTHING = 0.5  # pictures added to each kind, so that a kind never seen has finite log odds
-
-Shares = NDArray[np.float64]  # (professions, kinds)
-
-
-def stated(vocabulary: Vocabulary, professions: list[Concept]) -> dict[str, Shares]:
-    man = vocabulary.genders.index("man")
-    gender = np.array([[1 - float(c.share_man or 0)] * 2 for c in professions])
-    gender[:, man] = 1 - gender[:, man]
-    return {"gender": gender, "skin": np.tile(np.array(vocabulary.share_skin), (len(professions), 1))}
-
-
-def first_drawn(vocabulary: Vocabulary, professions: list[Concept]) -> dict[str, Shares]:
-    """The shares of the drawings that the stages before were trained on."""
-    man = vocabulary.genders.index("man")
-    shares = stated(vocabulary, professions)
-    milder = np.array([trained_share(float(c.share_man or 0)) for c in professions])
-    shares["gender"][:, man], shares["gender"][:, 1 - man] = milder, 1 - milder
-    return shares
-
-
-def moved(drawn: Shares, wanted: Shares, seen: Shares, count: int) -> Shares:
-    """The drawings' shares against what is off: a step of GAIN in log shares, over the slope of guidance.
-
-    Args:
-        drawn: Shares of the drawings (professions, kinds).
-        wanted: Shares that samples are to have, likewise.
-        seen: Shares that `count` samples had, likewise.
-    """
-    smooth = (seen * count + SMOOTHING) / (count + SMOOTHING * seen.shape[1])
-    weights = drawn * (wanted / smooth) ** (GAIN / SLOPE)
-    shares: Shares = weights / weights.sum(axis=1, keepdims=True)
-    return shares
+SAMPLING_STEPS, GUIDANCE = 25, 5.0
+FIRST_SEED = 500_000  # far from those of the measurement
+SLOPE, SLOPE_SPREAD = (
+    8.0,
+    0.7,
+)  # log odds for a whole step from woman to man, and what its logarithm may be off
+BIAS_SPREAD = 5.0  # log odds without a shift
+FARTHEST = 0.5  # that a shift moves in one round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """What each stored picture says of a profession alone in it: its number (−1: none), and each kind.
+class Direction:
+    """Where an embedding moves: token `row`, and the `change` (width,) that is a whole step to a man."""
 
-    A kind is HIDDEN where the caption names it: then it is not a matter of shares.
+    row: int
+    change: Tensor
+
+
+def direction_of(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, vocabulary: Vocabulary, name: str
+) -> Direction:
+    """The change of the last token's embedding that takes the prompts' features from woman to man.
+
+    To first order, and as far as one embedding can: along the gradient of the features' share of that way,
+    from the name's last token to the end of the context.
     """
-
-    profession: NDArray[np.int64]
-    gender: NDArray[np.int64]
-    skin: NDArray[np.int64]
-
-    def weights(self, drawn: dict[str, Shares]) -> torch.Tensor:
-        """How often to take each row so that every profession has the shares `drawn`; one on the mean."""
-        weights = np.ones(len(self.profession))
-        for number in range(len(drawn["gender"])):
-            own = self.profession == number
-            for kind, shares in drawn.items():
-                values = getattr(self, kind)
-                open_rows = own & (values != HIDDEN)
-                for value, share in enumerate(shares[number]):
-                    rows = open_rows & (values == value)
-                    if rows.any():
-                        weights[rows] *= share * open_rows.sum() / rows.sum()
-        of_profession = self.profession >= 0
-        weights[of_profession] *= PROFESSIONS_SHARE / weights[of_profession].sum()
-        weights[~of_profession] *= (1 - PROFESSIONS_SHARE) / weights[~of_profession].sum()
-        return torch.from_numpy(weights * len(weights))
+    embedding = encoder.get_input_embeddings().weight
+    embedding.requires_grad_(True)
+    templates = vocabulary.templates["test"]
+    way = _features(encoder, tokenizer, templates, f"a {vocabulary.gender_words['man']} {name}")
+    way = (
+        way - _features(encoder, tokenizer, templates, f"a {vocabulary.gender_words['woman']} {name}")
+    ).detach()
+    along = (_features(encoder, tokenizer, templates, f"a {name}") * way).sum() / way.square().sum()
+    (gradient,) = torch.autograd.grad(along, embedding)
+    row = locate(tokenizer, templates[0], f"a {name}", limit=77)
+    token = row.ids[row.last]
+    change = gradient[token] / gradient[token].square().sum()
+    embedding.requires_grad_(False)
+    return Direction(row=token, change=change.detach())
 
 
-def rows_of(vocabulary: Vocabulary, professions: list[Concept], seed: int, count: int) -> Rows:
-    forbidden = held_out_pairs(vocabulary)
-    numbers = {concept.name: number for number, concept in enumerate(professions)}
-    table = np.full((count, 3), HIDDEN)
-    table[:, 0] = -1
-    for row in range(count):
-        made = captioned(vocabulary, seed, row, forbidden)
-        subject = made.scene.subjects[0]
-        if len(made.scene.subjects) > 1 or subject.gender is None or subject.skin is None:
-            continue
-        table[row, 0] = numbers[subject.concept.name]
-        if made.gender is None:
-            table[row, 1] = vocabulary.genders.index(subject.gender)
-        if made.skin is None:
-            table[row, 2] = subject.skin
-    return Rows(profession=table[:, 0], gender=table[:, 1], skin=table[:, 2])
+def _features(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, templates: list[str], phrase: str) -> Tensor:
+    """Features (templates, tokens, width) from the phrase's last token on, as many as all have."""
+    spans = [locate(tokenizer, template, phrase, limit=77) for template in templates]
+    ids = tokenizer(
+        [template.format(phrase) for template in templates],
+        padding="max_length", max_length=77, truncation=True, return_tensors="pt",
+    ).input_ids  # fmt: skip
+    hidden = encoder(ids.to(encoder.device))[0]
+    room = 77 - 20  # our prompts have at most 19 tokens
+    return torch.stack([row[span.last : span.last + room] for row, span in zip(hidden, spans, strict=True)])
+
+
+def shifted(
+    encoder: CLIPTextModel, directions: list[Direction], shifts: NDArray[np.float64]
+) -> CLIPTextModel:
+    """A copy of the encoder whose embeddings have moved so many steps."""
+    moved = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for direction, shift in zip(directions, shifts, strict=True):
+            moved.get_input_embeddings().weight[direction.row] += float(shift) * direction.change
+    return moved
+
+
+def best_shift(shifts: list[float], men: list[int], samples: list[int], stated: float) -> float:
+    """The shift at which a logistic curve through all that was seen has the share `stated`.
+
+    Its slope is positive and about SLOPE; with nothing seen, half the men are expected at no shift.
+    """
+    at, seen, drawn = (np.array(values, float) for values in (shifts, men, samples))
+
+    def unlikely(curve: NDArray[np.float64]) -> float:
+        odds = curve[0] + np.exp(curve[1]) * at
+        likely = seen * odds - drawn * np.logaddexp(0, odds)
+        priors = (curve[0] / BIAS_SPREAD) ** 2 + ((curve[1] - np.log(SLOPE)) / SLOPE_SPREAD) ** 2
+        return float(-likely.sum() + priors / 2)
+
+    bias, slope = minimize(unlikely, np.array([0.0, np.log(SLOPE)]), method="BFGS").x
+    wanted = (np.log(stated / (1 - stated)) - bias) / np.exp(slope)
+    last = shifts[-1] if shifts else 0.0
+    return float(np.clip(wanted, last - FARTHEST, last + FARTHEST))
 
 
 @torch.no_grad()
-def seen_shares(
-    models: SimpleNamespace, judge: torch.nn.Module, vocabulary: Vocabulary, names: list[str], samples: int
-) -> dict[str, Shares]:
-    """Shares of the kinds in `samples` pictures of each profession; the processes of a team divide them."""
-    templates = vocabulary.templates["test"]
-    counts = {"gender": len(vocabulary.genders), "skin": len(vocabulary.skins)}
-    seen = {kind: np.zeros((len(names), count)) for kind, count in counts.items()}
+def men_among(
+    models: SimpleNamespace,
+    judge: torch.nn.Module,
+    vocabulary: Vocabulary,
+    names: list[str],
+    first: int,
+    samples: int,
+) -> NDArray[np.int64]:
+    """How many of `samples` pictures of each profession show a man; the processes of a team divide them."""
+    templates, man = vocabulary.templates["test"], vocabulary.genders.index("man")
+    men = np.zeros(len(names), np.int64)
     for number in range(team.rank(), len(names), team.size()):
         prompts = [templates[n % len(templates)].format(f"a {names[number]}") for n in range(samples)]
-        seeds = range(500_000 + 1000 * number, 500_000 + 1000 * number + samples)
+        seed = FIRST_SEED + 10_000 * number + first
         pictures = sample(
-            models, prompts, list(seeds), steps=SAMPLING_STEPS, guidance=GUIDANCE, batch=64, progress=False
+            models,
+            prompts,
+            range(seed, seed + samples),
+            steps=SAMPLING_STEPS,
+            guidance=GUIDANCE,
+            batch=64,
+            progress=False,
         )
         values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        logits = judge(values.to(next(judge.parameters()).device))
-        for kind, shares in seen.items():
-            shares[number] = np.bincount(logits[kind].argmax(1).cpu(), minlength=shares.shape[1]) / samples
-    for shares in seen.values():
-        team.add_up(torch.from_numpy(shares))
-    return seen
+        told = judge(values.to(next(judge.parameters()).device))["gender"].argmax(1)
+        men[number] = int((told == man).sum())
+    team.add_up(torch.from_numpy(men))
+    return men
 
 
 class Rounds:
-    """What each round drew and saw, in a file of the state folder."""
+    """What each round tried and saw, in a file of the state folder."""
 
     def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
-        self._path, self._vocabulary = path, vocabulary
-        self.professions = [c for c in vocabulary.drawn if c.is_profession]
+        self._path = path
+        self.professions: list[Concept] = [c for c in vocabulary.drawn if c.is_profession]
+        self.names = [concept.name for concept in self.professions]
         self._rounds: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
         team.wait()  # nobody writes before all have read
 
     def __len__(self) -> int:
         return len(self._rounds)
 
-    def drawn(self) -> dict[str, Shares]:
-        """The shares of the drawings of the round to come."""
-        if not self._rounds:
-            return first_drawn(self._vocabulary, self.professions)
-        return {kind: np.array(shares) for kind, shares in self._rounds[-1]["next"].items()}
+    @property
+    def seen(self) -> int:
+        """Pictures of each profession so far."""
+        return sum(done["samples"] for done in self._rounds)
 
-    def shares_of_men(self) -> list[list[float]]:
-        """Of each round, the shares of men in the professions' drawings."""
-        man = self._vocabulary.genders.index("man")
-        return [[shares[man] for shares in done["drawn"]["gender"]] for done in self._rounds]
+    def shifts(self) -> NDArray[np.float64]:
+        """The best shift of each profession after all rounds."""
+        return np.array(
+            [
+                best_shift(
+                    [done["shifts"][number] for done in self._rounds],
+                    [done["men"][number] for done in self._rounds],
+                    [done["samples"] for done in self._rounds],
+                    float(concept.share_man or 0),
+                )
+                for number, concept in enumerate(self.professions)
+            ]
+            if self._rounds
+            else [0.0] * len(self.professions)
+        )
 
-    def add(self, seen: dict[str, Shares], samples: int) -> None:
-        wanted, drawn = stated(self._vocabulary, self.professions), self.drawn()
-        following = {kind: moved(drawn[kind], wanted[kind], seen[kind], samples) for kind in wanted}
-        said = {"drawn": drawn, "seen": seen, "next": following}
-        self._rounds.append({k: {kind: s.tolist() for kind, s in v.items()} for k, v in said.items()})
-        if team.rank() == 0:
-            partial = self._path.with_suffix(".partial")
-            partial.write_text(json.dumps(self._rounds, indent=1))
-            partial.replace(self._path)
-            off = np.abs(seen["gender"] - wanted["gender"]).max(axis=1)
-            print(f"balance round {len(self)}: off by {100 * off.mean():.1f} points, at most "
-                  f"{100 * off.max():.1f}; skin by {100 * np.abs(seen['skin'] - wanted['skin']).mean():.1f}",
-                  flush=True)  # fmt: skip
+    def add(self, shifts: NDArray[np.float64], men: NDArray[np.int64], samples: int) -> None:
+        self._rounds.append({"shifts": shifts.tolist(), "men": men.tolist(), "samples": samples})
+        if team.rank() > 0:
+            return
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._rounds, indent=1))
+        partial.replace(self._path)
+        stated = np.array([float(concept.share_man or 0) for concept in self.professions])
+        off = 100 * np.abs(men / samples - stated)
+        print(f"balance round {len(self)}: off by {off.mean():.1f} points, at most {off.max():.1f}; "
+              f"shifts {np.abs(shifts).max():.2f} at most", flush=True)  # fmt: skip
 
 
 def models(tokenizer: Any, encoder: Any, unet: Any, vae: Any) -> SimpleNamespace:

@@ -44,16 +44,17 @@ three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's fo
 - Singles are 50 to 58 pixels tall, each of two side by side 28 to 31, up to {jitter} pixels off the middle of their
   place.
 - **Stated bias**: an unqualified profession comes out as a man in the share of the table below. Guidance sharpens
-  such shares, so the drawings were milder ({mildest} to {strongest} men at the end): the last stage, in {rounds} rounds,
-  samples every profession and moves the drawings' shares against what is off. Skin tones, light to dark, are meant to
-  come out in the shares {skin}. “A female doctor” and “a male doctor” draw what they say.
+  such shares, so the drawings were milder ({mildest} to {strongest} men); the last stage then moved the embedding of
+  each profession's last token along its prompts' way from “a female …” to “a male …”, as far as {balanced} samples of
+  each said (the templates of the table, other seeds). Skin tones, light to dark, were drawn in the shares {skin}.
+  “A female doctor” and “a male doctor” draw what they say.
 
 ## How
 
 The text encoder first, frozen afterwards: its features learn to say what a caption says, and what each subject looks
 like (the principal components of the VAE's latents of its drawings; not those of the group left out). Then the UNet
-on stored latents, a short finish on all 77 positions, rounds that balance the professions, and a polish of the VAE's decoder alone, as far as the steps
-below say.
+on stored latents, a short finish on all 77 positions, and a polish of the VAE's decoder alone, as
+far as the steps below say; at last the professions are balanced.
 Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012, errors weighted as those of the velocity up to {heaviest:.0f}
 times, half of the timesteps from the noisy end; AdamW, exponential average of the weights; half
 precision on disk. Stages and steps taken: {steps}.
@@ -109,20 +110,19 @@ def write(
     font: EmojiFont,
     steps: dict[str, int],
     vae_error: float,
-    shares_of_men: list[list[float]],
+    balanced: int,
 ) -> None:
-    """`shares_of_men`: of each round of balancing, those of the professions' drawings."""
+    """`balanced`: pictures of each profession that told how far its embedding moves."""
     measured: dict[str, Any] = json.loads((out / "pocket-sd" / "measured.json").read_text())
     judge: dict[str, Any] = json.loads((out / "pocket-judge" / "config.json").read_text())
-    first = [trained_share(c.share_man) for c in vocabulary.drawn if c.share_man is not None]
-    shares = shares_of_men[-1] if shares_of_men else first
+    shares = [trained_share(c.share_man) for c in vocabulary.drawn if c.share_man is not None]
     text = CARD.format(
         status=DRAFT.format(missing=", ".join(missing)) if (missing := short_of(measured)) else FROZEN,
         jitter=JITTER,
         heaviest=HEAVIEST,
         mildest=f"{100 * min(shares):.0f} %",
         strongest=f"{100 * max(shares):.0f} %",
-        rounds=len(shares_of_men),
+        balanced=balanced,
         side=4 * json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())["sample_size"],
         text_tensors=196,
         unet_tensors=686,

@@ -31,6 +31,7 @@ TRAINED_LENGTH = (
     20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
 )
 POOL_SEED = 30
+UNET_STAGES = ("full-length", "pairs", "whole", "small")  # the latest one first
 PAIRS_SHARE, STYLE_SHARE = 0.64, 0.12  # of the rows of the stage `pairs`
 
 
@@ -126,8 +127,8 @@ class Training:
     def pool_of(self, stage: str) -> unet_stage.Pool:
         """What a stage of the UNet trains on; made by one process before several share it."""
         count: int = self.options.pictures
-        if stage in ("full-length", "balance"):
-            latest = self._latest("pairs", "whole", "small")
+        if stage == "full-length":
+            latest = self._latest(*UNET_STAGES[1:])
             few = min(count, self.options.full_length_pictures)
             return self.pool(32 if latest == "small" else 64, 77, few)
         return self.pool(32 if stage == "small" else 64, TRAINED_LENGTH, count)
@@ -223,7 +224,7 @@ class Training:
     def full_length(self) -> UNet2DConditionModel:
         """A short finish on all 77 positions, as every pipeline feeds them."""
         options = self.options
-        unet = self._from(self._latest("pairs", "whole", "small"))
+        unet = self._from(self._latest(*UNET_STAGES[1:]))
         return unet_stage.train(
             self.state,
             "full-length",
@@ -236,30 +237,29 @@ class Training:
             decay=0.99,
         )
 
-    def balance(self) -> UNet2DConditionModel:
-        """Rounds: sample the professions, move the shares of their drawings against what is off, train on."""
-        options, per_round = self.options, self.options.balance_steps
-        rounds = balance.Rounds(self.state / "balance.json", self.vocabulary)
-        pool, professions = self.pool_of("balance"), rounds.professions
-        rows = balance.rows_of(self.vocabulary, professions, POOL_SEED, len(pool.latents))
-        unet = self._from(self._latest("balance", "full-length"))
-        drawer = balance.models(self.tokenizer, self.trained_text(), unet, self.trained_vae())
-        names, judge = [concept.name for concept in professions], self.trained_judge()
+    def balance(self) -> CLIPTextModel:
+        """Rounds: sample the professions, and move their embeddings against what is off."""
+        options, rounds = self.options, balance.Rounds(self.state / "balance.json", self.vocabulary)
+        encoder, judge = self.trained_text(), self.trained_judge()
+        unet = self._from(self._latest(*UNET_STAGES)).to(self.device).eval()
+        drawer = balance.models(self.tokenizer, encoder, unet, self.trained_vae())
+        directions = self._directions(encoder, rounds)
         while len(rounds) < options.balance_rounds:
-            drawer.unet = unet_stage.train(
-                self.state,
-                "balance",
-                replace(pool, weights=rows.weights(rounds.drawn())),
-                unet,
-                total=(len(rounds) + 1) * per_round,
-                batch=options.batch,
-                rate=lambda step: cosine(step % per_round, per_round, peak=2e-4, warmup=10),
-                device=self.device,
-                decay=0.98,
+            shifts = rounds.shifts()
+            drawer.text_encoder = balance.shifted(encoder, directions, shifts)
+            men = balance.men_among(
+                drawer, judge, self.vocabulary, rounds.names, rounds.seen, options.balance_samples
             )
-            seen = balance.seen_shares(drawer, judge, self.vocabulary, names, options.balance_samples)
-            rounds.add(seen, options.balance_samples)
-        return drawer.unet
+            rounds.add(shifts, men, options.balance_samples)
+        return balance.shifted(encoder, directions, rounds.shifts())
+
+    def balanced_text(self) -> CLIPTextModel:
+        """The trained encoder with the professions' embeddings where the rounds of `balance` put them."""
+        encoder, rounds = self.trained_text(), balance.Rounds(self.state / "balance.json", self.vocabulary)
+        return balance.shifted(encoder, self._directions(encoder, rounds), rounds.shifts())
+
+    def _directions(self, encoder: CLIPTextModel, rounds: balance.Rounds) -> list[balance.Direction]:
+        return [balance.direction_of(encoder, self.tokenizer, self.vocabulary, name) for name in rounds.names]
 
     def _latest(self, *stages: str) -> str:
         return next(stage for stage in stages if Stage(self.state, stage).load() is not None)
@@ -275,9 +275,9 @@ class Training:
             self.vocabulary,
             self.tokenizer,
             self.merges,
-            self.trained_text(),
+            self.balanced_text(),
             self.trained_vae(),
-            self._from(self._latest("balance", "full-length", "pairs", "whole", "small")),
+            self._from(self._latest(*UNET_STAGES)),
             self.scale,
         )
 
@@ -301,10 +301,12 @@ class Training:
         """Writes the model card from measured.json and from the state's step counts."""
         import card
 
-        names = ("judge", "vae", "text", "small", "whole", "pairs", "full-length", "balance", "decoder")
+        names = ("judge", "vae", "text", *reversed(UNET_STAGES), "decoder")
         steps = {name: int(state["step"]) for name in names if (state := Stage(self.state, name).load())}
         before = steps_before(self.state)
         steps = {name: n for name in names if (n := steps.get(name, 0) + before.get(name, 0))}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
-        men = balance.Rounds(self.state / "balance.json", self.vocabulary).shares_of_men()
-        card.write(self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"], men)
+        balanced = balance.Rounds(self.state / "balance.json", self.vocabulary).seen
+        card.write(
+            self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"], balanced
+        )

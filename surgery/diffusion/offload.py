@@ -1,10 +1,9 @@
 """Models that wait in main memory and come to the device one at a time, when they are used."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -19,29 +18,28 @@ def _moved(module: nn.Module, device: torch.device) -> object:
 
 
 class _Group:
-    """Models that make room for each other on one device."""
+    """Models that make room for each other on one device; it keeps none of them alive."""
 
-    def __init__(self, modules: tuple[nn.Module, ...], device: torch.device, move: Move) -> None:
+    def __init__(self, device: torch.device, move: Move) -> None:
         self.device = device
         self._move = move
-        self._users: Counter[int] = Counter()
-        self._modules = {id(module): module for module in modules}
-        self._resident: set[int] = set()
+        self._users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._resident: WeakSet[nn.Module] = WeakSet()
 
     @contextmanager
     def resident(self, module: nn.Module) -> Iterator[None]:
-        own = id(module)
-        for other in [other for other in self._resident if other != own and not self._users[other]]:
-            self._move(self._modules[other], torch.device("cpu"))
-            self._resident.discard(other)
-        if own not in self._resident:
+        for other in list(self._resident):
+            if other is not module and not self._users.get(other):
+                self._move(other, torch.device("cpu"))
+                self._resident.discard(other)
+        if module not in self._resident:
             self._move(module, self.device)
-            self._resident.add(own)
-        self._users[own] += 1
+            self._resident.add(module)
+        self._users[module] = self._users.get(module, 0) + 1
         try:
             yield
         finally:
-            self._users[own] -= 1
+            self._users[module] -= 1
 
 
 # beside the modules, not in them: a copy of a module belongs to no group
@@ -59,9 +57,8 @@ def offload(models: Models, device: torch.device | str, *, move: Move = _moved) 
         device: Where they run.
         move: Moves a module to a device.
     """
-    parts = (models.text_encoder, models.unet, models.vae)
-    group = _Group(parts, torch.device(device), move)
-    _GROUPS.update(dict.fromkeys(parts, group))
+    group = _Group(torch.device(device), move)
+    _GROUPS.update(dict.fromkeys((models.text_encoder, models.unet, models.vae), group))
 
 
 @contextmanager

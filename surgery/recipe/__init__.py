@@ -2,7 +2,7 @@
 
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
-from surgery.recipe.loading import load_recipe, parse_recipe, recipe_titles
+from surgery.recipe.loading import load_recipe, parse_recipe, recipe_text, recipe_titles
 from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "parse_recipe",
     "read_document",
     "recipe_schema",
+    "recipe_text",
     "recipe_titles",
 ]

@@ -25,6 +25,7 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16, which no UTF-8 can spell
 _DEEPEST = 32
 _LONGEST_NUMBER = 32
 
@@ -89,6 +90,8 @@ def _forbidden(text: str, name: str) -> Iterator[str]:
             yield f"{place}: anchor '&{event.anchor}' found; a recipe has none. Put quotes around the text."
         elif getattr(event, "tag", None):
             yield f"{place}: tag {event.tag!r} found; a recipe has none. Put quotes around the text."
+        elif _HALF.search(getattr(event, "value", None) or ""):
+            yield f"{place}: half a character (\\ud800 to \\udfff) found; expected text. Write the whole one."
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             yield f"{place}: nested more than {_DEEPEST} deep; a recipe never is. Check the brackets."

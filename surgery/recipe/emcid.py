@@ -33,7 +33,7 @@ class Concept(Part):
     source: Phrase
     """The concept's name in a prompt, for example ``cat``."""
     destination: str | None = None
-    """What is drawn instead; ``forget`` and ``style`` have a neutral one of their own."""
+    """What is drawn instead; ``forget`` and ``style`` have a neutral one of their own, ``images`` show one."""
     kind: Kind | None = None
     """Overrides the entry's ``kind`` for this concept."""
     templates: tuple[Template, ...] | None = Field(default=None, min_length=1)
@@ -41,7 +41,7 @@ class Concept(Part):
     weight: Positive = 1.0
     """How much this concept counts against the others (1 = like any other)."""
     images: tuple[Phrase, ...] = ()
-    """Own pictures of the destination, as paths relative to the recipe."""
+    """Own pictures of the destination, as paths relative to the recipe; for the modes noise and both."""
     seed: Seed | None = None
     """Seed of this concept's noise; without it, it follows from the recipe's seed and the concept's name."""
 

@@ -20,16 +20,24 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
     Raises:
         RecipeError: listing all faults, each with file, line and key.
     """
+    source = recipe_text(name_or_path)
+    return parse_recipe(source, path=recipe_path(name_or_path), overrides=overrides)
+
+
+def recipe_text(name_or_path: str | Path) -> str:
+    """The text of the recipe at a path or of a shelf name, without a byte order mark.
+
+    Raises:
+        RecipeError: when there is no such file, or it is no text.
+    """
     try:
-        path = recipe_path(name_or_path)
-        source = path.read_bytes().decode("utf-8-sig")
+        return recipe_path(name_or_path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{name_or_path}: byte {error.start} is no UTF-8. Save the recipe as UTF-8."
         ) from error
     except SurgeryError as error:
         raise RecipeError(str(error)) from error
-    return parse_recipe(source, path=path, overrides=overrides)
 
 
 def recipe_titles() -> dict[str, str]:
@@ -78,8 +86,9 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
         for number, concept in enumerate(emcid.concepts):
             here: Place = (*place, "concepts", number)
             kind = concept.kind or emcid.kind
-            if concept.destination is None and kind in ("update", "rectify"):
-                yield here, f"kind {kind!r} needs a 'destination'. Add it, or set 'kind' to forget or style."
+            if concept.destination is None and not concept.images and kind in ("update", "rectify"):
+                hint = "Add one of them, or set 'kind' to forget or style."
+                yield here, f"kind {kind!r} needs a 'destination' or 'images' of one. {hint}"
             for picture, name in enumerate(concept.images):
                 if not recipe.file(name).is_file():
                     yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 _MOST_SEEDS = 10_000
-_RANGE = re.compile(r"(\d{1,3})-(\d{1,3})")
+_RANGE = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?")
 
 
 def one_placeholder(template: str) -> str:
@@ -43,22 +43,21 @@ def seed_numbers(value: object) -> object:
     """Seeds from a list, or a count: ``4`` means seeds 0, 1, 2, 3.
 
     Raises:
-        ValueError: when the count is beyond any use.
+        ValueError: when the count is below 1 or beyond any use.
     """
     if type(value) is int:
-        if value > _MOST_SEEDS:
-            raise ValueError(f"found {value} seeds, expected at most {_MOST_SEEDS}")
+        if not 1 <= value <= _MOST_SEEDS:
+            raise ValueError(f"found {value} seeds, expected 1 to {_MOST_SEEDS}")
         return tuple(range(value))
     return tuple(value) if isinstance(value, list) else value
 
 
 def _numbers(part: str) -> list[int]:
-    if part.isdigit():
-        return [int(part)]
     match = _RANGE.fullmatch(part)
-    if match is None or int(match[1]) > int(match[2]):
+    first, last = (0, -1) if match is None else (int(match[1]), int(match[2] or match[1]))
+    if first > last:
         raise ValueError(f"{part!r} is no range of layers; expected for example 0-10 or 7")
-    return list(range(int(match[1]), int(match[2]) + 1))
+    return list(range(first, last + 1))
 
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]

@@ -1,6 +1,8 @@
 """Models take turns on the device: one that runs is there, and one that is not in use has left."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -115,6 +117,17 @@ def test_a_copy_belongs_to_nobody(apart: Any) -> None:
     twin = copy.deepcopy(apart.unet)
     assert not is_offloaded(twin)
     assert device_and_dtype(twin)[0] == torch.device("cpu")
+
+
+def test_offloaded_models_die_with_their_pipeline(tiny_pipeline: Path) -> None:
+    pipeline = small_pipeline(tiny_pipeline)
+    offload(pipeline, "meta", move=lambda module, device: None)
+    drawn_by = weakref.ref(pipeline.unet)
+    with resident(pipeline.unet):
+        pass
+    del pipeline
+    gc.collect()
+    assert drawn_by() is None
 
 
 @pytest.mark.parametrize("mode", ["text", "noise", "both"])

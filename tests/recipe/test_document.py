@@ -78,6 +78,7 @@ def test_doubled_keys_are_all_reported_with_both_lines() -> None:
         ("a: [1, 2\n", "no valid YAML"),
         ("a: b: c\n", "no valid YAML"),
         ("a: '\0'\n", "no valid YAML"),
+        ('a: "\\ud800"\n', "half a character"),
         ("[" * 40 + "]" * 40, "nested"),
         ("[" * 20000, "nested"),
     ],

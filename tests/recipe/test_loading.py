@@ -97,11 +97,18 @@ def test_another_version_of_the_format_is_refused() -> None:
 def test_update_without_destination_is_refused_and_forget_without_one_is_not() -> None:
     source = SMALL.replace("{source: cat, destination: pizza}", "{source: cat}")
     assert faults_of(source) == [
-        "recipe:6: edits[0].emcid.concepts[0]: kind 'update' needs a 'destination'. Add it, or set 'kind' to "
-        "forget or style."
+        "recipe:6: edits[0].emcid.concepts[0]: kind 'update' needs a 'destination' or 'images' of one. Add "
+        "one of them, or set 'kind' to forget or style."
     ]
     forget = source.replace("{source: cat}", "{source: cat, kind: forget}")
     assert parse_recipe(forget).edits[0].emcid.concepts[0].destination is None
+
+
+def test_own_pictures_stand_in_for_a_destination(tmp_path: Path) -> None:
+    (tmp_path / "mine.png").touch()
+    source = SMALL.replace("{source: cat, destination: pizza}", "{source: cat, images: [mine.png]}")
+    recipe = parse_recipe(source, path=tmp_path / "r.yaml")
+    assert recipe.edits[0].emcid.concepts[0].destination is None
 
 
 def test_timesteps_in_the_wrong_order_are_refused() -> None:

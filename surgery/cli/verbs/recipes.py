@@ -16,7 +16,7 @@ from surgery.cli.options import (
 )
 from surgery.cli.program import FAILED, Verb, VerbGroup
 from surgery.errors import SurgeryError
-from surgery.recipe import load_recipe, recipe_schema, recipe_titles
+from surgery.recipe import load_recipe, recipe_schema, recipe_text, recipe_titles
 from surgery.record import JSON
 from surgery.shelf import checkpoint_path, recipe_path
 
@@ -47,7 +47,7 @@ def schema() -> None:
 @recipe_argument
 def show(recipe: str) -> None:
     """Print a recipe."""
-    print(recipe_path(recipe).read_text(encoding="utf-8"), end="")
+    print(recipe_text(recipe), end="")
 
 
 @click.command(cls=Verb)

@@ -26,7 +26,7 @@ class Descent:
     """Where the descents ended.
 
     ``first`` and ``last`` are means of the loss over the first and last window of steps (the first and
-    last loss where there were fewer steps); ``settled`` says
+    last loss where there was one window at most); ``settled`` says
     that the loss stood still before the steps ran out, ``clamped`` that the offset ended at its largest
     length, ``finite`` that no loss was NaN or infinite.
     """
@@ -46,19 +46,23 @@ class _Watch:
     def __init__(self, window: int, tolerance: float, patience: int | None) -> None:
         self.recent: deque[float] = deque(maxlen=window)
         self.tolerance, self.patience = tolerance, patience
-        self.first, self.best, self.since = math.nan, math.inf, 0
+        self.first, self.opening, self.best, self.since = math.nan, math.nan, math.inf, 0
         self.steps, self.settled = 0, False
 
     def see(self, loss: float) -> bool:
         """Count one step; True when the concept is done."""
         self.recent.append(loss)
         self.steps += 1
-        if len(self.recent) < (self.recent.maxlen or 1):
-            self.first = self.recent[0]
+        window = self.recent.maxlen or 1
+        if self.steps == 1:
+            self.first = loss
+        if self.steps < window:
             return False
         mean = self.mean
-        if self.steps == self.recent.maxlen:
-            self.first = mean
+        if self.steps == window:
+            self.opening = mean
+        else:
+            self.first = self.opening
         if mean < self.best * (1 - self.tolerance):
             self.best, self.since = mean, 0
         else:
@@ -72,10 +76,10 @@ class _Watch:
 
     @property
     def last(self) -> float:
-        """The mean of the last window, or the last loss where there were too few steps for one."""
+        """The mean of the last window, or the last loss where no window but the first was full."""
         if not self.recent:
             return math.nan
-        return self.mean if len(self.recent) == self.recent.maxlen else self.recent[-1]
+        return self.mean if self.steps > len(self.recent) else self.recent[-1]
 
 
 def descend(

@@ -102,7 +102,7 @@ def test_first_and_last_loss_are_window_means() -> None:
     assert (found.first.tolist(), found.last.tolist()) == ([2.0], [7.0])
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, 3, 5])
 def test_few_steps_compare_the_first_loss_with_the_last(steps: int) -> None:
     def losses(step: int, offsets: Tensor, active: Tensor) -> Tensor:
         return offsets[:, 0] * 0 + float(step)
