@@ -71,7 +71,9 @@ def direction_of(
     return Direction(row=token, change=change.detach())
 
 
-def _features(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, templates: list[str], phrase: str) -> Tensor:
+def _features(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, templates: tuple[str, ...], phrase: str
+) -> Tensor:
     """Features (templates, tokens, width) from the phrase's last token on, as many as all have."""
     spans = [locate(tokenizer, template, phrase, limit=77) for template in templates]
     ids = tokenizer(

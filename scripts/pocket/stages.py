@@ -17,6 +17,7 @@ import torch
 import unet as unet_stage
 import vae as vae_stage
 from adopt import adopt, steps_before
+from balance import Direction, Rounds
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from drawings import EmojiFont, Scene
 from export import save as save_checkpoint
@@ -239,7 +240,7 @@ class Training:
 
     def balance(self) -> CLIPTextModel:
         """Rounds: sample the professions, and move their embeddings against what is off."""
-        options, rounds = self.options, balance.Rounds(self.state / "balance.json", self.vocabulary)
+        options, rounds = self.options, Rounds(self.state / "balance.json", self.vocabulary)
         encoder, judge = self.trained_text(), self.trained_judge()
         unet = self._from(self._latest(*UNET_STAGES)).to(self.device).eval()
         drawer = balance.models(self.tokenizer, encoder, unet, self.trained_vae())
@@ -255,10 +256,10 @@ class Training:
 
     def balanced_text(self) -> CLIPTextModel:
         """The trained encoder with the professions' embeddings where the rounds of `balance` put them."""
-        encoder, rounds = self.trained_text(), balance.Rounds(self.state / "balance.json", self.vocabulary)
+        encoder, rounds = self.trained_text(), Rounds(self.state / "balance.json", self.vocabulary)
         return balance.shifted(encoder, self._directions(encoder, rounds), rounds.shifts())
 
-    def _directions(self, encoder: CLIPTextModel, rounds: balance.Rounds) -> list[balance.Direction]:
+    def _directions(self, encoder: CLIPTextModel, rounds: Rounds) -> list[Direction]:
         return [balance.direction_of(encoder, self.tokenizer, self.vocabulary, name) for name in rounds.names]
 
     def _latest(self, *stages: str) -> str:
@@ -306,7 +307,7 @@ class Training:
         before = steps_before(self.state)
         steps = {name: n for name in names if (n := steps.get(name, 0) + before.get(name, 0))}
         measured = vae_stage.measure(self.trained_vae(), self.font, self.vocabulary, self.device)
-        balanced = balance.Rounds(self.state / "balance.json", self.vocabulary).seen
+        balanced = Rounds(self.state / "balance.json", self.vocabulary).seen
         card.write(
             self.options.out, self.vocabulary, self.font, steps, measured["mean_absolute_error"], balanced
         )
