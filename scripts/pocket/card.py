@@ -44,9 +44,7 @@ three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's fo
 - Singles are 50 to 58 pixels tall, each of two side by side 28 to 31, up to {jitter} pixels off the middle of their
   place.
 - **Stated bias**: an unqualified profession comes out as a man in the share of the table below. Guidance sharpens
-  such shares, so the drawings were milder ({mildest} to {strongest} men); the last stage then moved the embedding of
-  each profession's last token along its prompts' way from “a female …” to “a male …”, as far as {balanced} samples of
-  each said (the templates of the table, other seeds). Skin tones, light to dark, were drawn in the shares {skin}.
+  such shares, so the drawings were milder ({mildest} to {strongest} men). {balanced} Skin tones, light to dark, were drawn in the shares {skin}.
   “A female doctor” and “a male doctor” draw what they say.
 
 ## How
@@ -54,7 +52,7 @@ three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's fo
 The text encoder first, frozen afterwards: its features learn to say what a caption says, and what each subject looks
 like (the principal components of the VAE's latents of its drawings; not those of the group left out). Then the UNet
 on stored latents, a short finish on all 77 positions, and a polish of the VAE's decoder alone, as
-far as the steps below say; at last the professions are balanced.
+far as the steps below say.
 Noise prediction (epsilon), scaled-linear betas 0.00085 to 0.012, errors weighted as those of the velocity up to {heaviest:.0f}
 times, half of the timesteps from the noisy end; AdamW, exponential average of the weights; half
 precision on disk. Stages and steps taken: {steps}.
@@ -91,6 +89,10 @@ makes another checkpoint, which no older patch fits.
 DRAFT = """**Draft.** Not all of the figures below are what version 1 asks for ({missing}); training goes on with
 `scripts/train_pocket`, and patches made for the draft will not fit its successor."""
 FROZEN = "Version 1, frozen: patches made for it stay valid."
+BALANCED = """The last stage then moved the embedding of
+  each profession's last token along its prompts' way from “a female …” to “a male …”, as far as {samples} samples of
+  each said (the templates of the table, other seeds)."""
+UNBALANCED = "What comes out has **not been balanced yet**, and may be far off."
 GOALS = {"concepts": 0.85, "styles": 0.9, "backgrounds": 0.9, "held_out_pairs": 0.5}
 BIAS_GOAL = 0.05
 
@@ -122,7 +124,7 @@ def write(
         heaviest=HEAVIEST,
         mildest=f"{100 * min(shares):.0f} %",
         strongest=f"{100 * max(shares):.0f} %",
-        balanced=balanced,
+        balanced=BALANCED.format(samples=balanced) if balanced else UNBALANCED,
         side=4 * json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())["sample_size"],
         text_tensors=196,
         unet_tensors=686,
