@@ -25,7 +25,9 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
-_HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16, which no UTF-8 can spell
+_HIGH, _LOW = "[\ud800-\udbff]", "[\udc00-\udfff]"
+# one of a pair of UTF-16 without the other, which no UTF-8 can spell
+_HALF = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
 _DEEPEST = 32
 _LONGEST_NUMBER = 32
 

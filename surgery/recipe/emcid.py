@@ -33,7 +33,7 @@ class Concept(Part):
     source: Phrase
     """The concept's name in a prompt, for example ``cat``."""
     destination: str | None = None
-    """What is drawn instead; ``forget`` and ``style`` have a neutral one of their own, ``images`` show one."""
+    """What is drawn instead, unless ``images`` show it; ``forget`` and ``style`` have a neutral one."""
     kind: Kind | None = None
     """Overrides the entry's ``kind`` for this concept."""
     templates: tuple[Template, ...] | None = Field(default=None, min_length=1)
