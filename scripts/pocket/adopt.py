@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from state import Stage
 from torch import Tensor
 
-STEPS = (
-    "training.json"  # beside the weights, and in the state folder those of the checkpoint that was adopted
-)
+# beside the weights, and in the state folder those of the checkpoint that was adopted
+STEPS = "training.json"
 
 
 def adopt(out: Path, folder: Path) -> None:

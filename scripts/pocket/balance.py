@@ -22,6 +22,7 @@ from diffusers import DPMSolverMultistepScheduler
 from export import SCHEDULER
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from text import TRAINED_LENGTH, encode
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import Concept, Vocabulary
@@ -31,11 +32,9 @@ from surgery.diffusion import sample
 
 SAMPLING_STEPS, GUIDANCE = 25, 5.0
 FIRST_SEED = 500_000  # far from those of the measurement
-SLOPE, SLOPE_SPREAD = (
-    8.0,
-    0.7,
-)  # log odds for a whole step from woman to man, and what its logarithm may be off
-BIAS_SPREAD = 5.0  # log odds without a shift
+# log odds for a whole step from woman to man, and what its logarithm may be off
+SLOPE, SLOPE_SPREAD = 8.0, 0.7
+BIAS_SPREAD = 5.0  # what the log odds without a shift may be off
 FARTHEST = 0.5  # that a shift moves in one round
 
 
@@ -76,12 +75,8 @@ def _features(
 ) -> Tensor:
     """Features (templates, tokens, width) from the phrase's last token on, as many as all have."""
     spans = [locate(tokenizer, template, phrase, limit=77) for template in templates]
-    ids = tokenizer(
-        [template.format(phrase) for template in templates],
-        padding="max_length", max_length=77, truncation=True, return_tensors="pt",
-    ).input_ids  # fmt: skip
-    hidden = encoder(ids.to(encoder.device))[0]
-    room = 77 - 20  # our prompts have at most 19 tokens
+    hidden = encode(encoder, tokenizer, [template.format(phrase) for template in templates], 77)
+    room = 77 - TRAINED_LENGTH
     return torch.stack([row[span.last : span.last + room] for row, span in zip(hidden, spans, strict=True)])
 
 
@@ -99,20 +94,20 @@ def shifted(
 def best_shift(shifts: list[float], men: list[int], samples: list[int], stated: float) -> float:
     """The shift at which a logistic curve through all that was seen has the share `stated`.
 
-    Its slope is positive and about SLOPE; with nothing seen, half the men are expected at no shift.
+    Its slope is positive and about SLOPE; with nothing seen, the stated share is expected at no shift.
     """
+    wanted = np.log(stated / (1 - stated))
     at, seen, drawn = (np.array(values, float) for values in (shifts, men, samples))
 
     def unlikely(curve: NDArray[np.float64]) -> float:
         odds = curve[0] + np.exp(curve[1]) * at
         likely = seen * odds - drawn * np.logaddexp(0, odds)
-        priors = (curve[0] / BIAS_SPREAD) ** 2 + ((curve[1] - np.log(SLOPE)) / SLOPE_SPREAD) ** 2
+        priors = ((curve[0] - wanted) / BIAS_SPREAD) ** 2 + ((curve[1] - np.log(SLOPE)) / SLOPE_SPREAD) ** 2
         return float(-likely.sum() + priors / 2)
 
-    bias, slope = minimize(unlikely, np.array([0.0, np.log(SLOPE)]), method="BFGS").x
-    wanted = (np.log(stated / (1 - stated)) - bias) / np.exp(slope)
+    bias, slope = minimize(unlikely, np.array([wanted, np.log(SLOPE)]), method="BFGS").x
     last = shifts[-1] if shifts else 0.0
-    return float(np.clip(wanted, last - FARTHEST, last + FARTHEST))
+    return float(np.clip((wanted - bias) / np.exp(slope), last - FARTHEST, last + FARTHEST))
 
 
 @torch.no_grad()
@@ -176,8 +171,6 @@ class Rounds:
                 )
                 for number, concept in enumerate(self.professions)
             ]
-            if self._rounds
-            else [0.0] * len(self.professions)
         )
 
     def add(self, shifts: NDArray[np.float64], men: NDArray[np.int64], samples: int) -> None:

@@ -28,9 +28,6 @@ from vocabulary import read_vocabulary
 
 from surgery.judge.pocket import PocketJudgeNet
 
-TRAINED_LENGTH = (
-    20  # tokens; our captions have at most 19, and causal features do not change with the padding behind
-)
 POOL_SEED = 30
 UNET_STAGES = ("full-length", "pairs", "whole", "small")  # the latest one first
 PAIRS_SHARE, STYLE_SHARE = 0.64, 0.12  # of the rows of the stage `pairs`
@@ -132,7 +129,7 @@ class Training:
             latest = self._latest(*UNET_STAGES[1:])
             few = min(count, self.options.full_length_pictures)
             return self.pool(32 if latest == "small" else 64, 77, few)
-        return self.pool(32 if stage == "small" else 64, TRAINED_LENGTH, count)
+        return self.pool(32 if stage == "small" else 64, text_stage.TRAINED_LENGTH, count)
 
     def pool(self, size: int, length: int, count: int) -> unet_stage.Pool:
         latents = unet_stage.make_latents(
@@ -214,7 +211,7 @@ class Training:
         return unet_stage.train(
             self.state,
             "pairs",
-            replace(pool, weights=weights, mixer=self._mixer(scenes, TRAINED_LENGTH)),
+            replace(pool, weights=weights, mixer=self._mixer(scenes, text_stage.TRAINED_LENGTH)),
             self._from("whole"),
             total=options.pairs_steps,
             batch=options.batch,
@@ -238,7 +235,7 @@ class Training:
             decay=0.99,
         )
 
-    def balance(self) -> CLIPTextModel:
+    def balance(self) -> None:
         """Rounds: sample the professions, and move their embeddings against what is off."""
         options, rounds = self.options, Rounds(self.state / "balance.json", self.vocabulary)
         encoder, judge = self.trained_text(), self.trained_judge()
@@ -252,7 +249,6 @@ class Training:
                 drawer, judge, self.vocabulary, rounds.names, rounds.seen, options.balance_samples
             )
             rounds.add(shifts, men, options.balance_samples)
-        return balance.shifted(encoder, directions, rounds.shifts())
 
     def balanced_text(self) -> CLIPTextModel:
         """The trained encoder with the professions' embeddings where the rounds of `balance` put them."""

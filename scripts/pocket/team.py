@@ -1,8 +1,7 @@
 """Several processes that train one model: each takes its share of every batch; their weights are averaged.
 
 On CPUs this beats threads inside one process, which wait for each other in every operation; and averaging
-weights every few steps (local SGD, Stich 2019) beats averaging gradients in each, a third of whose time went
-into the exchange.
+weights every few steps (local SGD, Stich 2019) beats averaging gradients in each.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import Vocabulary
 
 WIDTH = 192
+# tokens; our captions have at most 19, and causal features do not change with the padding behind
+TRAINED_LENGTH = 20
 LAYER_DROP = 0.1  # a block that may be missing makes no block indispensable
 SWAP_SHARE = 0.6  # of the captions of a batch lose what their ends have read so far
 SWAP_BLOCKS = range(3, 12)

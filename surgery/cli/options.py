@@ -49,7 +49,7 @@ threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; part of what makes results equal bit for bit."
 )
 offload_option = click.option(
-    "--offload", is_flag=True, help="Keep models in main memory; the device holds only the one in use."
+    "--offload", is_flag=True, help="Keep models in main memory; each comes to the device when it is used."
 )
 batch_option = click.option("--batch", type=click.IntRange(min=1), help="Pictures drawn at a time, at most.")
 

@@ -19,7 +19,7 @@ def pipeline_on(path: Path, device: str, dtype: torch.dtype, *, offloaded: bool 
         path: A diffusers folder or a single file.
         device: Where the models run.
         dtype: Of their weights.
-        offloaded: Whether the device holds only the model that is in use.
+        offloaded: Whether each model comes to the device only when it is used.
 
     Raises:
         CheckpointError: when a part is missing or damaged, or the checkpoint is another kind of pipeline.

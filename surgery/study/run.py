@@ -80,7 +80,7 @@ def run_recipe(
         out: A new, empty or own unfinished folder.
         base: The checkpoint instead of the recipe's.
         device: Where the models run.
-        offloaded: Whether the device holds only the model that is in use.
+        offloaded: Whether each model comes to the device only when it is used.
         batch: Pictures drawn at a time, at most; None leaves the default.
         cache: Folder of stored results; None keeps them inside ``out``.
         overwrite: Whether an older run in ``out`` may be replaced.

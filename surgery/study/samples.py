@@ -40,7 +40,7 @@ def sample_sheet(
         seeds: One for each column, the same before and after.
         device: Where the models run.
         dtype: In which type they run.
-        offloaded: Whether the device holds only the model that is in use.
+        offloaded: Whether each model comes to the device only when it is used.
         knobs: ``steps``, ``guidance``, ``negative``, ``batch`` … as ``surgery.diffusion.sample`` takes them.
 
     Raises:
