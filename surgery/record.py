@@ -53,16 +53,6 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What one step has to report: facts as text, scores, findings."""
-
-    title: str
-    facts: Mapping[str, JSON] = field(default_factory=dict)
-    scores: tuple[Score, ...] = ()
-    findings: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What one edit of a recipe asks of its method.
 

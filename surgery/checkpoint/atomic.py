@@ -178,6 +178,20 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         )
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse an output that could not be written, before the work for it; nothing is created.
+
+    Raises:
+        SurgeryError: when the folder it would stand in cannot be made or written to.
+    """
+    folder = next(above for above in path.absolute().parents if above.exists())
+    with _worded("write", path):
+        if not folder.is_dir():
+            raise NotADirectoryError
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError
+
+
 def _beside(path: Path, suffix: str) -> Path:
     """A name in the same folder that tells which process and thread it belongs to."""
     owner = f"{os.getpid()}.{threading.get_native_id()}.{secrets.token_hex(4)}"
@@ -224,6 +238,15 @@ def _worded(action: str, path: Path) -> Iterator[None]:
     """Turn an error of the operating system into one that says what to do."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SurgeryError(
+            f"cannot {action} {path}: a file stands where a folder was expected. Choose another place."
+        ) from error
+    except PermissionError as error:
+        raise SurgeryError(
+            f"cannot {action} {path}: it is not yours to write; a place that you may write to was expected. "
+            "Choose another one, or change its permissions."
+        ) from error
     except OSError as error:
         raise SurgeryError(
             f"cannot {action} {path}: {error.strerror or error}; a writable disk with enough space was "

@@ -1,6 +1,5 @@
 """What can be done with a change: its numbers, its blocks of rows, sums, multiples, singular values."""
 
-from collections.abc import Callable
 from math import prod
 from typing import get_args
 
@@ -147,23 +146,6 @@ def added(first: Form, second: Form) -> Form:
 
 def _beside(first: LowRank | Operator, second: LowRank | Operator) -> tuple[Tensor, Tensor]:
     return torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right])
-
-
-def mapped(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
-    """The form with ``change`` applied to each tensor of values it holds."""
-    match form:
-        case Dense():
-            return Dense(change(form.values))
-        case Sparse():
-            return Sparse(form.places, change(form.values))
-        case LowRank():
-            return LowRank(change(form.left), change(form.right))
-        case Operator():
-            return Operator(change(form.left), change(form.right))
-        case Replace():
-            return Replace(form.places, change(form.new), None if form.old is None else change(form.old))
-        case Rescale():
-            return Rescale(form.places, change(form.factors))
 
 
 def singular_values(form: Form) -> Float[Tensor, " rank"]:

@@ -1,6 +1,6 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
-from surgery.diffusion.batches import in_batches
+from surgery.diffusion.batches import in_batches, out_of_memory
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -8,6 +8,7 @@ from surgery.diffusion.pixels import decode
 from surgery.diffusion.predict import guided_noise, predict_noise
 from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents
 from surgery.diffusion.text import encode_prompts
+from surgery.diffusion.workers import at_once, in_order
 
 __all__ = [
     "Models",
@@ -15,14 +16,17 @@ __all__ = [
     "SampleKnobs",
     "Scheduler",
     "Tokenizer",
+    "at_once",
     "before_and_after",
     "decode",
     "device_and_dtype",
     "encode_prompts",
     "guided_noise",
     "in_batches",
+    "in_order",
     "is_offloaded",
     "offload",
+    "out_of_memory",
     "predict_noise",
     "resident",
     "sample",

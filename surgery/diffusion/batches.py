@@ -31,7 +31,7 @@ def in_batches(count: int, batch: int, work: Callable[[slice], T]) -> list[T]:
         try:
             results.append(work(slice(start, start + size)))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if size == 1:
                 raise SurgeryError(
@@ -49,6 +49,7 @@ def in_batches(count: int, batch: int, work: Callable[[slice], T]) -> list[T]:
     return results
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device."""
     # on the CPU torch reports a failed allocation as a plain RuntimeError
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,6 +1,7 @@
 """The sampling loop: many pictures in batches, each with its own seed."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from inspect import signature
@@ -102,7 +103,7 @@ def sample_latents(
 
     Source: ``StableDiffusionPipeline.__call__`` of diffusers 0.42.
     """
-    raise_all(SurgeryError, _faults(models, prompts, seeds, steps, size))
+    raise_all(SurgeryError, _faults(models, prompts, seeds, steps, guidance, size))
     device, dtype = device_and_dtype(models.unet)
     text = _encoded(models, prompts, clip_skip)
     without = encode_prompts(models.tokenizer, models.text_encoder, [negative]) if guidance > 1 else None
@@ -177,7 +178,12 @@ def _latent_shape(models: Models, size: tuple[int, int] | None) -> tuple[int, in
 
 
 def _faults(
-    models: Models, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: tuple[int, int] | None
+    models: Models,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    size: tuple[int, int] | None,
 ) -> list[str]:
     faults = []
     if not prompts or len(prompts) != len(seeds):
@@ -187,6 +193,8 @@ def _faults(
         )
     if steps < 1:
         faults.append(f"steps is {steps}; expected 1 or more. 25 is the default.")
+    if not math.isfinite(guidance):
+        faults.append(f"guidance is {guidance}; expected a finite number. 5 is the default.")
     factor = scale_factor(models.vae)
     if size is not None and (min(size) < factor or size[0] % factor or size[1] % factor):
         faults.append(f"size is {size[0]}×{size[1]} pixels; expected multiples of {factor}. Round the size.")

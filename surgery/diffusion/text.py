@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 # 32 × 77 tokens fill two cores and fit any GPU; larger batches are no faster.
 _BATCH = 32
+# a tokenizer keeps its padding and truncation in itself, and refuses a second thread meanwhile
+_tokenizing = Lock()
 
 
 @torch.no_grad()
@@ -59,13 +62,14 @@ def encode_prompts(
 
 def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int) -> Tensor:
     device, dtype = device_and_dtype(text_encoder)
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    with _tokenizing:
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
     # CLIP reads its padding; only some derived encoders ask for a mask in their config.
     masked = getattr(config_of(text_encoder), "use_attention_mask", False)
     mask = tokens.attention_mask.to(device) if masked else None
@@ -85,7 +89,9 @@ def _final_norm(text_encoder: nn.Module) -> Any:
 
 def _warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
     room = tokenizer.model_max_length
-    for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+    with _tokenizing:
+        tokens = tokenizer(list(prompts)).input_ids
+    for prompt, ids in zip(prompts, tokens, strict=True):
         if len(ids) > room:
             lost = tokenizer.decode(ids[room - 1 : -1])
             _log.warning(

@@ -1,11 +1,11 @@
 """The effect of an edit: the same prompts and seeds before and after, as a judge sees them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from surgery.diffusion import Models
+from surgery.diffusion import Models, at_once, in_order
 from surgery.errors import JudgeError, raise_all
 from surgery.evaluate.changes import Change, Probe, faults
 from surgery.evaluate.pictures import Cache, Painter, Sampling
@@ -134,10 +134,12 @@ def _aim(change: Change, sampling: Sampling) -> _Task | None:
     return change.destination, change.templates or sampling.templates
 
 
-def _judged(painter: Painter, tasks: Iterable[_Task], judge: Judge, shown: Bar) -> dict[_Task, Verdicts]:
+def _judged(painter: Painter, tasks: Sequence[_Task], judge: Judge, shown: Bar) -> dict[_Task, Verdicts]:
     verdicts = {}
-    for task in tasks:
-        verdicts[task] = judge.score(painter.pictures(*task))
+    workers = at_once(painter.models.unet, len(tasks))
+    drawn = in_order(lambda task: painter.pictures(*task), tasks, workers)
+    for task, pictures in zip(tasks, drawn, strict=True):
+        verdicts[task] = judge.score(pictures)
         shown.update(1)
     return verdicts
 

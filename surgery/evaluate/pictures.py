@@ -21,7 +21,7 @@ class Sampling:
     """How many pictures are drawn for a phrase, and how.
 
     The pictures of one phrase are drawn by themselves, so that they do not change with the company they are
-    in; about eight or more of them (templates times ``samples``) keep two cores busy.
+    in. A small U-Net draws several phrases at once, one thread each.
 
     Attributes:
         templates: Prompts with one ``{}`` for the phrase.

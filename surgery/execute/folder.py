@@ -11,6 +11,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from surgery.checkpoint.atomic import atomic_file, make_folder, remove, write_bytes
+from surgery.checkpoint.writer import refuse_foreign
 from surgery.errors import SurgeryError
 from surgery.names import CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE
 from surgery.record import JSON
@@ -86,18 +87,30 @@ def locked_folder(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def refuse_taken(path: Path, plan_identity: str, *, overwrite: bool = False) -> None:
+    """Refuse a folder that ``claim_folder`` would not take; nothing in it changes.
+
+    Raises:
+        SurgeryError: when it holds another run or foreign files and ``overwrite`` is not set, or a folder of
+            other things where the checkpoint would stand.
+    """
+    if overwrite:
+        refuse_foreign(path / CHECKPOINT_FOLDER, "folder")
+    elif _claimed_by(path / _CLAIM) != plan_identity:
+        _refuse_used(path)
+
+
 def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> RunFolder:
     """Take ``path`` for a run of one plan: new, left by a stopped try of the same plan, or to be overwritten.
 
     With ``overwrite`` everything that an older run wrote goes; other files stay.
 
     Raises:
-        SurgeryError: when the folder holds another run or foreign files and ``overwrite`` is not set.
+        SurgeryError: as ``refuse_taken``.
     """
+    refuse_taken(path, plan_identity, overwrite=overwrite)
     claim = path / _CLAIM
     resumed = _claimed_by(claim) == plan_identity
-    if not resumed and not overwrite:
-        _refuse_used(path)
     make_folder(path)
     if (path / RUN_FILE).exists():
         remove(path / RUN_FILE)  # from here on the folder says of itself that it is unfinished

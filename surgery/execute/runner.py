@@ -36,6 +36,16 @@ def plan_recipe(recipe: Recipe, base: Checkpoint) -> Plan:
     return build_plan(recipe, base, works)
 
 
+def check_edits(recipe: Recipe, base: Checkpoint, models: Any) -> None:
+    """Refuse edits whose faults show before anything is computed.
+
+    Raises:
+        SurgeryError: with what ``compute_patch`` would find wrong with concepts, settings or models.
+    """
+    for name, entry in map(_only, recipe.edits):
+        method(name).check(entry, recipe, base, models)
+
+
 def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, store: Store | None) -> Computed:
     """The patch of a recipe. Every edit starts from the base, so their order changes nothing.
 

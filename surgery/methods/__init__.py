@@ -17,12 +17,21 @@ _HOME: Final = {"emcid": "surgery.methods.emcid.recipe"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replacement:
-    """One phrase that an edit changes, and what its prompts are to show (None: nothing in particular)."""
+    """One phrase that an edit changes, and what its prompts are to show.
+
+    ``destination`` is None for nothing in particular, or for what a person's own ``pictures`` show.
+    """
 
     source: str
     destination: str | None
     kind: str
     templates: tuple[str, ...] = ()
+    pictures: bool = False
+
+    @property
+    def label(self) -> str:
+        """How sheets name it."""
+        return f"{self.source} → {self.destination or ('its pictures' if self.pictures else 'nothing')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +52,13 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A method as recipes use it: a module with these two functions."""
+    """A method as recipes use it: a module with these three functions."""
 
     def work(self, entry: Any, recipe: Recipe, base: Checkpoint) -> Work:
         """What ``entry``, the method's part of an edit, will do; from headers alone."""
+
+    def check(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any) -> None:
+        """Refuse what ``run`` would refuse, as far as it shows before anything is computed."""
 
     def run(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
         """The edit itself; ``models`` is the base's pipeline and is left as it was."""

@@ -149,7 +149,7 @@ class Emcid(Part):
     """Where settings start from; keys given here win."""
     kind: Kind = "update"
     """What happens to concepts that do not say it themselves."""
-    concepts: tuple[Concept, ...]
+    concepts: tuple[Concept, ...] = Field(min_length=1)
     preserve: tuple[Phrase, ...] = ()
     """Names that must keep their meaning."""
     offsets: Offsets = Offsets()

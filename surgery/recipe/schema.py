@@ -57,7 +57,7 @@ class Recipe(Part):
     """Where all randomness starts."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Compute dtype of the models; closed forms always solve in float64."""
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit, ...] = Field(min_length=1)
     sample: Sample = Sample()
     evaluate: Evaluate | None = None
     export: tuple[Literal["checkpoint", "lora"], ...] = ("checkpoint", "lora")

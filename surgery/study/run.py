@@ -15,8 +15,18 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after
 from surgery.diffusion.sampling import SampleKnobs
+from surgery.errors import MethodError
 from surgery.evaluate import EditEffect, as_dict
-from surgery.execute import Computed, RunFolder, claim_folder, compute_patch, locked_folder, plan_recipe
+from surgery.execute import (
+    Computed,
+    RunFolder,
+    check_edits,
+    claim_folder,
+    compute_patch,
+    locked_folder,
+    plan_recipe,
+    refuse_taken,
+)
 from surgery.export import export_patch
 from surgery.judge import Judge, load_judge
 from surgery.methods import Replacement
@@ -94,10 +104,28 @@ def run_recipe(
     # what is missing is said before minutes of work, not after
     judge = None if recipe.evaluate is None else load_judge(recipe.evaluate.judge, device)
     refuse_overlap(checkpoint.path, out)
+    _refuse_lossy(recipe, plan, checkpoint)
     with locked_folder(out):
+        refuse_taken(out, plan.identity, overwrite=overwrite)
+        clock = _Clock()
+        with clock.stage("load"):
+            models = pipeline_on(checkpoint.path, device, getattr(torch, recipe.dtype), offloaded=offloaded)
+        check_edits(recipe, checkpoint, models)
+        # an older run goes only when nothing is known to stand in the way of this one
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
         store = Store(cache or out / "cache")
-        return _carry_out(recipe, plan, checkpoint, words, judge, folder, store, device, offloaded, batch)
+        return _carry_out(recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch)
+
+
+def _refuse_lossy(recipe: Recipe, plan: Plan, base: Checkpoint) -> None:
+    """Refuse a type in which the weights to edit lose digits: no patch could be put into them."""
+    sites = {name for step in plan.steps for name in step.work.sites}
+    stored = {str(base.entry(name).dtype).removeprefix("torch.") for name in sites} - {"bfloat16"}
+    if recipe.dtype == "bfloat16" and stored:
+        raise MethodError(
+            f"dtype is bfloat16, and the base has the weights to edit in {', '.join(sorted(stored))}, which "
+            "has more digits; expected a type that keeps them. Use float32 or float16."
+        )
 
 
 def _carry_out(
@@ -106,19 +134,17 @@ def _carry_out(
     checkpoint: Checkpoint,
     words: Words,
     judge: Judge | None,
+    models: Any,
     folder: RunFolder,
     store: Store,
+    clock: _Clock,
     device: str,
-    offloaded: bool,
     batch: int | None,
 ) -> Run:
-    clock = _Clock()
-    with clock.stage("load"):
-        models = pipeline_on(checkpoint.path, device, getattr(torch, recipe.dtype), offloaded=offloaded)
     with clock.stage("edit"):
         computed = compute_patch(recipe, plan, checkpoint, models, store)
     with clock.stage("write"):
-        _write(recipe, computed.patch, checkpoint, folder)
+        unwritten = _write(recipe, computed.patch, checkpoint, folder)
     replacements = tuple(r for outcome in computed.outcomes for r in outcome.replacements)
     with clock.stage("sheet"):
         _draw_sheet(recipe, replacements, words, models, computed.patch, folder, batch)
@@ -129,7 +155,7 @@ def _carry_out(
             effect, unmeasured = measure_replacements(
                 recipe, replacements, words, models, computed.patch, judge, store, batch=batch
             )
-    findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unmeasured)
+    findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
     folder.finish(record)
     return Run(
@@ -137,12 +163,19 @@ def _carry_out(
     )
 
 
-def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) -> None:
+def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) -> tuple[Finding, ...]:
+    """Patch, checkpoint and LoRA, as far as they are asked for; what could not be written, and why."""
     save_patch(patch, folder.patch, overwrite=True)
     if "checkpoint" in recipe.export:
         apply_patch(patch, base.path, folder.checkpoint, overwrite=True)
-    if "lora" in recipe.export:
-        export_patch(patch, base.path, folder.lora, to="universal-lora", overwrite=True)
+    if "lora" not in recipe.export:
+        return ()
+    if not patch.changes:
+        message = "the patch changes nothing, and no loader reads a LoRA without layers; none was written."
+        _log.warning("%s: %s", folder.lora.name, message)
+        return (Finding(kind="not-written", subject=folder.lora.name, message=message, severity="warning"),)
+    export_patch(patch, base.path, folder.lora, to="universal-lora", overwrite=True)
+    return ()
 
 
 def _draw_sheet(
@@ -171,10 +204,7 @@ def _draw_sheet(
 def _edited_prompts(replacements: tuple[Replacement, ...], words: Words) -> dict[str, str]:
     """One prompt for each replacement, with the label of its row."""
     common = words.templates("test")[0]
-    return {
-        (r.templates or (common,))[0].replace("{}", r.source): f"{r.source} → {r.destination or 'nothing'}"
-        for r in replacements
-    }
+    return {(r.templates or (common,))[0].replace("{}", r.source): r.label for r in replacements}
 
 
 def _record(

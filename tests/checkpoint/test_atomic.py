@@ -184,3 +184,20 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     write_file(tmp_path / "out")
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_output_below_a_file_is_refused_before_the_work_for_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file" / "sheet.png", tmp_path / "file" / "deep" / "sheet.png"):
+        with pytest.raises(SurgeryError, match="a file stands where a folder was expected"):
+            atomic.refuse_unwritable(place)
+
+
+def test_an_output_in_a_folder_of_others_is_refused_before_the_work_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic.refuse_unwritable(tmp_path / "new" / "sheet.png")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for anyone but root
+    with pytest.raises(SurgeryError, match="not yours to write"):
+        atomic.refuse_unwritable(tmp_path / "new" / "sheet.png")

@@ -50,6 +50,13 @@ def test_show_prints_the_recipe_to_the_letter(surgery: Call) -> None:
     assert surgery("show", "quickstart").out == recipe_path("quickstart").read_text(encoding="utf-8")
 
 
+def test_show_of_what_is_no_text_is_1(surgery: Call, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"surgery: 1 # \xe9\n")
+    done = surgery("show", tmp_path / "bad.yaml")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.endswith("bad.yaml: byte 13 is no UTF-8. Save the recipe as UTF-8.\n")
+
+
 def test_copy_makes_a_file_that_is_the_same(
     surgery: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +98,8 @@ def test_check_reports_all_faults_at_once(surgery: Call, tmp_path: Path) -> None
     done = surgery("check", path)
     assert (done.code, done.out) == (1, "")
     assert done.err.splitlines() == [
-        "surgery: 2 faults:",
+        "surgery: 3 faults:",
+        f"- {path}:5: edits[0].emcid.concepts: found a list of 0, expected at least 1.",
         f"- {path}:6: edits[0].emcid.offsets.stpes: unknown key. Did you mean 'steps'?",
         f"- {path}:7: seed: found the text 'one', expected a whole number.",
     ]
@@ -101,7 +109,7 @@ def test_check_as_json_lists_the_faults_apart(surgery: Call, tmp_path: Path) -> 
     path = tmp_path / "bad.yaml"
     path.write_text(BAD.format(base="pocket-sd"))
     done = surgery("check", path, "--json")
-    assert (done.code, len(done.json["faults"])) == (1, 2)
+    assert (done.code, len(done.json["faults"])) == (1, 3)
 
 
 def test_check_takes_changes_from_the_command_line(surgery: Call, good: Path) -> None:

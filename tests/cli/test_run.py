@@ -142,3 +142,10 @@ def test_sample_replaces_nothing_without_being_told(
     place.write_text("mine")
     done = surgery("sample", tiny_pipeline, "--prompt", "cat", "-o", place)
     assert (done.code, place.read_text()) == (1, "mine")
+
+
+def test_sample_with_a_strength_and_no_patch_is_a_wrong_call(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    done = surgery("sample", tiny_pipeline, "--prompt", "cat", "--strength", 2, "-o", tmp_path / "a.png")
+    assert (done.code, "--patch" in done.err) == (2, True)

@@ -111,9 +111,10 @@ def test_latents_can_be_used_where_gradients_flow(pipeline: Any) -> None:
 
 def test_faults_of_a_call_are_told_together(pipeline: Any) -> None:
     with pytest.raises(SurgeryError) as caught:
-        sample(pipeline, PROMPTS, [1], steps=0, size=(30, 32))
+        sample(pipeline, PROMPTS, [1], steps=0, guidance=float("nan"), size=(30, 32))
     message = str(caught.value)
-    assert "3 faults" in message
+    assert "4 faults" in message
+    assert "guidance is nan" in message
     assert "3 prompts and 1 seeds" in message
     assert "steps is 0" in message
     assert "multiples of 4" in message

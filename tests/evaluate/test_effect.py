@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from surgery.diffusion import sample
 from surgery.errors import JudgeError
@@ -67,7 +68,25 @@ def counted(pipeline: Any) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_shares_are_those_of_pictures_judged_one_by_one(pipeline: Any, edited: Edit) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_several_phrases_at_once_show_what_one_at_a_time_show(
+    pipeline: Any, edited: Edit, one_thread: None
+) -> None:
+    alone = measure_edit(pipeline, edited(), CHANGES, HELD_OUT, SumJudge(), SAMPLING)
+    torch.set_num_threads(3)
+    assert measure_edit(pipeline, edited(), CHANGES, HELD_OUT, SumJudge(), SAMPLING) == alone
+
+
+def test_shares_are_those_of_pictures_judged_one_by_one(
+    pipeline: Any, edited: Edit, one_thread: None
+) -> None:
     effect = measure_edit(pipeline, edited(), CHANGES, HELD_OUT, SumJudge(), SAMPLING)
     common, own = SAMPLING.templates, CHANGES[1].templates
     old_before = shown(pipeline, "cat", common, CAT) + shown(pipeline, "fish", own, DOG)
@@ -149,7 +168,9 @@ def test_stored_pictures_are_not_taken_for_those_of_another_scheduler(pipeline: 
     assert drawn != []
 
 
-def test_a_stopped_measurement_goes_on_where_it_was(pipeline: Any, edited: Edit, tmp_path: Path) -> None:
+def test_a_stopped_measurement_goes_on_where_it_was(
+    pipeline: Any, edited: Edit, tmp_path: Path, one_thread: None
+) -> None:
     cache = Cache(store=Store(tmp_path), before="base", after="patch")
     whole = measure_edit(pipeline, edited(), CHANGES, HELD_OUT, SumJudge(), SAMPLING)
     judge = SumJudge()

@@ -45,6 +45,14 @@ def test_foreign_files_are_named_and_survive_overwriting(tmp_path: Path) -> None
     assert (tmp_path / "diary.txt").read_text() == "mine"
 
 
+def test_a_folder_of_other_things_in_the_checkpoint_s_place_survives_overwriting(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "diary.txt").write_text("mine")
+    with pytest.raises(SurgeryError, match="a folder of other files"):
+        claim_folder(tmp_path, "plan-1", overwrite=True)
+    assert (tmp_path / "checkpoint" / "diary.txt").read_text() == "mine"
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(SurgeryError, match="is a file"):

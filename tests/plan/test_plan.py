@@ -93,6 +93,13 @@ def test_sites_that_the_base_lacks_are_all_named_at_once(tiny_pipeline: Path, re
     assert "edits 'text_encoder/text_model.encoder.layers.3.mlp" not in str(caught.value)
 
 
+def test_layers_that_the_base_lacks_are_refused_from_its_header(
+    tiny_pipeline: Path, recipe_file: Path
+) -> None:
+    with pytest.raises(MethodError, match="this encoder has 12"):
+        planned(RECIPE.replace("layers: 0-10", "layers: 0-14"), recipe_file, tiny_pipeline)
+
+
 def test_missing_captions_are_an_error_that_says_what_to_name(tiny_pipeline: Path, recipe_file: Path) -> None:
     text = RECIPE.replace("captions: captions.txt", "captions: pocket")
     with pytest.raises(MethodError, match="corpus.captions"):

@@ -25,7 +25,7 @@ recipes = st.fixed_dictionaries(
             st.fixed_dictionaries(
                 {
                     "emcid": st.fixed_dictionaries(
-                        {"concepts": st.lists(concepts, max_size=3)},
+                        {"concepts": st.lists(concepts, min_size=1, max_size=3)},
                         optional={
                             "preserve": st.lists(names, max_size=2),
                             "offsets": st.fixed_dictionaries(
@@ -38,6 +38,7 @@ recipes = st.fixed_dictionaries(
                     )
                 }
             ),
+            min_size=1,
             max_size=2,
         ),
     },

@@ -104,6 +104,12 @@ def test_update_without_destination_is_refused_and_forget_without_one_is_not() -
     assert parse_recipe(forget).edits[0].emcid.concepts[0].destination is None
 
 
+def test_a_recipe_without_edits_or_an_edit_without_concepts_is_refused() -> None:
+    for key in ("edits", "edits[0].emcid.concepts"):
+        with pytest.raises(RecipeError, match="found a list of 0, expected at least 1"):
+            parse_recipe(SMALL, overrides={key: "[]"})
+
+
 def test_own_pictures_stand_in_for_a_destination(tmp_path: Path) -> None:
     (tmp_path / "mine.png").touch()
     source = SMALL.replace("{source: cat, destination: pizza}", "{source: cat, images: [mine.png]}")

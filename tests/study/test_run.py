@@ -101,6 +101,34 @@ def test_a_finished_run_is_not_overwritten_unasked(recipe: Recipe, tmp_path: Pat
     assert digests(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("edits[0].emcid.update.layers", "[11]", "update.layers"),
+        ("edits[0].emcid.concepts[0].destination", "fish <|endoftext|> cat", "start or end token"),
+        ("dtype", "bfloat16", "has more digits"),
+    ],
+)
+def test_a_run_that_cannot_be_leaves_the_older_one(
+    recipe: Recipe, tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    run_recipe(recipe, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    faulty = parse_recipe(recipe.source, path=recipe.path, overrides={key: value})
+    with pytest.raises(SurgeryError, match=message):
+        run_recipe(faulty, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_run_that_changes_nothing_says_why_there_is_no_lora(recipe: Recipe, tmp_path: Path) -> None:
+    concepts = "[{source: cat, destination: cat}]"
+    same = parse_recipe(recipe.source, path=recipe.path, overrides={"edits[0].emcid.concepts": concepts})
+    run = run_recipe(same, tmp_path / "out")
+    assert {finding.kind for finding in run.findings} - {"few-tokens"} == {"identity", "not-written"}
+    assert not (tmp_path / "out" / "lora.safetensors").exists()
+    assert (tmp_path / "out" / "run.json").exists()
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_leaves_nothing_half_and_goes_on_to_the_same_bytes(
     recipe: Recipe, tmp_path: Path

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from surgery.checkpoint.atomic import refuse_existing, refuse_unwritable
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
@@ -17,7 +18,6 @@ from surgery.cli.options import (
     threads_option,
 )
 from surgery.cli.program import Verb
-from surgery.errors import SurgeryError
 from surgery.shelf import checkpoint_path
 
 
@@ -25,7 +25,7 @@ from surgery.shelf import checkpoint_path
 @click.argument("checkpoint", type=CHECKPOINT)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; one row for each.")
 @click.option("--patch", type=FILE, help="Draw with this patch too, beside the same seeds without it.")
-@click.option("--strength", type=float, default=1.0, show_default=True, help="1 = the patch as computed.")
+@click.option("--strength", type=float, help="Of the patch; 1, as computed, when left out.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Seed of the first column."
 )
@@ -45,7 +45,7 @@ def sample(
     checkpoint: str,
     prompts: tuple[str, ...],
     patch: Path | None,
-    strength: float,
+    strength: float | None,
     seed: int,
     count: int,
     steps: int,
@@ -60,8 +60,10 @@ def sample(
 ) -> None:
     """Draw prompts onto one labelled sheet; with a patch, before and after it."""
     place = checkpoint_path(checkpoint)
-    if output.exists() and not overwrite:
-        raise SurgeryError(f"{output} exists already. Name another file, or pass --overwrite.")
+    if strength is not None and patch is None:
+        raise click.UsageError("--strength says how much of a patch is drawn with; name one with --patch.")
+    refuse_existing(output, overwrite)
+    refuse_unwritable(output)
     import torch
 
     from surgery.diffusion import SampleKnobs
@@ -75,7 +77,7 @@ def sample(
         place,
         prompts,
         patch=patch,
-        strength=strength,
+        strength=1.0 if strength is None else strength,
         seeds=range(seed, seed + count),
         device=chosen_device(device),
         offloaded=offload,

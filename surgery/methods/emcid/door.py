@@ -87,11 +87,7 @@ def edit(
     """
     working = _working(models, device)
     stack = text_stack(working.text_encoder)
-    check_settings(offsets, update, len(stack.blocks))
-    concepts, findings = prepare(edits, working.tokenizer, limit=stack.positions, rules=rules)
-    check_models(working, concepts, offsets)
-    kept, notes = _kept(preserve, concepts, working, stack.positions)
-    found = [*findings, *notes]
+    concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     digest = weights_digest(working.text_encoder)
     statistics = collect_statistics(
         working.text_encoder,
@@ -106,7 +102,7 @@ def edit(
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
     learned = optimise_offsets(working, ordered, offsets, layer=update.layers[-1], store=store)
-    found += findings_of(learned)
+    found += findings_of(learned, left_out=not offsets.keep_unconverged)
     targets = _usable(learned, offsets)
     solved = solve_updates(
         working.text_encoder,
@@ -135,6 +131,41 @@ def edit(
         statistics=statistics,
         sweeps=solved.sweeps,
     )
+
+
+def check_edit(
+    models: EmcidModels,
+    edits: Sequence[ConceptEdit],
+    offsets: OffsetSettings,
+    update: UpdateSettings,
+    *,
+    rules: ConceptRules | None = None,
+    preserve: Sequence[str] = (),
+) -> None:
+    """Refuse what ``edit`` would refuse before it computes anything; arguments as there.
+
+    Raises:
+        ConceptError: when concepts are faulty or in conflict; all faults at once.
+        MethodError: when settings or models do not fit.
+    """
+    _prepared(models, edits, offsets, update, rules, preserve)
+
+
+def _prepared(
+    models: EmcidModels,
+    edits: Sequence[ConceptEdit],
+    offsets: OffsetSettings,
+    update: UpdateSettings,
+    rules: ConceptRules | None,
+    preserve: Sequence[str],
+) -> tuple[tuple[Concept, ...], list[Span], list[Finding]]:
+    """The concepts, the prompts to preserve, and what was noticed about both."""
+    stack = text_stack(models.text_encoder)
+    check_settings(offsets, update, len(stack.blocks))
+    concepts, findings = prepare(edits, models.tokenizer, limit=stack.positions, rules=rules)
+    check_models(models, concepts, offsets)
+    kept, notes = _kept(preserve, concepts, models, stack.positions)
+    return concepts, kept, [*findings, *notes]
 
 
 def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgery import progress
 from surgery.anatomy import frozen
-from surgery.diffusion import resident
+from surgery.diffusion import out_of_memory, resident
 from surgery.errors import MethodError, raise_all
 from surgery.methods.emcid.descent import Descent, descend
 from surgery.methods.emcid.models import EmcidModels, models_digest
@@ -114,6 +114,12 @@ def check_models(models: EmcidModels, concepts: Sequence[Concept], settings: Off
             for concept in concepts
             if concept.goals is None
         ]
+        faults += [
+            f"{concept.label}: it has pictures, and mode 'text' does not look at any. Use mode 'noise' or "
+            "'both', or leave them out."
+            for concept in concepts
+            if concept.goals is not None and concept.edit.images
+        ]
         if settings.text_weight == 0:
             faults.append("mode 'text' with text_weight 0 has nothing to learn from; give it a weight.")
     else:
@@ -136,8 +142,8 @@ def _has_picture(concept: Concept, settings: OffsetSettings) -> bool:
     return bool(concept.edit.images) or settings.images != "none"
 
 
-def findings_of(targets: Sequence[Target]) -> list[Finding]:
-    """What was noticed while the offsets were learned."""
+def findings_of(targets: Sequence[Target], *, left_out: bool = True) -> list[Finding]:
+    """What was noticed while the offsets were learned; ``left_out`` says what happens where none was."""
     found = []
     for target in targets:
         label = target.concept.label
@@ -145,8 +151,9 @@ def findings_of(targets: Sequence[Target]) -> list[Finding]:
             message = "its loss became NaN or infinite; the concept is left out. Lower the learning rate."
             found.append(Finding(kind="not-finite", subject=label, message=message, severity="fault"))
         elif not target.fell:
-            message = f"its loss did not fall ({target.first_loss:.3g} to {target.last_loss:.3g})."
-            found.append(warning("not-converged", label, message + " Give it more steps or other templates."))
+            message = f"its loss did not fall ({target.first_loss:.3g} to {target.last_loss:.3g})"
+            message += "; the concept is left out. " if left_out else ". "
+            found.append(warning("not-converged", label, message + "Give it more steps or other templates."))
         elif target.clamped:
             message = "its offset ended at the largest length allowed; a larger offsets.clamp may do more."
             found.append(Finding(kind="clamped", subject=label, message=message))
@@ -164,7 +171,9 @@ class _Work:
     def batch(self, concepts: tuple[Concept, ...]) -> list[Target]:
         try:
             return self._stored(concepts)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             if len(concepts) == 1:
                 raise MethodError(
                     f"{concepts[0].label} alone does not fit into memory; expected room for its "

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -11,7 +12,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import MethodError
 from surgery.methods import Outcome, Replacement
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from surgery.methods.emcid.door import EmcidResult, edit
+from surgery.methods.emcid.door import EmcidResult, check_edit, edit
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit
 from surgery.methods.emcid.settings import (
@@ -21,6 +22,7 @@ from surgery.methods.emcid.settings import (
     OffsetSettings,
     UpdateSettings,
     as_json,
+    check_settings,
 )
 from surgery.names import canonical
 from surgery.recipe import Emcid, Recipe
@@ -61,6 +63,7 @@ def edits_of(entry: Emcid, recipe: Recipe) -> tuple[ConceptEdit, ...]:
 def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     """What the entry will do, from headers alone."""
     offsets, update = settings_of(entry)
+    check_settings(offsets, update, _blocks(base))
     edits, captions = edits_of(entry, recipe), _captions_path(entry, recipe, base)
     full, rest = divmod(len(edits), offsets.batch)
     meaning: dict[str, JSON] = {
@@ -75,29 +78,31 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     return Work(
         method="emcid",
         meaning=meaning,
-        sites=tuple(
-            canonical("text_encoder", f"text_model.encoder.layers.{layer}.mlp.fc2.weight")
-            for layer in update.layers
-        ),
+        sites=tuple(_site(layer) for layer in update.layers),
         batches=(offsets.batch,) * full + ((rest,) if rest else ()),
         cost=_cost(edits, offsets),
     )
 
 
+def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> None:
+    """Refuse faulty concepts, settings and models before any work.
+
+    Raises:
+        SurgeryError: as ``door.edit``.
+    """
+    offsets, update = settings_of(entry)
+    read_captions(_captions_path(entry, recipe, base))
+    edits, rules = edits_of(entry, recipe), _rules(entry)
+    check_edit(_models(models), edits, offsets, update, rules=rules, preserve=entry.preserve)
+
+
 def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
-    captions = _read_captions(_captions_path(entry, recipe, base))
-    site = canonical("text_encoder", f"text_model.encoder.layers.{update.layers[0]}.mlp.fc2.weight")
+    captions = read_captions(_captions_path(entry, recipe, base))
+    stored = base.entry(_site(update.layers[0])).dtype
     result = edit(
-        EmcidModels(
-            tokenizer=models.tokenizer,
-            text_encoder=models.text_encoder,
-            unet=models.unet,
-            vae=models.vae,
-            scheduler=models.scheduler,
-            stored_dtype=base.entry(site).dtype,
-        ),
+        replace(_models(models), stored_dtype=stored),
         edits_of(entry, recipe),
         offsets,
         update,
@@ -112,6 +117,30 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         replacements=_replacements(result),
         report=_report(result),
         findings=result.findings,
+    )
+
+
+def _site(layer: int) -> str:
+    return canonical("text_encoder", f"text_model.encoder.layers.{layer}.mlp.fc2.weight")
+
+
+def _blocks(base: Checkpoint) -> int:
+    """How many blocks the base's text encoder has."""
+    found = next((layer for layer in count() if _site(layer) not in base.tensors), 0)
+    if found == 0:
+        raise MethodError(
+            f"{base.path} has no text encoder of CLIP's kind; EMCID edits its feed-forward layers."
+        )
+    return found
+
+
+def _models(pipeline: Any) -> EmcidModels:
+    return EmcidModels(
+        tokenizer=pipeline.tokenizer,
+        text_encoder=pipeline.text_encoder,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        scheduler=pipeline.scheduler,
     )
 
 
@@ -140,11 +169,13 @@ def _captions_path(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
     return path
 
 
-def _read_captions(path: Path) -> list[str]:
+def read_captions(path: Path) -> list[str]:
+    """One caption per line; empty lines and a byte order mark are none."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise MethodError(f"{path}: byte {error.start} is no UTF-8. Save the captions as UTF-8.") from error
+    return [line for line in lines if line.strip()]
 
 
 def _digest(path: Path) -> str:
@@ -199,6 +230,7 @@ def _replacements(result: EmcidResult) -> tuple[Replacement, ...]:
                 destination=asked.destination or None,
                 kind=asked.kind,
                 templates=asked.templates if asked.kind == "style" else (),
+                pictures=bool(asked.images),
             )
         )
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import reduce
 
 from surgery.methods.emcid.nouns import Concept, warning
 from surgery.methods.emcid.settings import ConceptRules
@@ -36,16 +37,19 @@ def _without_identities(concepts: list[Concept], findings: list[Finding]) -> lis
 
 
 def _merged(concepts: list[Concept], findings: list[Finding]) -> list[Concept]:
-    first: dict[tuple[object, ...], Concept] = {}
+    alike: dict[tuple[object, ...], list[Concept]] = {}
     for concept in concepts:
         key = (concept.source_ids, concept.goal_ids, concept.edit.images)
-        if key in first:
+        alike.setdefault(key, []).append(concept)
+        if len(alike[key]) > 1:
             message = "given twice; merged into one with the templates of both and the larger weight."
             findings.append(Finding(kind="duplicate", subject=concept.label, message=message))
-            first[key] = _joined(first[key], concept)
-        else:
-            first[key] = concept
-    return list(first.values())
+    return [reduce(_joined, sorted(group, key=_by_settings)) for group in alike.values()]
+
+
+def _by_settings(concept: Concept) -> tuple[tuple[str, ...], int, float]:
+    """An order of doubles that does not depend on where they stand."""
+    return concept.edit.templates, concept.edit.seed, concept.edit.weight
 
 
 def _joined(one: Concept, other: Concept) -> Concept:

@@ -1,6 +1,7 @@
 """Edits checked as a whole: the rows of the failure table (8.4 of the study) on names and prompts."""
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_the_same_edit_twice_is_merged_with_the_templates_of_both(tokenizer: Any
     ]
     assert len(concepts[0].spans) == len(concepts[0].goals or ()) == 3
     assert kinds(findings) == {("duplicate", "info")}
+
+
+def test_doubles_merge_to_the_same_in_every_order(tokenizer: Any) -> None:
+    several = [
+        replace(CAT, templates=("a {}",), seed=3),
+        replace(CAT, templates=("the {}", "{}"), seed=1),
+        replace(CAT, templates=("my {}",), seed=2, weight=2.0),
+    ]
+    first, *others = [prepare(order, tokenizer)[0] for order in permutations(several)]
+    assert first[0].edit.seed == 3
+    assert all(other == first for other in others)
 
 
 def test_a_chain_is_a_warning(tokenizer: Any) -> None:

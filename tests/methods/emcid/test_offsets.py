@@ -154,17 +154,25 @@ def test_text_alone_cannot_learn_from_pictures(models: EmcidModels, tmp_path: Pa
     edit = ConceptEdit(source="cat", images=(tmp_path / "black.png",))
     with pytest.raises(MethodError, match="does not look at any"):
         optimise_offsets(models, concepts_of(models.tokenizer, edit), TEXT)
+    with pytest.raises(MethodError, match="or leave them out"):
+        optimise_offsets(models, concepts_of(models.tokenizer, replace(edit, destination="dog")), TEXT)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_a_batch_that_does_not_fit_is_split(
-    models: EmcidModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    models: EmcidModels,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     sizes: list[int] = []
 
     def small(found: Any, concepts: Any, *more: Any) -> Any:
         sizes.append(len(concepts))
         if len(concepts) > 1:
-            raise torch.OutOfMemoryError
+            raise error
         return problem_of(found, concepts, *more)
 
     concepts = concepts_of(models.tokenizer, CAT, PIZZA)
