@@ -6,16 +6,23 @@ import json
 from pathlib import Path
 
 import tokens
+import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from state import Stage
 from torch import Tensor
+from unet import WIDTHS
+from widen import widened
 
 # beside the weights, and in the state folder those of the checkpoint that was adopted
 STEPS = "training.json"
 
 
 def adopt(out: Path, folder: Path) -> None:
-    """Writes the state of every stage that ``out`` has weights of; optimisers start afresh."""
+    """Writes the state of every stage that ``out`` has weights of; optimisers start afresh.
+
+    A U-Net of other widths than the ones trained now is widened.
+    """
     sd = out / "pocket-sd"
     unet = json.loads((sd / "unet" / "config.json").read_text())
     vae = json.loads((sd / "vae" / "config.json").read_text())
@@ -23,9 +30,7 @@ def adopt(out: Path, folder: Path) -> None:
         "judge": load_file(out / "pocket-judge" / "model.safetensors"),
         "vae": load_file(sd / "vae" / "diffusion_pytorch_model.safetensors"),
         "text": _as_in_memory(load_file(sd / "text_encoder" / "model.safetensors")),
-        "small" if unet["sample_size"] == 8 else "whole": load_file(
-            sd / "unet" / "diffusion_pytorch_model.safetensors"
-        ),
+        "small" if unet["sample_size"] == 8 else "whole": _in_todays_widths(sd / "unet"),
     }
     for name, tensors in weights.items():
         full = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
@@ -36,6 +41,12 @@ def adopt(out: Path, folder: Path) -> None:
     scale = {"scale": vae["scaling_factor"]}
     (folder / "scale.json").write_text(json.dumps(scale))
     tokens.read(sd / "tokenizer")  # fails here rather than hours later
+
+
+def _in_todays_widths(folder: Path) -> dict[str, Tensor]:
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+    tensors: dict[str, Tensor] = widened(unet, WIDTHS).state_dict()
+    return tensors
 
 
 def steps_before(folder: Path) -> dict[str, int]:

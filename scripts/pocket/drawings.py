@@ -26,6 +26,9 @@ PAPER = np.array([1.0, 0.99, 0.95], np.float32)
 NIGHT = np.array([0.04, 0.02, 0.10], np.float32)
 
 JITTER = 3  # pixels to each side of the middle of its slot
+ALONE = range(50, 59)  # the longer side of a subject, in pixels
+BESIDE = range(35, 39)  # and of each of two, the first up left, the second down right
+SLOT = 39  # side of the corner that one of two keeps to
 
 Picture = NDArray[np.uint8]
 Canvas = NDArray[Any]  # float32, (height, width, channels) in [0, 1]
@@ -42,7 +45,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a picture shows: up to two subjects from left to right, a background colour, perhaps a style."""
+    """What a picture shows: one subject, or one up left and one down right, a background, perhaps a style."""
 
     subjects: tuple[Subject, ...]
     background: str
@@ -170,19 +173,25 @@ STYLES: Mapping[str, Callable[[Canvas, np.random.Generator], Canvas]] = {
 
 
 def draw(font: EmojiFont, vocabulary: Vocabulary, scene: Scene, rng: np.random.Generator) -> Picture:
-    """(64, 64, 3) bytes; place, size and colour shades are drawn from `rng`."""
+    """(64, 64, 3) bytes; place, size and colour shades are drawn from `rng`.
+
+    Two subjects stand in opposite corners, where each has room for half as much again as in a half. Their
+    background has one shade, so that halves of different pictures fit together.
+    """
     colour = np.array(vocabulary.backgrounds[scene.background], np.float32) / 255
-    colour = np.clip(colour + rng.normal(0, 0.015, 3), 0, 1)
+    pair = len(scene.subjects) == 2
+    if not pair:
+        colour = np.clip(colour + rng.normal(0, 0.015, 3), 0, 1)
     canvas = np.broadcast_to(colour, (SIZE, SIZE, 3)).astype(np.float32)
-    slots = max(1, len(scene.subjects))
-    for slot, subject in enumerate(scene.subjects):
-        room = SIZE // slots
+    sizes, room = (BESIDE, SLOT) if pair else (ALONE, SIZE)
+    for number, subject in enumerate(scene.subjects):
         sprite = font.scaled(
             subject.concept.sequence(subject.gender, subject.skin),
-            int(rng.integers(50, 59)) if slots == 1 else int(rng.integers(28, 32)),
+            int(rng.integers(sizes.start, sizes.stop)),
         )
+        corner = number * (SIZE - room)
         height, width = sprite.shape[:2]
-        place(canvas, sprite, somewhere(SIZE - height, rng), slot * room + somewhere(room - width, rng))
+        place(canvas, sprite, corner + somewhere(room - height, rng), corner + somewhere(room - width, rng))
     if scene.style is not None:
         canvas = STYLES[scene.style](canvas, rng)
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)

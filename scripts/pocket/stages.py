@@ -30,7 +30,7 @@ from surgery.judge.pocket import PocketJudgeNet
 
 POOL_SEED = 30
 UNET_STAGES = ("full-length", "pairs", "whole", "small")  # the latest one first
-PAIRS_SHARE, STYLE_SHARE = 0.64, 0.12  # of the rows of the stage `pairs`
+PAIRS_SHARE, STYLE_SHARE = 0.5, 0.13  # of the rows of the stage `pairs`
 
 
 def prepare(options: argparse.Namespace, concepts: Path, stage: str) -> None:

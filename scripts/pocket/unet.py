@@ -21,14 +21,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vocabulary import Vocabulary
 
 SHARES = Shares(pair=0.34, style=0.2)
+WIDTHS = (48, 96, 128, 128)  # the two of a pair are drawn at the finer levels
 EMPTY_SHARE = 0.1
 HEAVIEST = 25.0
 AVERAGED_EVERY = 8  # steps, when several processes train
 
 
-def network(
-    widths: tuple[int, int, int, int] = (32, 64, 128, 128), sample_size: int = 16
-) -> UNet2DConditionModel:
+def network(widths: tuple[int, int, int, int] = WIDTHS, sample_size: int = 16) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=4,
@@ -50,9 +49,9 @@ def noise_scheduler() -> DDPMScheduler:
 
 
 class PairMixer:
-    """Pairs that nobody drew: the left half of one stored pair beside the right half of another.
+    """Pairs that nobody drew: the upper left of one stored pair with the lower right of another.
 
-    Each member keeps to its half, and halves of one background fit together. Stored pairs alone are learnt
+    Each member keeps to its corner, and halves of one background fit together. Stored pairs alone are learnt
     by heart: each is one of many thousand possible ones, and seen again and again.
     """
 
@@ -71,12 +70,14 @@ class PairMixer:
 
         Text features are made for the rows of this process only.
         """
-        texts, half = {}, stored.shape[-1] // 2
+        texts, last = {}, stored.shape[-1] - 1
+        across = torch.arange(last + 1)
+        second = across[:, None] + across[None, :] > last  # below the diagonal from down left to up right
         for place, row in enumerate(rows.tolist()):
             if len(self._scenes[row].subjects) == 2:
                 rng = np.random.default_rng((step, place))
                 other, scene = self._partner(row, rng)
-                latents[place, ..., half:] = stored[other, ..., half:]
+                latents[place, :, second] = stored[other][:, second].to(latents)
                 texts[place] = caption(self._vocabulary, scene, rng, SHARES, "train").caption
         own = [place for place in texts if place % team.size() == team.rank()]
         if own:
@@ -84,13 +85,13 @@ class PairMixer:
 
     def _partner(self, row: int, rng: np.random.Generator) -> tuple[int, Scene]:
         scene = self._scenes[row]
-        left, others = scene.subjects[0], self._pairs[scene.background]
+        first, others = scene.subjects[0], self._pairs[scene.background]
         while True:
             other = others[int(rng.integers(len(others)))]
-            right = self._scenes[other].subjects[1]
-            names = frozenset((left.concept.name, right.concept.name))
+            second = self._scenes[other].subjects[1]
+            names = frozenset((first.concept.name, second.concept.name))
             if len(names) == 2 and names not in self._forbidden:
-                return other, replace(scene, subjects=(left, right))
+                return other, replace(scene, subjects=(first, second))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
