@@ -16,7 +16,7 @@ from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest
-from surgery.patch.match import Agreement, agreement, match_base, refuse_misfits
+from surgery.patch.match import Agreement, agreement, match_any, match_base, refuse_misfits
 from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
 from surgery.patch.undo import Edits, Overwritten, write_undo
@@ -29,13 +29,13 @@ class AppliedTensor:
     """What applying does to one tensor.
 
     Attributes:
-        base: How the tensor agrees with the patch's base.
+        base: How the tensor agrees with the patch's base; None when another base was allowed and this is one.
         result: How the outcome agrees with the patch's record; None where nothing is claimed: at a strength
-            other than 1, or on a base in another precision than the patch was made for.
+            other than 1, on a base in another precision than the patch was made for, or on another base.
         changed: Number of elements whose bits change.
     """
 
-    base: Agreement
+    base: Agreement | None
     result: Agreement | None
     changed: int
 
@@ -53,6 +53,11 @@ class ApplyReport:
         """Whether every touched tensor is what the patch records, bit for bit."""
         return all(tensor.result == "bytes" for tensor in self.tensors.values())
 
+    @property
+    def other_base(self) -> int:
+        """How many touched tensors did not have the values that the patch was made for."""
+        return sum(tensor.base is None for tensor in self.tensors.values())
+
 
 def apply_patch(
     patch: Patch,
@@ -62,6 +67,7 @@ def apply_patch(
     strength: float = 1.0,
     undo: Path | None = None,
     overwrite: bool = False,
+    allow_other_base: bool = False,
 ) -> ApplyReport:
     """Write ``base`` with the patch in it to ``out``, in the layout of ``base``.
 
@@ -75,10 +81,13 @@ def apply_patch(
         strength: 1 as made; 0 changes nothing; at others than 1 the recorded outcome is not claimed.
         undo: Also write a file there that takes the patch out again without the base.
         overwrite: Allow ``out`` and ``undo`` to be replaced.
+        allow_other_base: Take a checkpoint of the same shapes with other values, such as a fine-tune of the
+            base. The change is the patch's own, the outcome is not the recorded one; only ``undo`` takes it
+            out again, and nothing notices a second application.
 
     Raises:
-        PatchError: when the checkpoint is not the patch's base, has the patch already, or the outcome is not
-            the recorded one.
+        PatchError: when the checkpoint is not the patch's base (unless allowed), has the patch already, or
+            the outcome is not the recorded one.
         SurgeryError: when ``out`` exists, or the disk refuses.
     """
     if not math.isfinite(strength):
@@ -88,7 +97,9 @@ def apply_patch(
     refuse_misfits(patch, checkpoint)
     edits = partial(patch.blocks, checkpoint, strength=strength)
     planned = {name: _overwritten(name, checkpoint.entry(name), edits) for name in patch.changes}
-    agreements = match_base(patch, checkpoint, {name: found.before for name, found in planned.items()})
+    found = {name: overwritten.before for name, overwritten in planned.items()}
+    matched = match_any if allow_other_base else match_base
+    agreements = matched(patch, checkpoint, found)
     tensors = {
         name: _applied(patch, name, overwritten, agreements[name], strength)
         for name, overwritten in planned.items()
@@ -117,7 +128,7 @@ def _overwritten(name: str, entry: TensorEntry, edits: Edits) -> Overwritten:
 
 
 def _applied(
-    patch: Patch, name: str, overwritten: Overwritten, base: Agreement, strength: float
+    patch: Patch, name: str, overwritten: Overwritten, base: Agreement | None, strength: float
 ) -> AppliedTensor:
     """The report on one tensor, after its outcome was held against the patch's record.
 
@@ -131,7 +142,9 @@ def _applied(
             f"tensor {name!r} came out as {overwritten.after.bytes[:12]}; the patch records "
             f"{recorded.bytes[:12]}. The patch is damaged, or this machine adds wrongly."
         )
-    if strength == 1 and result is None:
+    if base is None:
+        _log.warning("%s: not what the patch was made for; its outcome is not claimed", name)
+    elif strength == 1 and result is None:
         _log.warning("%s: the base has another precision than the patch's; its outcome is not claimed", name)
     return AppliedTensor(base=base, result=result, changed=overwritten.changed)
 

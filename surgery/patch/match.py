@@ -66,18 +66,36 @@ def match_base(
         PatchError: listing every touched tensor that is missing, has another shape or other values; or
             when the patch was applied already.
     """
-    refuse_misfits(patch, checkpoint)
-    if found is None:
-        found = {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
-    states = {name: state_of(change, found[name]) for name, change in patch.changes.items()}
-    refuse_applied(states, str(checkpoint.path))
+    found = _digests(patch, checkpoint) if found is None else found
+    agreements = match_any(patch, checkpoint, found)
     faults = [
         base_fault(name, patch.changes[name], checkpoint, found[name])
-        for name, state in states.items()
-        if state.before is None
+        for name, agreement_ in agreements.items()
+        if agreement_ is None
     ]
     raise_all(PatchError, faults)
-    return {name: state.before for name, state in states.items() if state.before is not None}
+    return {name: agreement_ for name, agreement_ in agreements.items() if agreement_ is not None}
+
+
+def match_any(
+    patch: Patch, checkpoint: Checkpoint, found: Mapping[str, Digest] | None = None
+) -> dict[str, Agreement | None]:
+    """The same for a checkpoint that may be another base, such as a fine-tune; None where values differ.
+
+    Raises:
+        PatchError: listing every touched tensor that is missing or has another shape; or when the patch was
+            applied already.
+    """
+    refuse_misfits(patch, checkpoint)
+    found = _digests(patch, checkpoint) if found is None else found
+    states = {name: state_of(change, found[name]) for name, change in patch.changes.items()}
+    refuse_applied(states, str(checkpoint.path))
+    return {name: state.before for name, state in states.items()}
+
+
+def _digests(patch: Patch, checkpoint: Checkpoint) -> dict[str, Digest]:
+    refuse_misfits(patch, checkpoint)
+    return {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
 
 
 def refuse_applied(states: Mapping[str, State], subject: str) -> None:
@@ -99,7 +117,8 @@ def base_fault(name: str, change: Change, checkpoint: Checkpoint, found: Digest)
     return (
         f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]} (half precision "
         f"{found.value16[:12]}); this patch was made for {change.before.bytes[:12]} "
-        f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since?"
+        f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since? Allow another "
+        "base to patch a fine-tune; the outcome is then not claimed."
     )
 
 

@@ -128,7 +128,8 @@ def make_patch(
     Args:
         terms: What to add; their order does not matter.
         checkpoint: The base. All of it is read once, for its fingerprint.
-        provenance: What to remember about the edit; library versions are added under ``versions``.
+        provenance: What to remember about the edit; library versions are added under ``versions``, and the
+            base's own title and licence, where it states them, under ``base_notes``.
 
     Raises:
         PatchError: listing every tensor that the base lacks, or that the terms do not fit.
@@ -146,8 +147,13 @@ def make_patch(
         roots=fingerprint.roots,
         changes=changes,
         carriers=carriers_for(names, checkpoint.architecture, checkpoint.shapes),
-        provenance={"versions": library_versions(), **(provenance or {})},
+        provenance={"versions": library_versions(), **_notes(checkpoint), **(provenance or {})},
     )
+
+
+def _notes(checkpoint: Checkpoint) -> dict[str, JSON]:
+    notes: dict[str, JSON] = {**checkpoint.notes}
+    return {"base_notes": notes} if notes else {}
 
 
 def storable(delta: Delta) -> Delta:

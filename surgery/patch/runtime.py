@@ -30,7 +30,9 @@ class _Layer:
 
 
 @contextmanager
-def applied(pipeline: P, patch: Patch, strength: float = 1.0) -> Iterator[P]:
+def applied(
+    pipeline: P, patch: Patch, strength: float = 1.0, *, allow_other_base: bool = False
+) -> Iterator[P]:
     """The pipeline with the patch in its weights; at the end, also by an exception, the old bits return.
 
     The weights are those of the applied checkpoint loaded in the pipeline's precision: a half-precision base
@@ -42,14 +44,16 @@ def applied(pipeline: P, patch: Patch, strength: float = 1.0) -> Iterator[P]:
             ...) as attributes. It comes back.
         patch: What to apply.
         strength: 1 as made, 0 nothing, -1 the opposite.
+        allow_other_base: Take weights with other values, such as those of a fine-tune of the base; the change
+            is added to them, and the outcome is not the recorded one.
 
     Raises:
-        PatchError: listing every weight that is missing, away on another device (meta), or not the base's; or
-            when the patch is in already.
+        PatchError: listing every weight that is missing, away on another device (meta), or, unless allowed,
+            not the base's; or when the patch is in already.
     """
     digest = patch_digest(patch)
     parameters = _parameters(pipeline, patch)
-    edited = _edited(parameters, patch, digest, strength)
+    edited = _edited(parameters, patch, digest, strength, allow_other_base)
     layers: dict[str, _Layer] = {}
     try:
         for name, parameter in parameters.items():
@@ -96,7 +100,7 @@ def _parameters(pipeline: object, patch: Patch) -> dict[str, nn.Parameter]:
 
 
 def _edited(
-    parameters: dict[str, nn.Parameter], patch: Patch, digest: str, strength: float
+    parameters: dict[str, nn.Parameter], patch: Patch, digest: str, strength: float, allow_other: bool
 ) -> dict[str, Tensor]:
     """The new value of each parameter, in the parameter's own precision, on the CPU."""
     faults, states = [], {}
@@ -104,13 +108,19 @@ def _edited(
     for name, parameter in parameters.items():
         stored = _as_stored(parameter, patch.changes[name].dtype)
         states[name] = _state(name, parameter, stored, patch, digest)
-        if stored is None or states[name].before is None:
+        base = _before_all(parameter, patch.changes[name].dtype)
+        if allow_other and (stored is None or states[name].before is None):
+            # a fine-tune may hold more digits than the base's file: they are kept
+            layers: list[_Layer] = getattr(parameter, _STACK, [])
+            below = layers[0].original.cpu() if layers else None
+            edited[name] = patch.edited(name, parameter.detach().cpu(), strength, below)
+        elif stored is None or states[name].before is None:
             faults.append(
                 f"{name!r} of the pipeline does not hold the numbers this patch was made for. Is it another "
-                "base, changed since, or loaded in a precision that lost digits? Load it in the base's own."
+                "base, changed since, or loaded in a precision that lost digits? Load it in the base's own, "
+                "or allow another base."
             )
         else:
-            base = _before_all(parameter, patch.changes[name].dtype)
             edited[name] = patch.edited(name, stored, strength, base).to(parameter.dtype)
     refuse_applied(states, "the pipeline")
     raise_all(PatchError, faults)

@@ -1,11 +1,16 @@
 """The verbs about patches: apply, revert, verify."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from surgery.patch import load_patch
 from tests.cli.conftest import Call
 from tests.support.folders import contents
+
+TEXT_ENCODER = Path("text_encoder", "model.safetensors")
 
 
 @pytest.fixture
@@ -45,6 +50,23 @@ def test_apply_to_what_has_the_patch_already_is_1(
 ) -> None:
     assert surgery("apply", patch, edited, "-o", tmp_path / "twice").code == 1
     assert not (tmp_path / "twice").exists()
+
+
+def test_apply_to_a_fine_tune_is_asked_for_and_claims_no_outcome(
+    surgery: Call, patch: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_pipeline, other)
+    weights = load_file(other / TEXT_ENCODER)
+    name = next(iter(load_patch(patch).changes)).removeprefix("text_encoder/")
+    weights[name] = weights[name] * 1.25
+    save_file(weights, other / TEXT_ENCODER, {"format": "pt"})
+    refused = surgery("apply", patch, other, "-o", tmp_path / "out")
+    assert (refused.code, "Allow another base" in refused.err) == (1, True)
+    done = surgery("apply", patch, other, "-o", tmp_path / "out", "--allow-other-base")
+    assert done.code == 0
+    assert "1 of them on another base, where no outcome is recorded" in done.out
+    assert "not claimed" in done.err
 
 
 def test_revert_by_the_base_gives_its_bytes_back(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from surgery.checkpoint import open_checkpoint
 from surgery.delta import Delta, Dense
 from surgery.errors import CheckpointError, PatchError, SurgeryError
-from surgery.patch import Term, apply_patch, make_patch
+from surgery.patch import Term, apply_patch, make_patch, revert_patch
 from tests.support.folders import (
     CONV_NAME,
     FC2,
@@ -102,6 +102,53 @@ def test_another_base_is_refused_tensor_by_tensor(base: Path, tmp_path: Path) ->
         before = patch.changes[name].before.bytes[:12]
         assert any(name in fault and before in fault for fault in caught.value.faults)
     assert names_in(tmp_path) == ["base", "other"]
+
+
+def fine_tune(folder: Path) -> Path:
+    """The base with another number in one of the touched tensors, and in one that is left alone."""
+    weights = small_weights()
+    weights["text_encoder"][f"text_model.{FC2}"][1, 1] += 1
+    weights["unet"][CONV_NAME.removeprefix("unet/")] += 1
+    return write_folder(folder, weights)
+
+
+def test_a_fine_tune_gets_the_same_change_when_another_base_is_allowed(base: Path, tmp_path: Path) -> None:
+    change = (torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) / 10).half()
+    term = Term(delta=Delta({FC2_NAME: Dense(change), TO_K_NAME: Dense(torch.full((4, 3), 0.5).half())}))
+    patch = make_patch([term], open_checkpoint(base))
+    other = fine_tune(tmp_path / "other")
+    report = apply_patch(
+        patch, other, tmp_path / "out", undo=tmp_path / "undo.safetensors", allow_other_base=True
+    )
+    assert (report.exact, report.other_base) == (False, 1)
+    assert {name: (found.base, found.result) for name, found in report.tensors.items()} == {
+        FC2_NAME: (None, None),
+        TO_K_NAME: ("bytes", "bytes"),
+    }
+    before, after = open_checkpoint(other), open_checkpoint(tmp_path / "out")
+    assert torch.equal(after.read(FC2_NAME), before.read(FC2_NAME) + change)
+    revert_patch(patch, tmp_path / "out", tmp_path / "back", undo=tmp_path / "undo.safetensors")
+    assert contents(tmp_path / "back") == contents(other)
+
+
+def test_where_another_base_is_allowed_other_shapes_and_a_second_time_are_still_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    patch = random_patch(base)
+    apply_patch(patch, base, tmp_path / "once")
+    with pytest.raises(PatchError, match="has this patch already"):
+        apply_patch(patch, tmp_path / "once", tmp_path / "twice", allow_other_base=True)
+    weights = small_weights()
+    weights["text_encoder"][f"text_model.{FC2}"] = torch.zeros(3, 6).half()
+    other = write_folder(tmp_path / "other", weights)
+    with pytest.raises(PatchError, match="has shape"):
+        apply_patch(patch, other, tmp_path / "out", allow_other_base=True)
+
+
+def test_a_patch_remembers_the_licence_of_its_base(base: Path) -> None:
+    assert "base_notes" not in random_patch(base).provenance
+    (base / "README.md").write_text("---\nlicense: openrail\n---\n# Mine\n")
+    assert random_patch(base).provenance["base_notes"] == {"title": "Mine", "license": "openrail"}
 
 
 def test_a_second_application_is_refused(base: Path, tmp_path: Path) -> None:

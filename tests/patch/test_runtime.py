@@ -190,6 +190,21 @@ def test_changed_weights_are_refused_by_name_and_nothing_is_touched(models: Mode
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_fine_tune_is_changed_by_the_same_amount_when_another_base_is_allowed(
+    tiny_pipeline: Path, patch: Patch, dtype: torch.dtype
+) -> None:
+    models = load(tiny_pipeline, dtype)
+    weight = models.vae.decoder.conv_in.weight
+    weight[0, 0, 0, 0] += 2**-7 if dtype == torch.float16 else 2**-20
+    before = weights(models)
+    with applied(models, patch, allow_other_base=True):
+        assert torch.equal(weight.cpu(), patch.edited(VAE, before[VAE]))
+        assert not torch.equal(weight, before[VAE])
+    assert_same_bits(weights(models), before)
+
+
+@torch.no_grad()
 def test_a_change_too_small_for_half_precision_is_still_seen(models: Models, patch: Patch) -> None:
     models.vae.decoder.conv_in.weight[0, 0, 0, 0] *= 1 + 2**-20
     with pytest.raises(PatchError, match="does not hold the numbers"), applied(models, patch):

@@ -49,6 +49,9 @@ def _inspect_patch(place: Path, as_json: bool) -> None:
         return
     made_for = f"{place}: a patch for {patch.architecture}, digest {digest[:12]}, {len(patch.terms)} terms"
     print(printable(made_for))
+    notes = patch.provenance.get("base_notes")
+    for key, text in notes.items() if isinstance(notes, dict) else ():
+        print(printable(f"  the base's {key}: {text}"))
     for name, changed in changes.items():
         print(printable(f"  {name}: {changed:,} weights change"))
 

@@ -17,15 +17,38 @@ patch_argument = click.argument("patch", type=FILE)
 @output_option("The new checkpoint, in the layout of BASE.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 = the patch as computed.")
 @click.option("--undo", type=FILE, help="Also write a file that takes the patch out again without BASE.")
+@click.option(
+    "--allow-other-base",
+    is_flag=True,
+    help="Take a fine-tune of the base, too: the same change, without the claim that the outcome is exact.",
+)
 @overwrite_option
-def apply(patch: Path, base: str, output: Path, strength: float, undo: Path | None, overwrite: bool) -> None:
+def apply(
+    patch: Path,
+    base: str,
+    output: Path,
+    strength: float,
+    undo: Path | None,
+    allow_other_base: bool,
+    overwrite: bool,
+) -> None:
     """Write the checkpoint BASE with PATCH in it."""
     from surgery.patch import apply_patch, load_patch
 
     place = checkpoint_path(base)
-    report = apply_patch(load_patch(patch), place, output, strength=strength, undo=undo, overwrite=overwrite)
+    report = apply_patch(
+        load_patch(patch),
+        place,
+        output,
+        strength=strength,
+        undo=undo,
+        overwrite=overwrite,
+        allow_other_base=allow_other_base,
+    )
     changed = sum(tensor.changed for tensor in report.tensors.values())
     exact = "bit for bit as the patch records" if report.exact else f"at strength {strength:g}"
+    if report.other_base:
+        exact = f"{report.other_base} of them on another base, where no outcome is recorded"
     print(f"{output}: {changed:,} weights of {len(report.tensors)} tensors changed, {exact}")
 
 
