@@ -36,7 +36,11 @@ def compare(options: argparse.Namespace) -> None:
         + f"{'edit s':>10}"
     )
     for kind, residual, mode in product(options.kinds, options.residuals, options.modes):
-        recipe = recipe_of(options, edits, kind, residual, mode)
+        recipe = parse_recipe(
+            recipe_of(options, edits, kind, residual, mode).source
+            + f"sample: {{steps: {options.steps}}}\n"
+            + f"evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}\n"
+        )
         effect, elapsed = measured(recipe, base, models, words, judge, Store(options.store))
         cells = "".join(f"{shown(effect, name):>24}" for name in COLUMNS)
         print(f"{kind:8}{residual:10}{mode:7}{cells}{elapsed:10.1f}", flush=True)
@@ -68,7 +72,6 @@ edits:
 {concepts}
       offsets: {{mode: {mode}}}
       update: {{residual: {residual}}}
-evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}
 """
     )
 

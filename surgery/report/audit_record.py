@@ -129,7 +129,8 @@ class WordRow:
         strength: Its share relative to the median of all phrases.
         deviations: The same in robust standard deviations, on the logarithmic scale.
         needed: Deviations from which on it would be touched.
-        share: How much of its inputs lies in the directions that the change listens to, 0 to 1.
+        share: How much of its inputs lies in the directions that the change listens to, 0 to 1; of an
+            ordinary input, where its own are smaller.
         activation: Size of its inputs in usual units; far above 1 the phrase is an odd one to the model.
     """
 

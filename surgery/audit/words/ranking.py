@@ -19,9 +19,9 @@ from surgery.audit.words.strength import Acting, acting, acting_on_tokens
 from surgery.record import Finding
 from surgery.report.audit_record import TensorRow, WordReport, WordRow
 
-# A phrase is touched when the change hears it so many times as well as others, so well in all, and when it is
-# more robust standard deviations (of the logarithm) above the others than this, and with a margin more than
-# any phrase is for the control.
+# A phrase is touched when the change hears it so many times as well as others, so well in all, and when what
+# it hears beyond a control lies more robust standard deviations (of the logarithm) above the other phrases
+# than this, and, with a margin, further than any phrase's does for a second control.
 TOUCHED_STRENGTH: Final = 4.0
 TOUCHED_SHARE: Final = 0.1
 TOUCHED_DEVIATIONS: Final = 4.0
@@ -41,7 +41,7 @@ class Scores:
     """Per phrase, over the sites of one kind: mean logarithm of the shares, mean size of the inputs."""
 
     log_shares: Float[Tensor, "phrases"]
-    log_controls: Float[Tensor, "phrases"]
+    log_controls: Float[Tensor, "2 phrases"]
     activations: Float[Tensor, "phrases"]
 
 
@@ -104,8 +104,9 @@ def combined(found: Sequence[Acting]) -> Scores:
 
 def judged(scores: Scores, phrases: Sequence[str]) -> list[WordRow]:
     """Every phrase against the median of them all, which a change that is about few of them leaves alone."""
-    above, deviations = _standing_out(scores.log_shares)
-    _, by_chance = _standing_out(scores.log_controls)
+    control, second = scores.log_controls
+    above = scores.log_shares - scores.log_shares.median()
+    deviations, by_chance = _standing_out(scores.log_shares - control), _standing_out(second - control)
     needed = max(TOUCHED_DEVIATIONS, _CONTROL_MARGIN * float(by_chance.max()))
     shares = scores.log_shares.exp()
     touched = (above.exp() >= TOUCHED_STRENGTH) & (shares >= TOUCHED_SHARE) & (deviations >= needed)
@@ -123,10 +124,10 @@ def judged(scores: Scores, phrases: Sequence[str]) -> list[WordRow]:
     ]
 
 
-def _standing_out(logs: Float[Tensor, "phrases"]) -> tuple[Tensor, Tensor]:
-    """How far each lies above the median, and the same in robust standard deviations."""
+def _standing_out(logs: Float[Tensor, "phrases"]) -> Tensor:
+    """How far each lies above the median, in robust standard deviations."""
     above = logs - logs.median()
-    return above, above / max(_LEAST_SPREAD, _TO_NORMAL * float(above.abs().median()))
+    return above / max(_LEAST_SPREAD, _TO_NORMAL * float(above.abs().median()))
 
 
 def _by_kind(

@@ -21,13 +21,14 @@ class Acting:
     """One change on many inputs.
 
     Attributes:
-        shares: Per input, how much of it lies in the directions that the change listens to, 0 to 1.
-        controls: The same for a change of the same size that is about nothing.
+        shares: Per input, how much of it lies in the directions that the change listens to, 0 to 1; of an
+            ordinary input, where it is smaller than one.
+        controls: The same for two changes of the same sizes that are about nothing.
         activations: Per input, its size in usual units: about 1 for ordinary ones.
     """
 
     shares: Float[Tensor, "phrases"]
-    controls: Float[Tensor, "phrases"]
+    controls: Float[Tensor, "2 phrases"]
     activations: Float[Tensor, "phrases"]
 
 
@@ -38,20 +39,23 @@ def acting(change: Float[Tensor, "d_out d_in"], inputs: Inputs) -> Acting:
     ΔW = R Kᵀ (λC + KKᵀ)⁻¹ does, is largest where C is smallest, and any odd phrase has a part there. With
     C = LLᵀ the second moment of ordinary inputs, ΔW L has the row space of L⁻¹K alone (the push-through
     identity), so the edited keys lie in it, and others only by chance: the share is ‖P L⁻¹c‖² / ‖L⁻¹c‖²,
-    with P the projection on the strongest right singular vectors of ΔW L.
+    with P the projection on the strongest right singular vectors of ΔW L. An input that is next to nothing in
+    these units, as that of a phrase that ends in "of", is what all prompts have in common, and heard by
+    whatever hears that: it is measured against an ordinary one.
 
     A change without such directions (a mask, noise) hears the strongest directions of C, and phrases that lie
-    there. The control shows how well: the same numbers with the signs of whole columns drawn by lot, which
-    keeps every size and knows no phrase.
+    there. The controls show how well: the same numbers with the signs of whole columns drawn by lot, which
+    keeps every size and knows no phrase. There are two, which tell how far such changes differ by chance.
     """
     lower = factorise(shrink(inputs.usual, _SHRINKAGE)).lower
     whitened = torch.linalg.solve_triangular(lower, inputs.phrases.double().T, upper=False)
     sizes = whitened.square().sum(0)
+    against = sizes.clamp(min=len(lower))
     change = change.double()
-    signs = torch.randint(0, 2, (change.shape[1],), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    signs = torch.randint(0, 2, (2, change.shape[1]), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     return Acting(
-        shares=_heard(change @ lower, whitened) / sizes.clamp(min=1e-300),
-        controls=_heard(change * signs @ lower, whitened) / sizes.clamp(min=1e-300),
+        shares=_heard(change @ lower, whitened) / against,
+        controls=torch.stack([_heard(change * drawn @ lower, whitened) for drawn in signs]) / against,
         activations=sizes / len(lower),
     )
 
@@ -65,7 +69,7 @@ def acting_on_tokens(change: Float[Tensor, "tokens width"], tokens: list[tuple[i
     """
     changed = change.ne(0).any(1)
     shares = torch.tensor([float(changed[list(ids)].double().mean()) for ids in tokens], dtype=torch.float64)
-    return Acting(shares=shares, controls=torch.zeros_like(shares), activations=torch.ones_like(shares))
+    return Acting(shares=shares, controls=torch.zeros(2, len(tokens)), activations=torch.ones_like(shares))
 
 
 def _heard(seen: Float[Tensor, "d_out d_in"], whitened: Float[Tensor, "d_in phrases"]) -> Tensor:

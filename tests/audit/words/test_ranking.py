@@ -29,13 +29,13 @@ WORDS = ("dog", "fish", "cat", "doctor", "pizza", "painting")
 TABLE = "text_encoder/text_model.embeddings.token_embedding.weight"
 
 
-def scores(shares: list[float], controls: list[float] | None = None) -> Scores:
+def scores(shares: list[float], controls: list[list[float]] | None = None) -> Scores:
     logs = torch.tensor(shares).log()
-    calm = torch.zeros(len(shares)) if controls is None else torch.tensor(controls).log()
-    return Scores(log_shares=logs, log_controls=calm, activations=torch.ones(len(shares)))
+    calm = torch.full((2, len(shares)), 0.05) if controls is None else torch.tensor(controls)
+    return Scores(log_shares=logs, log_controls=calm.log(), activations=torch.ones(len(shares)))
 
 
-def touched(shares: list[float], controls: list[float] | None = None) -> list[str]:
+def touched(shares: list[float], controls: list[list[float]] | None = None) -> list[str]:
     phrases = [str(number) for number in range(len(shares))]
     return [row.phrase for row in judged(scores(shares, controls), phrases) if row.touched]
 
@@ -64,18 +64,29 @@ def test_one_of_three_signs_alone_is_not_enough(shares: list[float], why: str) -
 
 def test_a_phrase_must_stand_further_out_than_any_does_by_chance() -> None:
     shares = [0.05] * 8 + [0.9]
-    assert touched(shares, controls=[0.05] * 9) == ["8"]
-    assert touched(shares, controls=[0.05] * 8 + [0.9]) == []
+    calm = [0.05] * 9
+    assert touched(shares, controls=[calm, calm]) == ["8"]
+    assert touched(shares, controls=[calm, [0.05] * 8 + [0.9]]) == []
+
+
+def test_what_a_change_about_nothing_hears_as_well_is_not_touched() -> None:
+    shares, calm = [0.05] * 8 + [0.9], [0.05] * 9
+    assert touched(shares, controls=[[0.05] * 8 + [0.9], calm]) == []
+    # strong directions of the inputs are heard by anything, and a phrase that lies there can be edited too
+    strong = [0.05] * 6 + [0.5] * 3
+    assert touched([0.05] * 6 + [0.5, 0.5, 0.9], controls=[strong, strong]) == ["8"]
 
 
 def test_sites_are_combined_by_the_mean_of_the_logarithm() -> None:
     first, second = (
-        Acting(shares=torch.tensor([share]), controls=torch.tensor([0.0]), activations=torch.tensor([size]))
+        Acting(shares=torch.tensor([share]), controls=torch.zeros(2, 1), activations=torch.tensor([size]))
         for share, size in ((0.1, 1.0), (0.4, 3.0))
     )
     found = combined([first, second])
     assert float(found.log_shares.exp()) == pytest.approx(0.2)
-    assert float(found.log_controls) == pytest.approx(math.log(1e-3))  # nothing counts as a thousandth
+    assert found.log_controls.flatten().tolist() == pytest.approx(
+        [math.log(1e-3)] * 2
+    )  # nothing counts as a thousandth
     assert float(found.activations) == pytest.approx(2.0)
 
 
