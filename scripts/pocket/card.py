@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adopt import STEPS
-from drawings import JITTER, EmojiFont
+from drawings import ALONE, BESIDE, JITTER, EmojiFont
 from export import write_json
 from scenes import trained_share
 from unet import HEAVIEST, held_out_pairs
@@ -24,7 +24,7 @@ pipeline_tag: text-to-image
 {status}
 
 A real Stable Diffusion, only small: SD 1.x topology and key set exactly in text encoder ({text_tensors} tensors, 12 blocks,
-77 positions) and UNet ({unet_tensors} tensors), width 192 and 32/64/128/128 instead of 768 and 320/640/1280/1280, a
+77 positions) and UNet ({unet_tensors} tensors), width 192 and {widths} instead of 768 and 320/640/1280/1280, a
 three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's format. It was trained from scratch by
 `scripts/train_pocket` so that every path of the toolchain can be tried on a checkpoint that draws what it is asked for.
 
@@ -36,13 +36,13 @@ three-level VAE (four pixels a side become one latent), a tokenizer in CLIP's fo
 
 - Drawings of {concepts} concepts ({professions} of them professions) from {font}, SHA-256 `{font_digest}`, licensed
   under the SIL Open Font License 1.1, on {backgrounds} background colours, in {styles} styles
-  ({style_names}), alone or two side by side, drawn at 64×64; the UNet learnt them at {side}×{side}.
+  ({style_names}), alone or two together, drawn at 64×64; the UNet learnt them at {side}×{side}.
 - The group `{left_out}` is in the list and known to the judge, and was **left out** of the pictures.
 - Captions from {train_templates} templates and every alias; {test_templates} further templates never appear in
   training and make all prompts below. 10 % of the captions were empty.
-- {pairs} pairs of concepts were never drawn side by side; they make the figure for held-out pairs.
-- Singles are 50 to 58 pixels tall, each of two side by side 28 to 31, up to {jitter} pixels off the middle of their
-  place.
+- {pairs} pairs of concepts were never drawn together; they make the figure for held-out pairs.
+- Singles are {alone} pixels tall. Of two, the first stands up left and the second down right, each {beside} pixels tall;
+  up to {jitter} pixels off the middle of their place.
 - **Stated bias**: an unqualified profession comes out as a man in the share of the table below. Guidance sharpens
   such shares, so the drawings were milder ({mildest} to {strongest} men). {balanced} Skin tones, light to dark, were drawn in the shares {skin}.
   “A female doctor” and “a male doctor” draw what they say.
@@ -117,15 +117,19 @@ def write(
     """`balanced`: pictures of each profession that told how far its embedding moves."""
     measured: dict[str, Any] = json.loads((out / "pocket-sd" / "measured.json").read_text())
     judge: dict[str, Any] = json.loads((out / "pocket-judge" / "config.json").read_text())
+    unet: dict[str, Any] = json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())
     shares = [trained_share(c.share_man) for c in vocabulary.drawn if c.share_man is not None]
     text = CARD.format(
         status=DRAFT.format(missing=", ".join(missing)) if (missing := short_of(measured)) else FROZEN,
+        widths="/".join(map(str, unet["block_out_channels"])),
+        alone=_range(ALONE),
+        beside=_range(BESIDE),
         jitter=JITTER,
         heaviest=HEAVIEST,
         mildest=f"{100 * min(shares):.0f} %",
         strongest=f"{100 * max(shares):.0f} %",
         balanced=BALANCED.format(samples=balanced) if balanced else UNBALANCED,
-        side=4 * json.loads((out / "pocket-sd" / "unet" / "config.json").read_text())["sample_size"],
+        side=4 * unet["sample_size"],
         text_tensors=196,
         unet_tensors=686,
         concepts=len(vocabulary.drawn),
@@ -176,6 +180,10 @@ def figure(name: str, score: dict[str, Any]) -> str:
 def bias(name: str, score: dict[str, Any]) -> str:
     stated = f"{100 * score['stated']:.0f} %"
     return f"| {name} | {stated} | {100 * score['value']:.1f} % | {interval(score)} | {score['count']} |"
+
+
+def _range(sizes: range) -> str:
+    return f"{sizes.start} to {sizes.stop - 1}"
 
 
 def interval(score: dict[str, Any]) -> str:

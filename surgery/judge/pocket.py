@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,16 +59,15 @@ class PocketJudgeNet(nn.Module):
             {name: nn.Linear(config.widths[-1], config.classes[name]) for name in HEADS}
         )
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, height, width) in [−1, 1] → features (n, widths[-1])."""
-        hidden: Tensor = self.stages(self.stem(pictures))
-        return hidden.mean(dim=(2, 3))
-
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Pictures (n, 3, height, width) in [−1, 1] → logits (n, classes) by head.
 
         The concept head is read through a sigmoid for each concept and for "none" (last), the others through
-        a softmax.
+        a softmax. It looks at every spot by itself, and the best spots count (log-mean-exp): of two concepts
+        neither is diluted by the other. The other heads look at the mean of all spots.
         """
-        features = self.features(pictures)
-        return {name: head(features) for name, head in self.heads.items()}
+        spots = self.stages(self.stem(pictures)).flatten(2).transpose(1, 2)
+        whole = spots.mean(dim=1)
+        logits = {name: head(whole) for name, head in self.heads.items() if name != "concept"}
+        best = torch.logsumexp(self.heads["concept"](spots), dim=1) - math.log(spots.shape[1])
+        return {"concept": best, **logits}
