@@ -35,12 +35,11 @@ def compare(options: argparse.Namespace) -> None:
         + "".join(f"{name:>24}" for name in COLUMNS)
         + f"{'edit s':>10}"
     )
+    looked_at = f"""sample: {{steps: {options.steps}}}
+evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}
+"""
     for kind, residual, mode in product(options.kinds, options.residuals, options.modes):
-        recipe = parse_recipe(
-            recipe_of(options, edits, kind, residual, mode).source
-            + f"sample: {{steps: {options.steps}}}\n"
-            + f"evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}\n"
-        )
+        recipe = recipe_of(options, edits, kind, residual, mode, looked_at)
         effect, elapsed = measured(recipe, base, models, words, judge, Store(options.store))
         cells = "".join(f"{shown(effect, name):>24}" for name in COLUMNS)
         print(f"{kind:8}{residual:10}{mode:7}{cells}{elapsed:10.1f}", flush=True)
@@ -55,7 +54,12 @@ def draw_edits(words: Words, count: int) -> list[tuple[str, str]]:
 
 
 def recipe_of(
-    options: argparse.Namespace, edits: Sequence[tuple[str, str]], kind: str, residual: str, mode: str
+    options: argparse.Namespace,
+    edits: Sequence[tuple[str, str]],
+    kind: str,
+    residual: str,
+    mode: str,
+    more: str = "",
 ) -> Recipe:
     concepts = "\n".join(
         f"        - {{source: {s}{f', destination: {d}' if kind == 'update' else ''}}}" for s, d in edits
@@ -72,7 +76,7 @@ edits:
 {concepts}
       offsets: {{mode: {mode}}}
       update: {{residual: {residual}}}
-"""
+{more}"""
     )
 
 

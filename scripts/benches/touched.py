@@ -13,9 +13,11 @@ import torch
 from massive import draw_edits, recipe_of
 
 from surgery.audit import AuditOptions, audit_checkpoints, audit_patch
+from surgery.audit.words.lists import own_captions
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Delta, Form, Places, Rescale
+from surgery.diffusion import encode_prompts, predict_noise
 from surgery.execute import compute_patch, plan_recipe
 from surgery.patch import Patch, Term, make_patch, save_patch
 from surgery.report import AuditRecord
@@ -65,9 +67,9 @@ def _edited_names(options: argparse.Namespace, base: Path, asked: AuditOptions, 
     first = [row.phrase for row in record.words.rows[: len(edits)]] if record.words else []
     found = sum(source in first for source, _ in edits)
     _say(f"EMCID update of {len(edits)} concepts", record, f"{found} of them in the first {len(edits)}")
-    for place_, row in enumerate(record.words.rows if record.words else ()):
+    for number, row in enumerate(record.words.rows if record.words else (), start=1):
         if row.phrase in dict(edits) and row.phrase not in first:
-            print(f"    not among them: {row.phrase}, at place {place_ + 1}")
+            print(f"    not among them: {row.phrase}, at place {number}")
     return found >= LEAST * len(edits)
 
 
@@ -83,7 +85,7 @@ def _mask(base: Path, asked: AuditOptions, place: Path) -> bool:
     patch = make_patch([Term(delta=Delta(terms))], checkpoint)
     record = _of_patch(patch, base, asked, place)
     _say("random element mask", record, "")
-    return not (record.words and record.words.touched)
+    return _claims_nothing(record)
 
 
 def _fine_tune(base: Path, asked: AuditOptions, place: Path, steps: int) -> bool:
@@ -91,34 +93,33 @@ def _fine_tune(base: Path, asked: AuditOptions, place: Path, steps: int) -> bool
     pipeline = load_pipeline(base)
     pipeline.unet.requires_grad_(True)
     optimiser = torch.optim.AdamW(pipeline.unet.parameters(), lr=1e-4)
-    captions = (base / "captions.txt").read_text(encoding="utf-8").splitlines()
+    captions = own_captions(base)
     torch.manual_seed(0)
     for step in range(steps):
-        tokens = pipeline.tokenizer(
-            captions[4 * step : 4 * step + 4], padding="max_length", truncation=True, return_tensors="pt"
-        )
-        with torch.no_grad():
-            text = pipeline.text_encoder(tokens.input_ids)[0]
+        text = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, captions[4 * step : 4 * step + 4])
         side = pipeline.unet.config.sample_size
         latents, noise = torch.randn(2, 4, pipeline.unet.config.in_channels, side, side)
         times = torch.randint(0, 1000, (4,))
         noisy = pipeline.scheduler.add_noise(latents, noise, times)
-        loss = (pipeline.unet(noisy, times, text).sample - noise).square().mean()
+        loss = (predict_noise(pipeline.unet, noisy, times, text) - noise).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    pipeline.unet.half()
-    pipeline.text_encoder.half()
-    pipeline.vae.half()
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.half()
     pipeline.save_pretrained(place / "tuned")
     record = audit_checkpoints(base, place / "tuned", asked)
     _say(f"U-Net fine-tuned for {steps} steps", record, "")
-    return not (record.words and record.words.touched)
+    return _claims_nothing(record)
 
 
 def _of_patch(patch: Patch, base: Path, asked: AuditOptions, place: Path) -> AuditRecord:
     save_patch(patch, place / "patch.safetensors", overwrite=True)
     return audit_patch(place / "patch.safetensors", base, asked)
+
+
+def _claims_nothing(record: AuditRecord) -> bool:
+    return record.words is None or not record.words.touched
 
 
 def _say(edit: str, record: AuditRecord, found: str) -> None:

@@ -66,36 +66,35 @@ def match_base(
         PatchError: listing every touched tensor that is missing, has another shape or other values; or
             when the patch was applied already.
     """
-    found = _digests(patch, checkpoint) if found is None else found
+    refuse_misfits(patch, checkpoint)
+    if found is None:
+        found = {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
     agreements = match_any(patch, checkpoint, found)
     faults = [
         base_fault(name, patch.changes[name], checkpoint, found[name])
-        for name, agreement_ in agreements.items()
-        if agreement_ is None
+        for name, agreed in agreements.items()
+        if agreed is None
     ]
     raise_all(PatchError, faults)
-    return {name: agreement_ for name, agreement_ in agreements.items() if agreement_ is not None}
+    return {name: agreed for name, agreed in agreements.items() if agreed is not None}
 
 
 def match_any(
-    patch: Patch, checkpoint: Checkpoint, found: Mapping[str, Digest] | None = None
+    patch: Patch, checkpoint: Checkpoint, found: Mapping[str, Digest]
 ) -> dict[str, Agreement | None]:
     """The same for a checkpoint that may be another base, such as a fine-tune; None where values differ.
 
+    Args:
+        patch: The patch.
+        checkpoint: Has every touched tensor, in its shape; see `refuse_misfits`.
+        found: The digests of the touched tensors.
+
     Raises:
-        PatchError: listing every touched tensor that is missing or has another shape; or when the patch was
-            applied already.
+        PatchError: when the patch was applied already.
     """
-    refuse_misfits(patch, checkpoint)
-    found = _digests(patch, checkpoint) if found is None else found
     states = {name: state_of(change, found[name]) for name, change in patch.changes.items()}
     refuse_applied(states, str(checkpoint.path))
     return {name: state.before for name, state in states.items()}
-
-
-def _digests(patch: Patch, checkpoint: Checkpoint) -> dict[str, Digest]:
-    refuse_misfits(patch, checkpoint)
-    return {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
 
 
 def refuse_applied(states: Mapping[str, State], subject: str) -> None:

@@ -108,12 +108,9 @@ def _edited(
     for name, parameter in parameters.items():
         stored = _as_stored(parameter, patch.changes[name].dtype)
         states[name] = _state(name, parameter, stored, patch, digest)
-        base = _before_all(parameter, patch.changes[name].dtype)
         if allow_other and (stored is None or states[name].before is None):
             # a fine-tune may hold more digits than the base's file: they are kept
-            layers: list[_Layer] = getattr(parameter, _STACK, [])
-            below = layers[0].original.cpu() if layers else None
-            edited[name] = patch.edited(name, parameter.detach().cpu(), strength, below)
+            edited[name] = patch.edited(name, parameter.detach().cpu(), strength, _below_all(parameter))
         elif stored is None or states[name].before is None:
             faults.append(
                 f"{name!r} of the pipeline does not hold the numbers this patch was made for. Is it another "
@@ -121,6 +118,7 @@ def _edited(
                 "or allow another base."
             )
         else:
+            base = _before_all(parameter, patch.changes[name].dtype)
             edited[name] = patch.edited(name, stored, strength, base).to(parameter.dtype)
     refuse_applied(states, "the pipeline")
     raise_all(PatchError, faults)
@@ -135,10 +133,16 @@ def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor | None:
     return stored if same else None
 
 
-def _before_all(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor | None:
-    """A weight as it was before any context, as stored; None where no context is open."""
+def _below_all(parameter: nn.Parameter) -> Tensor | None:
+    """A weight as it was before any context; None where no context is open."""
     layers: list[_Layer] = getattr(parameter, _STACK, [])
-    return _as_stored(layers[0].original, dtype) if layers else None
+    return layers[0].original.cpu() if layers else None
+
+
+def _before_all(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor | None:
+    """The same as the base's file has it; None also when it is not a number of that type."""
+    below = _below_all(parameter)
+    return None if below is None else _as_stored(below, dtype)
 
 
 def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Patch, digest: str) -> State:
@@ -150,8 +154,8 @@ def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Pat
     if stored is None:
         return State(before=None, after=None)
     state = state_of(change, tensor_digest(name, stored))
-    if state.before is None and layers:
-        below = _as_stored(layers[0].original, change.dtype)
+    if state.before is None:
+        below = _before_all(parameter, change.dtype)
         if below is not None:
             return state_of(change, tensor_digest(name, below))
     return state

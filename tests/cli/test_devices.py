@@ -7,6 +7,7 @@ import torch
 
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.errors import SurgeryError
+from tests.support.threads import threads
 
 
 @pytest.fixture
@@ -45,11 +46,8 @@ def test_a_device_that_is_not_there_is_refused(machine: pytest.MonkeyPatch, name
 
 
 def test_threads_are_set_when_named_and_left_alone_when_not() -> None:
-    before = torch.get_num_threads()
-    try:
+    with threads(torch.get_num_threads()):
         use_threads(1)
         assert torch.get_num_threads() == 1
         use_threads(None)
         assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)

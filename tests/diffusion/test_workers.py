@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from surgery.diffusion import at_once, encode_prompts, in_order, offload, sample, workers
+from tests.support.threads import threads
 
 CALLER: ContextVar[str] = ContextVar("caller", default="nobody")
 
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with threads(3):
+        yield
 
 
 def test_results_come_in_the_order_of_the_items(three_threads: None) -> None:

@@ -13,6 +13,7 @@ from surgery.evaluate import Cache, Change, Probe, Sampling, as_dict, as_text, m
 from surgery.evaluate.pictures import own_seed
 from surgery.judge import Labels, Trait, Verdicts
 from surgery.store import Store
+from tests.support.threads import threads
 
 Edit = Callable[[], AbstractContextManager[Any]]
 
@@ -70,10 +71,8 @@ def counted(pipeline: Any) -> Iterator[list[int]]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 def test_several_phrases_at_once_show_what_one_at_a_time_show(
