@@ -64,7 +64,7 @@ class Offsets(Knobs):
     clamp: Positive | None = None
     """Largest length of the offset, in lengths of the source vector."""
     metric: Literal["pooled", "cross_attention"] | None = None
-    """Text loss at the end token's feature, or over all tokens as cross-attention reads them."""
+    """Text loss at the end token's feature, or as cross-attention reads the tokens, half the subject."""
     images: Literal["source", "destination", "none", "given"] | None = None
     """Which pictures the noise loss looks at."""
     target: Literal["teacher", "truth"] | None = None

@@ -47,7 +47,8 @@ class Alignment:
     """Which tokens of a source prompt stand for which of its destination, with weights that add up to 1.
 
     From the subject's last token on both prompts go on alike, so tokens at equal distance behind it belong
-    together: the subject, the words after it, the end and the padding.
+    together: the subject, the words after it, the end and the padding. The subject weighs as much as all the
+    others together: there are some seventy of them, and what is drawn follows the one.
     """
 
     source: Int[Tensor, "prompts pairs"]
@@ -77,8 +78,11 @@ def align(
     """
     common = torch.minimum(source_length - subjects, goal_length - goals)
     steps = torch.arange(int(common.max()), device=subjects.device)[None]
-    valid = (steps < common[:, None]) & (named[:, None] | (steps > 0))
-    weight = valid.float() / valid.sum(1, keepdim=True)
+    behind = (steps < common[:, None]) & (steps > 0)
+    subject = (named[:, None] & (steps == 0)).float()
+    weight = subject + behind.float() / behind.sum(1, keepdim=True).clamp_min(1)
+    weight = weight / weight.sum(1, keepdim=True)
+    valid = weight > 0
     # pairs without weight point at the subject, which exists
     steps = torch.where(valid, steps, torch.zeros_like(steps))
     return Alignment(source=subjects[:, None] + steps, goal=goals[:, None] + steps, weight=weight)

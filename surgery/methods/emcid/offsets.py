@@ -204,7 +204,7 @@ class _Work:
         settings = {name: value for name, value in as_json(self.settings).items() if name not in _NO_MEANING}
         return {
             "result": "emcid/offsets",
-            "version": 1,
+            "version": 2,
             "models": self.digests,
             "settings": settings,
             "layer": self.layer,

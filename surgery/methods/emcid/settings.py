@@ -31,7 +31,7 @@ class OffsetSettings:
     clamp: float = 1.5
     """Largest length of the offset, in lengths of the source vector."""
     metric: Literal["pooled", "cross_attention"] = "pooled"
-    """Text loss at the EOS feature, or over all tokens as the U-Net's cross-attention reads them."""
+    """Text loss at the EOS feature, or as the U-Net's cross-attention reads the tokens, half the subject."""
     images: Images = "destination"
     """Pictures that the noise loss looks at; "none" uses nearly pure noise, "given" the edit's own files."""
     target: Literal["teacher", "truth"] = "teacher"

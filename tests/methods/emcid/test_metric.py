@@ -41,7 +41,7 @@ def test_tokens_pair_at_equal_distance_behind_the_subjects() -> None:
     )
     assert alignment.source.tolist() == [[2, 3, 4]]
     assert alignment.goal.tolist() == [[3, 4, 5]]
-    assert alignment.weight.tolist() == [[pytest.approx(1 / 3)] * 3]
+    assert alignment.weight.tolist() == [[0.5, 0.25, 0.25]]  # the subject as much as all others
 
 
 def test_an_empty_destination_pairs_from_behind_its_place() -> None:
