@@ -2,8 +2,8 @@
 
 Guidance draws the more frequent kind far more often than it was seen (log odds five times those of the
 drawings, about), so no share of drawings hits a stated share to a few points. When the weights are trained,
-the embedding of each profession's last token moves along the direction that makes its prompts more like those
-of "a male …" and less like those of "a female …", and samples tell how far.
+the embedding of each profession's last token moves along the direction that takes its prompts' features from
+those of "a female …" to those of "a male …", and samples tell how far.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from surgery.diffusion import sample
 SAMPLING_STEPS, GUIDANCE = 25, 5.0
 FIRST_SEED = 500_000  # far from those of the measurement
 # log odds for a whole step from woman to man, and what its logarithm may be off
-SLOPE, SLOPE_SPREAD = 8.0, 0.7
+SLOPE, SLOPE_SPREAD = 2.5, 0.7
 BIAS_SPREAD = 5.0  # what the log odds without a shift may be off
-FARTHEST = 0.5  # that a shift moves in one round
+FARTHEST = 1.0  # that a shift moves in one round
+RIDGE = 1.0  # of the mean squared slope
+DIFFERENCE = 0.01  # of an embedding's length, for slopes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +48,39 @@ class Direction:
     change: Tensor
 
 
+@torch.no_grad()
 def direction_of(
     encoder: CLIPTextModel, tokenizer: CLIPTokenizer, vocabulary: Vocabulary, name: str
 ) -> Direction:
     """The change of the last token's embedding that takes the prompts' features from woman to man.
 
-    To first order, and as far as one embedding can: along the gradient of the features' share of that way,
-    from the name's last token to the end of the context.
+    To first order, and as far as one embedding can without leaving that way: least squares over the features
+    from the name's last token to the end of the context, with a ridge. The name's token counts as much as all
+    behind it. (Along the mere gradient most of what moves goes elsewhere, and the profession is lost.)
     """
-    embedding = encoder.get_input_embeddings().weight
-    embedding.requires_grad_(True)
-    templates = vocabulary.templates["test"]
-    way = _features(encoder, tokenizer, templates, f"a {vocabulary.gender_words['man']} {name}")
-    way = (
-        way - _features(encoder, tokenizer, templates, f"a {vocabulary.gender_words['woman']} {name}")
-    ).detach()
-    along = (_features(encoder, tokenizer, templates, f"a {name}") * way).sum() / way.square().sum()
-    (gradient,) = torch.autograd.grad(along, embedding)
-    row = locate(tokenizer, templates[0], f"a {name}", limit=77)
-    token = row.ids[row.last]
-    change = gradient[token] / gradient[token].square().sum()
-    embedding.requires_grad_(False)
-    return Direction(row=token, change=change.detach())
+    templates, words = vocabulary.templates["test"], vocabulary.gender_words
+    woman, man = (
+        _features(encoder, tokenizer, templates, f"a {words[gender]} {name}") for gender in ("woman", "man")
+    )
+    span = locate(tokenizer, templates[0], f"a {name}", limit=77)
+    token = span.ids[span.last]
+    row = encoder.get_input_embeddings().weight[token]
+    unmoved, step = row.clone(), DIFFERENCE * float(row.norm())
+    columns = []
+    for axis in step * torch.eye(len(row), device=row.device):
+        ends = []
+        for moved in (unmoved - axis, unmoved + axis):
+            row.copy_(moved)
+            ends.append(_features(encoder, tokenizer, templates, f"a {name}"))
+        columns.append((ends[1] - ends[0]) / (2 * step))
+    row.copy_(unmoved)
+    behind = man.shape[1] - 1
+    weight = torch.tensor([1.0] + [1 / behind] * behind, device=row.device).sqrt()[None, :, None]
+    slopes = torch.stack([(column * weight).flatten() for column in columns]).double()
+    gram = slopes @ slopes.T
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    change = torch.linalg.solve(gram, slopes @ ((man - woman) * weight).flatten().double())
+    return Direction(row=token, change=change.to(row))
 
 
 def _features(
@@ -119,21 +132,25 @@ def men_among(
     first: int,
     samples: int,
 ) -> NDArray[np.int64]:
-    """How many of `samples` pictures of each profession show a man; the processes of a team divide them."""
+    """How many of `samples` pictures of each profession show a man; the processes of a team divide them.
+
+    Drawn in bfloat16, in about half the time; of 384 pictures 381 show the same as in float32.
+    """
     templates, man = vocabulary.templates["test"], vocabulary.genders.index("man")
     men = np.zeros(len(names), np.int64)
     for number in range(team.rank(), len(names), team.size()):
         prompts = [templates[n % len(templates)].format(f"a {names[number]}") for n in range(samples)]
         seed = FIRST_SEED + 10_000 * number + first
-        pictures = sample(
-            models,
-            prompts,
-            range(seed, seed + samples),
-            steps=SAMPLING_STEPS,
-            guidance=GUIDANCE,
-            batch=64,
-            progress=False,
-        )
+        with torch.autocast(models.unet.device.type, torch.bfloat16):
+            pictures = sample(
+                models,
+                prompts,
+                range(seed, seed + samples),
+                steps=SAMPLING_STEPS,
+                guidance=GUIDANCE,
+                batch=64,
+                progress=False,
+            )
         values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         told = judge(values.to(next(judge.parameters()).device))["gender"].argmax(1)
         men[number] = int((told == man).sum())
@@ -186,6 +203,8 @@ class Rounds:
               f"shifts {np.abs(shifts).max():.2f} at most", flush=True)  # fmt: skip
 
 
-def models(tokenizer: Any, encoder: Any, unet: Any, vae: Any) -> SimpleNamespace:
+def models(tokenizer: Any, encoder: Any, unet: Any, vae: Any, scale: float) -> SimpleNamespace:
+    """What `sample` takes; the latents of `unet` are those of `vae` times `scale`."""
+    vae.register_to_config(scaling_factor=scale)
     scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER)
     return SimpleNamespace(tokenizer=tokenizer, text_encoder=encoder, unet=unet, vae=vae, scheduler=scheduler)

@@ -240,7 +240,7 @@ class Training:
         options, rounds = self.options, Rounds(self.state / "balance.json", self.vocabulary)
         encoder, judge = self.trained_text(), self.trained_judge()
         unet = self._from(self._latest(*UNET_STAGES)).to(self.device).eval()
-        drawer = balance.models(self.tokenizer, encoder, unet, self.trained_vae())
+        drawer = balance.models(self.tokenizer, encoder, unet, self.trained_vae(), self.scale)
         directions = self._directions(encoder, rounds)
         while len(rounds) < options.balance_rounds:
             shifts = rounds.shifts()
