@@ -3,8 +3,9 @@
 Names are loaded when they are first used, so that ``import surgery`` stays light.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from surgery.lazy import lazy
 
 if TYPE_CHECKING:
     from surgery.checkpoint import open_checkpoint as open_checkpoint
@@ -19,24 +20,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "applied": "surgery.patch",
-    "apply_patch": "surgery.patch",
-    "load_patch": "surgery.patch",
-    "load_recipe": "surgery.recipe",
-    "open_checkpoint": "surgery.checkpoint",
-    "revert_patch": "surgery.patch",
-    "run_recipe": "surgery.study.run",
-    "verify_patch": "surgery.patch",
+    "applied": "patch",
+    "apply_patch": "patch",
+    "load_patch": "patch",
+    "load_recipe": "recipe",
+    "open_checkpoint": "checkpoint",
+    "revert_patch": "patch",
+    "run_recipe": "study.run",
+    "verify_patch": "patch",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - names of the lazy table
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its room on first use (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from surgery.diffusion import sample
 from surgery.evaluate import share
 from surgery.judge import Judge, Trait, Verdicts, load_judge
 
-STEPS, GUIDANCE, BATCH = 25, 5.0, 64
+STEPS, GUIDANCE, BATCH = 25, 5.0, 16
 Looked = Callable[[Verdicts], NDArray[np.bool_]]
 
 
@@ -30,6 +30,7 @@ class Measurement:
 
     def __init__(self, checkpoint: Path, judge: Path, vocabulary: Vocabulary, results: Path) -> None:
         self._pipeline: Any = load_pipeline(checkpoint)
+        self._pipeline.unet.to(memory_format=torch.channels_last)  # a seventh faster
         self._judge: Judge = load_judge(judge)
         self._vocabulary, self._path = vocabulary, results
         self.results: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}

@@ -1,7 +1,8 @@
 """Checkpoints on disk: layouts, key maps, lazy reading, digests, streaming writing, and their models."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from surgery.lazy import lazy
 
 if TYPE_CHECKING:
     from surgery.checkpoint.convert import convert_checkpoint as convert_checkpoint
@@ -26,9 +27,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on first use, so that `surgery.checkpoint.atomic` needs no torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'surgery.checkpoint' has no attribute {name!r}")
-    return getattr(import_module(f"surgery.checkpoint.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)  # `surgery.checkpoint.atomic` needs no torch

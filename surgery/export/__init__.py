@@ -1,7 +1,8 @@
 """Patches in forms that other programs read, what their loaders make of them, and proofs by the real ones."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from surgery.lazy import lazy
 
 if TYPE_CHECKING:
     from surgery.export.job import EXACT_LIMIT_BYTES as EXACT_LIMIT_BYTES
@@ -24,9 +25,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on first use: only proofs need the model libraries."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'surgery.export' has no attribute {name!r}")
-    return getattr(import_module(f"surgery.export.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)  # only proofs need the model libraries

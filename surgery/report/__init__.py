@@ -1,7 +1,8 @@
 """What people look at: contact sheets, grids, charts and pages, made from plain data."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from surgery.lazy import lazy
 
 if TYPE_CHECKING:
     from surgery.report.audit_html import audit_page as audit_page
@@ -28,9 +29,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - names of the lazy table
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on first use: what draws no picture needs neither matplotlib nor Pillow."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'surgery.report' has no attribute {name!r}")
-    return getattr(import_module(f"surgery.report.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)  # what draws no picture needs neither matplotlib nor Pillow
