@@ -23,6 +23,8 @@ def adopt(out: Path, folder: Path) -> None:
 
     A U-Net of other widths than the ones trained now is widened.
     """
+    for stale in ("balance.json", "directions.pt"):
+        (folder / stale).unlink(missing_ok=True)
     sd = out / "pocket-sd"
     unet = json.loads((sd / "unet" / "config.json").read_text())
     vae = json.loads((sd / "vae" / "config.json").read_text())

@@ -66,13 +66,11 @@ def direction_of(
     token = span.ids[span.last]
     row = encoder.get_input_embeddings().weight[token]
     unmoved, step = row.clone(), DIFFERENCE * float(row.norm())
+    start = _features(encoder, tokenizer, templates, f"a {name}")
     columns = []
     for axis in step * torch.eye(len(row), device=row.device):
-        ends = []
-        for moved in (unmoved - axis, unmoved + axis):
-            row.copy_(moved)
-            ends.append(_features(encoder, tokenizer, templates, f"a {name}"))
-        columns.append((ends[1] - ends[0]) / (2 * step))
+        row.copy_(unmoved + axis)
+        columns.append((_features(encoder, tokenizer, templates, f"a {name}") - start) / step)
     row.copy_(unmoved)
     behind = man.shape[1] - 1
     weight = torch.tensor([1.0] + [1 / behind] * behind, device=row.device).sqrt()[None, :, None]

@@ -11,6 +11,7 @@ from typing import Any
 
 import balance
 import judge as judge_stage
+import team
 import text as text_stage
 import tokens
 import torch
@@ -256,7 +257,26 @@ class Training:
         return balance.shifted(encoder, self._directions(encoder, rounds), rounds.shifts())
 
     def _directions(self, encoder: CLIPTextModel, rounds: Rounds) -> list[Direction]:
-        return [balance.direction_of(encoder, self.tokenizer, self.vocabulary, name) for name in rounds.names]
+        """Worked out once: rounds belong together only along the same directions."""
+        stage = Stage(self.state, "directions")
+        stored = stage.load()
+        team.wait()  # nobody writes before all have read
+        if stored is None:
+            stored = self._new_directions(encoder, rounds.names)
+            if team.rank() == 0:
+                stage.save(stored, force=True)
+        rows, changes = stored["rows"].tolist(), stored["changes"].to(self.device)
+        return [Direction(row=row, change=change) for row, change in zip(rows, changes, strict=True)]
+
+    def _new_directions(self, encoder: CLIPTextModel, names: list[str]) -> dict[str, torch.Tensor]:
+        width = encoder.config.hidden_size
+        rows, changes = torch.zeros(len(names), dtype=torch.int64), torch.zeros(len(names), width)
+        for number in range(team.rank(), len(names), team.size()):
+            found = balance.direction_of(encoder, self.tokenizer, self.vocabulary, names[number])
+            rows[number], changes[number] = found.row, found.change.cpu()
+        team.add_up(rows)
+        team.add_up(changes)
+        return {"rows": rows, "changes": changes}
 
     def _latest(self, *stages: str) -> str:
         return next(stage for stage in stages if Stage(self.state, stage).load() is not None)

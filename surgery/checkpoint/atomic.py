@@ -116,6 +116,14 @@ def rename(source: Path, target: Path) -> None:
         source.replace(target)
 
 
+def replace(source: Path, target: Path) -> None:
+    """Move a whole file or folder onto ``target`` on the same disk, in one step where the system can."""
+    if source.is_dir() and target.is_dir():
+        _replace_folder(source, target)
+    else:
+        rename(source, target)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder; what cannot be removed now is left to the next run."""
     _step("remove", path)

@@ -10,7 +10,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from surgery.checkpoint.atomic import atomic_file, make_folder, remove, write_bytes
+from surgery.checkpoint.atomic import atomic_file, make_folder, remove, replace, write_bytes
 from surgery.checkpoint.writer import refuse_foreign
 from surgery.errors import SurgeryError
 from surgery.names import CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE
@@ -19,45 +19,64 @@ from surgery.record import JSON
 _log = logging.getLogger(__name__)
 
 _CLAIM: Final = "unfinished.json"
+_STAGE: Final = "unfinished"
 _LOCK: Final = ".running.lock"
-_OURS: Final = frozenset({_CLAIM, CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE})
+_CACHE: Final = "cache"
+_RESULTS: Final = (CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, SHEET_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """Where a run writes; ``resumed`` says that an earlier try of the same plan was stopped here."""
+    """Where a run writes; ``resumed`` says that an earlier try of the same plan was stopped here.
+
+    ``work`` is where its files are until it is finished: the folder itself, or, where an older run is to be
+    replaced, a folder inside of it, so that the older one stays whole until then.
+    """
 
     path: Path
+    work: Path
     resumed: bool
 
     @property
     def patch(self) -> Path:
         """The patch file."""
-        return self.path / PATCH_FILE
+        return self.work / PATCH_FILE
 
     @property
     def lora(self) -> Path:
         """The LoRA file."""
-        return self.path / LORA_FILE
+        return self.work / LORA_FILE
 
     @property
     def checkpoint(self) -> Path:
         """The edited checkpoint."""
-        return self.path / CHECKPOINT_FOLDER
+        return self.work / CHECKPOINT_FOLDER
 
     @property
     def sheet(self) -> Path:
         """The before/after picture."""
-        return self.path / SHEET_FILE
+        return self.work / SHEET_FILE
 
-    def finish(self, record: Mapping[str, JSON]) -> Path:
-        """Writes run.json, the sign of a finished run; returns its path."""
-        path = self.path / RUN_FILE
+    @property
+    def cache(self) -> Path:
+        """Stored results, where the caller has no folder for them."""
+        return self.path / _CACHE
+
+    def finish(self, record: Mapping[str, JSON]) -> "RunFolder":
+        """Put all in its place, run.json last, the sign of a finished run; the folder as it is then."""
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        with atomic_file(path, overwrite=True) as temporary:
+        if self.work != self.path:
+            remove(self.path / RUN_FILE)  # from here on the folder says of itself that it is unfinished
+            for name in _RESULTS:
+                if (self.work / name).exists():
+                    replace(self.work / name, self.path / name)
+                else:  # nothing of another run may stand beside this one's results
+                    remove(self.path / name)
+        with atomic_file(self.path / RUN_FILE, overwrite=True) as temporary:
             write_bytes(temporary, [text.encode()])
         remove(self.path / _CLAIM)
-        return path
+        remove(self.path / _STAGE)
+        return RunFolder(path=self.path, work=self.path, resumed=self.resumed)
 
 
 @contextmanager
@@ -96,37 +115,36 @@ def refuse_taken(path: Path, plan_identity: str, *, overwrite: bool = False) -> 
     """
     if overwrite:
         refuse_foreign(path / CHECKPOINT_FOLDER, "folder")
-    elif _claimed_by(path / _CLAIM) != plan_identity:
+    elif _claimed_by(path) != plan_identity:
         _refuse_used(path)
 
 
 def claim_folder(path: Path, plan_identity: str, *, overwrite: bool = False) -> RunFolder:
     """Take ``path`` for a run of one plan: new, left by a stopped try of the same plan, or to be overwritten.
 
-    With ``overwrite`` everything that an older run wrote goes; other files stay.
+    With ``overwrite`` everything that an older run wrote goes when this one is finished; other files stay.
 
     Raises:
         SurgeryError: as ``refuse_taken``.
     """
     refuse_taken(path, plan_identity, overwrite=overwrite)
-    claim = path / _CLAIM
-    resumed = _claimed_by(claim) == plan_identity
-    make_folder(path)
-    if (path / RUN_FILE).exists():
-        remove(path / RUN_FILE)  # from here on the folder says of itself that it is unfinished
+    stopped = _claimed_by(path) == plan_identity
+    held = not stopped and any((path / name).exists() for name in (RUN_FILE, *_RESULTS))
+    work = path / _STAGE if held else path
+    resumed = _claimed_by(work) == plan_identity
     if resumed:
         _log.info("%s holds a stopped run of this plan; going on with it", path)
     else:
-        for name in sorted(_OURS):  # nothing of another run may stand beside this one's results
-            remove(path / name)
-        with atomic_file(claim, overwrite=True) as temporary:
+        remove(path / _STAGE)
+        make_folder(work)
+        with atomic_file(work / _CLAIM, overwrite=True) as temporary:
             write_bytes(temporary, [json.dumps({"plan": plan_identity}).encode()])
-    return RunFolder(path=path, resumed=resumed)
+    return RunFolder(path=path, work=work, resumed=resumed)
 
 
-def _claimed_by(claim: Path) -> str | None:
+def _claimed_by(folder: Path) -> str | None:
     try:
-        plan = json.loads(claim.read_bytes())["plan"]
+        plan = json.loads((folder / _CLAIM).read_bytes())["plan"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return plan if isinstance(plan, str) else None
@@ -139,11 +157,13 @@ def _refuse_file(path: Path) -> None:
 
 def _refuse_used(path: Path) -> None:
     _refuse_file(path)
-    held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    held = [name for name in held if not _is_leftover(name)]
+    held = {item.name for item in path.iterdir() if not _is_leftover(item.name)} if path.is_dir() else set()
+    if _CLAIM in held:
+        held -= {_CLAIM, _CACHE}  # a run that was stopped before it wrote anything
     if not held:
         return
-    what = "a run" if _OURS & set(held) else f"other files ({', '.join(held[:3])})"
+    ours = held & {RUN_FILE, *_RESULTS}
+    what = "a run" if ours else f"other files ({', '.join(sorted(held)[:3])})"
     raise SurgeryError(
         f"{path} already holds {what}; expected a new or empty folder. Name another one, or pass --overwrite."
     )

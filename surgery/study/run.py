@@ -113,7 +113,7 @@ def run_recipe(
         check_edits(recipe, checkpoint, models)
         # an older run goes only when nothing is known to stand in the way of this one
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
-        store = Store(cache or out / "cache")
+        store = Store(cache or folder.cache)
         return _carry_out(recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch)
 
 
@@ -157,9 +157,13 @@ def _carry_out(
             )
     findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
-    folder.finish(record)
     return Run(
-        folder=folder, plan=plan, patch=computed.patch, effect=effect, findings=findings, record=record
+        folder=folder.finish(record),
+        plan=plan,
+        patch=computed.patch,
+        effect=effect,
+        findings=findings,
+        record=record,
     )
 
 

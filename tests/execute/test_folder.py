@@ -1,10 +1,12 @@
 """The folder of a run: claimed, resumed, finished, never taken from somebody else."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from surgery.checkpoint.atomic import fault_hook
 from surgery.errors import SurgeryError
 from surgery.execute import claim_folder, locked_folder
 
@@ -21,20 +23,70 @@ def test_a_stopped_run_of_the_same_plan_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_of_another_plan_is_refused_and_replaced_only_when_asked(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "plan-1")
+    claim_folder(tmp_path, "plan-1").patch.write_text("of plan 1")
     with pytest.raises(SurgeryError, match="already holds a run"):
         claim_folder(tmp_path, "plan-2")
     assert not claim_folder(tmp_path, "plan-2", overwrite=True).resumed
+    assert claim_folder(tmp_path, "plan-2", overwrite=True).resumed
+
+
+def test_a_run_that_was_stopped_before_it_wrote_anything_gives_its_folder_to_another(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "plan-1").cache.mkdir()
+    assert not claim_folder(tmp_path, "plan-2").resumed
     assert claim_folder(tmp_path, "plan-2").resumed
 
 
-def test_a_finished_run_is_refused_and_its_record_goes_first_when_overwritten(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "plan-1").finish({"effect": None})
-    assert json.loads((tmp_path / "run.json").read_text()) == {"effect": None}
+def finished(path: Path, plan: str) -> None:
+    """A run that wrote a patch, a LoRA and a checkpoint."""
+    folder = claim_folder(path, plan, overwrite=True)
+    folder.patch.write_text(plan)
+    folder.lora.write_text(plan)
+    folder.checkpoint.mkdir(exist_ok=True)
+    (folder.checkpoint / "model_index.json").write_text("{}")
+    folder.finish({"plan": plan})
+
+
+def test_a_finished_run_stays_whole_until_the_one_that_replaces_it_is_finished(tmp_path: Path) -> None:
+    finished(tmp_path, "plan-1")
     with pytest.raises(SurgeryError, match="--overwrite"):
         claim_folder(tmp_path, "plan-1")
-    claim_folder(tmp_path, "plan-1", overwrite=True)
-    assert not (tmp_path / "run.json").exists()
+    folder = claim_folder(tmp_path, "plan-2", overwrite=True)
+    folder.patch.write_text("plan-2")
+    assert (tmp_path / "patch.safetensors").read_text() == "plan-1"
+    assert json.loads((tmp_path / "run.json").read_text()) == {"plan": "plan-1"}
+    folder = claim_folder(tmp_path, "plan-2", overwrite=True)
+    assert folder.resumed
+    assert folder.finish({"plan": "plan-2"}).patch.read_text() == "plan-2"
+    assert {path.name for path in tmp_path.iterdir()} == {"patch.safetensors", "run.json"}
+
+
+def test_a_replacement_stopped_at_any_step_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    for stop in range(20):
+        out, steps = tmp_path / str(stop), 0
+        finished(out, "plan-1")
+
+        def hook(primitive: str, path: Path, last: int = stop) -> None:
+            nonlocal steps
+            if steps >= last:  # a dead process cannot clean up either
+                raise Killed
+            steps += 1
+
+        with suppress(Killed), fault_hook(hook):
+            finished(out, "plan-2")
+        if steps < stop:
+            break
+        texts = [path.read_text() for path in out.glob("*.safetensors")]
+        assert len(texts) == 2  # none is lost at any time
+        if (out / "run.json").exists():
+            assert set(texts) == {json.loads((out / "run.json").read_text())["plan"]}
+        finished(out, "plan-2")
+        assert {path.read_text() for path in out.glob("*.safetensors")} == {"plan-2"}
+        assert not [path.name for path in out.iterdir() if path.name.startswith("unfinished")]
+    else:
+        pytest.fail("the replacement never ended")
 
 
 def test_foreign_files_are_named_and_survive_overwriting(tmp_path: Path) -> None:
@@ -60,19 +112,10 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_claim_counts_as_another_run(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "plan-1")
+    claim_folder(tmp_path, "plan-1").patch.write_text("of plan 1")
     (tmp_path / "unfinished.json").write_text("{")
     with pytest.raises(SurgeryError, match="already holds"):
         claim_folder(tmp_path, "plan-1")
-
-
-def test_overwriting_takes_away_all_that_an_older_run_wrote(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "plan-1").finish({})
-    (tmp_path / "lora.safetensors").write_text("of plan 1")
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "model_index.json").write_text("{}")
-    claim_folder(tmp_path, "plan-2", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["unfinished.json"]
 
 
 def test_a_resumed_run_keeps_what_is_finished(tmp_path: Path) -> None:
