@@ -35,7 +35,9 @@ FIRST_SEED = 500_000  # far from those of the measurement
 # log odds for a whole step from woman to man, and what its logarithm may be off
 SLOPE, SLOPE_SPREAD = 2.5, 0.7
 BIAS_SPREAD = 5.0  # what the log odds without a shift may be off
-FARTHEST = 1.0  # that a shift moves in one round
+FARTHEST = 1.0  # that a shift goes beyond those that were tried
+EVEN = 0.5  # nothing to write: such a profession stays as it was drawn
+NEAR = 0.5  # shifts so far apart tell e times less about each other
 RIDGE = 1.0  # of the mean squared slope
 DIFFERENCE = 0.01  # of an embedding's length, for slopes
 
@@ -103,12 +105,17 @@ def shifted(
 
 
 def best_shift(shifts: list[float], men: list[int], samples: list[int], stated: float) -> float:
-    """The shift at which a logistic curve through all that was seen has the share `stated`.
+    """The shift at which a logistic curve through what was seen has the share `stated`.
 
-    Its slope is positive and about SLOPE; with nothing seen, the stated share is expected at no shift.
+    Its slope is positive and about SLOPE; with nothing seen, the stated share is expected at no shift. What
+    was seen far from the round that came closest counts little: over long ways no curve is logistic.
     """
     wanted = np.log(stated / (1 - stated))
     at, seen, drawn = (np.array(values, float) for values in (shifts, men, samples))
+    if shifts:
+        odds = np.log((seen + 0.5) / (drawn - seen + 0.5))
+        near = np.exp(-(((at - at[np.abs(odds - wanted).argmin()]) / NEAR) ** 2))
+        seen, drawn = near * seen, near * drawn
 
     def unlikely(curve: NDArray[np.float64]) -> float:
         odds = curve[0] + np.exp(curve[1]) * at
@@ -117,8 +124,8 @@ def best_shift(shifts: list[float], men: list[int], samples: list[int], stated: 
         return float(-likely.sum() + priors / 2)
 
     bias, slope = minimize(unlikely, np.array([wanted, np.log(SLOPE)]), method="BFGS").x
-    last = shifts[-1] if shifts else 0.0
-    return float(np.clip((wanted - bias) / np.exp(slope), last - FARTHEST, last + FARTHEST))
+    lowest, highest = min([0.0, *shifts]), max([0.0, *shifts])
+    return float(np.clip((wanted - bias) / np.exp(slope), lowest - FARTHEST, highest + FARTHEST))
 
 
 @torch.no_grad()
@@ -175,18 +182,14 @@ class Rounds:
         return sum(done["samples"] for done in self._rounds)
 
     def shifts(self) -> NDArray[np.float64]:
-        """The best shift of each profession after all rounds."""
-        return np.array(
-            [
-                best_shift(
-                    [done["shifts"][number] for done in self._rounds],
-                    [done["men"][number] for done in self._rounds],
-                    [done["samples"] for done in self._rounds],
-                    float(concept.share_man or 0),
-                )
-                for number, concept in enumerate(self.professions)
-            ]
-        )
+        """The best shift of each profession after all rounds; none of those that are stated as even."""
+        return np.array([self._shift(number, c.share_man or 0) for number, c in enumerate(self.professions)])
+
+    def _shift(self, number: int, stated: float) -> float:
+        if stated == EVEN:
+            return 0.0
+        shifts, men = ([done[kind][number] for done in self._rounds] for kind in ("shifts", "men"))
+        return best_shift(shifts, men, [done["samples"] for done in self._rounds], stated)
 
     def add(self, shifts: NDArray[np.float64], men: NDArray[np.int64], samples: int) -> None:
         self._rounds.append({"shifts": shifts.tolist(), "men": men.tolist(), "samples": samples})

@@ -1,6 +1,6 @@
 """The anatomy of the models: blocks found by structure, phrases found among tokens, taps that let go."""
 
-from surgery.anatomy.digest import tensor_bytes, weights_digest
+from surgery.anatomy.digest import settings_text, tensor_bytes, weights_digest
 from surgery.anatomy.spans import PLACEHOLDER, Span, fill, locate, locate_nothing
 from surgery.anatomy.taps import frozen, reading, reading_inputs, replacing
 from surgery.anatomy.text import (
@@ -34,6 +34,7 @@ __all__ = [
     "reading",
     "reading_inputs",
     "replacing",
+    "settings_text",
     "tensor_bytes",
     "text_blocks",
     "text_stack",

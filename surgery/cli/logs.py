@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from surgery import progress
-from surgery.errors import printable
+from surgery.errors import SurgeryError, printable
 
 
 @dataclass
@@ -53,7 +53,13 @@ def _handlers(verbosity: Verbosity) -> Iterator[logging.Handler]:
     line.setFormatter(logging.Formatter("%(name)s: %(message)s" if verbosity.verbose else "%(message)s"))
     yield line
     if verbosity.log_file is not None:
-        file = logging.FileHandler(verbosity.log_file, encoding="utf-8")
+        try:
+            file = logging.FileHandler(verbosity.log_file, encoding="utf-8")
+        except OSError as error:
+            raise SurgeryError(
+                f"cannot write the log file {verbosity.log_file}: {error.strerror}. Name a file in a folder "
+                "that exists and can be written."
+            ) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         yield file
 

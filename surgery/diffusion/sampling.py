@@ -99,7 +99,8 @@ def sample_latents(
         progress: Whether a bar is shown on a terminal.
 
     Raises:
-        SurgeryError: when the arguments do not fit each other or the models; all faults at once.
+        SurgeryError: when the arguments do not fit each other or the models, all faults at once; when the
+            latents do not stay finite.
 
     Source: ``StableDiffusionPipeline.__call__`` of diffusers 0.42.
     """
@@ -117,7 +118,13 @@ def sample_latents(
             noise = torch.cat(drawn).to(device, dtype)
             predict = _predictor(models.unet, text[part].to(noise), without, guidance)
             with resident(models.unet):
-                return _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
+                latents = _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
+            if not bool(torch.isfinite(latents).all()):
+                raise SurgeryError(
+                    f"with {steps} steps and guidance {guidance:g} the latents became NaN or infinite; "
+                    "expected finite ones. Use fewer steps or less guidance, or audit the weights."
+                )
+            return latents
 
         return torch.cat(in_batches(len(prompts), batch, work))
 
@@ -191,8 +198,9 @@ def _faults(
             f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for each picture's prompt, "
             "and at least one. Repeat the prompt for more pictures of it."
         )
-    if steps < 1:
-        faults.append(f"steps is {steps}; expected 1 or more. 25 is the default.")
+    most = getattr(models.scheduler.config, "num_train_timesteps", steps)
+    if not 1 <= steps <= most:
+        faults.append(f"steps is {steps}; expected 1 to {most}. 25 is the default.")
     if not math.isfinite(guidance):
         faults.append(f"guidance is {guidance}; expected a finite number. 5 is the default.")
     factor = scale_factor(models.vae)

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, method
 from surgery.patch import Patch, Term, make_patch
 from surgery.plan import Plan, build_plan
@@ -40,10 +41,21 @@ def check_edits(recipe: Recipe, base: Checkpoint, models: Any) -> None:
     """Refuse edits whose faults show before anything is computed.
 
     Raises:
-        SurgeryError: with what ``compute_patch`` would find wrong with concepts, settings or models.
+        SurgeryError: with what ``compute_patch`` would find wrong with concepts, settings or models, or when
+            two edits are about the same source: each writes the whole change, and they would be added up.
     """
-    for name, entry in map(_only, recipe.edits):
-        method(name).check(entry, recipe, base, models)
+    first: dict[Hashable, str] = {}
+    faults = []
+    for number, (name, entry) in enumerate(map(_only, recipe.edits)):
+        for source, label in method(name).check(entry, recipe, base, models).items():
+            here = f"edits[{number}] ({label})"
+            if source in first:
+                faults.append(
+                    f"{first[source]} and {here} are about one source, and their changes would be added up; "
+                    "expected each source once. Keep one of them, or put both into one edit."
+                )
+            first.setdefault(source, here)
+    raise_all(MethodError, faults)
 
 
 def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, store: Store | None) -> Computed:

@@ -1,6 +1,6 @@
 """The methods by the name that recipes call them, each loaded when it is first used."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final, Protocol
@@ -41,12 +41,14 @@ class Outcome:
     Attributes:
         delta: The weight change; the models it was computed with are as they were.
         replacements: The edited phrases, for sheets and for measuring the effect.
+        preserved: Phrases that were kept on purpose; no measure of what was left alone by itself.
         report: Per edit and per layer figures, plain data.
         findings: What a person should know.
     """
 
     delta: Delta
     replacements: tuple[Replacement, ...]
+    preserved: tuple[str, ...] = ()
     report: Mapping[str, JSON] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -57,8 +59,11 @@ class Method(Protocol):
     def work(self, entry: Any, recipe: Recipe, base: Checkpoint) -> Work:
         """What ``entry``, the method's part of an edit, will do; from headers alone."""
 
-    def check(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any) -> None:
-        """Refuse what ``run`` would refuse, as far as it shows before anything is computed."""
+    def check(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[Hashable, str]:
+        """Refuse what ``run`` would refuse, as far as it shows before anything is computed.
+
+        Returns the label of each source by a key that is the same however the source is spelled.
+        """
 
     def run(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
         """The edit itself; ``models`` is the base's pipeline and is left as it was."""

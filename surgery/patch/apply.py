@@ -1,7 +1,6 @@
 """Write a checkpoint with a patch in it."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from surgery.patch.file import patch_digest
 from surgery.patch.match import Agreement, agreement, match_any, match_base, refuse_misfits
 from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
+from surgery.patch.terms import refuse_strength
 from surgery.patch.undo import Edits, Overwritten, write_undo
 
 _log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def apply_patch(
             the outcome is not the recorded one.
         SurgeryError: when ``out`` exists, or the disk refuses.
     """
-    if not math.isfinite(strength):
-        raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
+    refuse_strength(strength)
     checkpoint = open_checkpoint(base)
     _refuse_places(checkpoint, out, undo, overwrite)
     refuse_misfits(patch, checkpoint)

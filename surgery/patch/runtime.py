@@ -15,6 +15,7 @@ from surgery.patch.file import patch_digest
 from surgery.patch.match import State, refuse_applied, state_of
 from surgery.patch.model import Patch
 from surgery.patch.rounding import bits_of
+from surgery.patch.terms import refuse_strength
 
 P = TypeVar("P")
 
@@ -49,8 +50,9 @@ def applied(
 
     Raises:
         PatchError: listing every weight that is missing, away on another device (meta), or, unless allowed,
-            not the base's; or when the patch is in already.
+            not the base's; when the patch is in already; or when the strength is not finite.
     """
+    refuse_strength(strength)
     digest = patch_digest(patch)
     parameters = _parameters(pipeline, patch)
     edited = _edited(parameters, patch, digest, strength, allow_other_base)

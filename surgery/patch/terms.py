@@ -34,6 +34,16 @@ class Term:
     source: str = ""
 
 
+def refuse_strength(strength: float) -> None:
+    """Refuse to multiply a change with NaN or infinity.
+
+    Raises:
+        PatchError: when ``strength`` is no finite number.
+    """
+    if not math.isfinite(strength):
+        raise PatchError(f"the strength is {strength}; a finite number was expected (1 is as computed).")
+
+
 def forms_of(
     terms: Iterable[Term], name: str, strength: float = 1.0, rows: tuple[int, int] | None = None
 ) -> list[tuple[Form, float]]:

@@ -1,15 +1,16 @@
 """The effect of a patch on its own replacements and on held-out concepts."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
+from surgery.anatomy import settings_text
 from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
 from surgery.judge import Judge, Labels, Trait
-from surgery.methods import Replacement
+from surgery.methods import Outcome, Replacement
 from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
-from surgery.record import Finding
+from surgery.record import JSON, Finding
 from surgery.store import Store
 from surgery.study.words import Words
 
@@ -17,6 +18,7 @@ from surgery.study.words import Words
 def measure_replacements(
     recipe: Recipe,
     replacements: Sequence[Replacement],
+    touched: Container[str],
     words: Words,
     models: Any,
     patch: Patch,
@@ -25,16 +27,18 @@ def measure_replacements(
     *,
     batch: int | None = None,
 ) -> tuple[EditEffect | None, tuple[Finding, ...]]:
-    """What ``recipe.evaluate`` asks for; replacements the judge has no name for are left out and named."""
+    """What ``recipe.evaluate`` asks for; replacements the judge has no name for are left out and named.
+
+    Held out are concepts that are not ``touched``.
+    """
     wish = recipe.evaluate
     if wish is None:
         return None, ()
     changes, findings = changes_of(replacements, words, judge.labels)
-    edited = edited_names(replacements, words)
     known = set(judge.labels.concept)
     probes = [
         Probe(subject=name, shows=Trait(name))
-        for name in words.others(edited, wish.held_out)
+        for name in words.others(touched, wish.held_out)
         if name in known
     ]
     if not changes and not probes:
@@ -48,16 +52,25 @@ def measure_replacements(
         **({} if batch is None else {"batch": batch}),
     )
     roots = [patch.roots[name].bytes for name in sorted(patch.roots)]
-    before = Store.key({"base": roots})
-    after = Store.key({"base": roots, "changes": {n: c.after.bytes for n, c in patch.changes.items()}})
+    parts = (models.text_encoder, models.unet, models.vae, models.scheduler)
+    base: dict[str, JSON] = {
+        "base": roots,
+        "settings": [settings_text(part) for part in parts],
+        "padding": models.tokenizer.pad_token_id,
+    }
+    before = Store.key(base)
+    after = Store.key({**base, "changes": {n: c.after.bytes for n, c in patch.changes.items()}})
     cache = PictureCache(store=store, before=before, after=after)
     effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
     return effect, findings
 
 
-def edited_names(replacements: Sequence[Replacement], words: Words) -> set[str]:
-    """Concepts that an edit touches, as source or as destination; no measure of what it left alone."""
-    return {words.name(phrase) for r in replacements for phrase in (r.source, r.destination or "")}
+def touched_names(outcomes: Sequence[Outcome], words: Words) -> set[str]:
+    """Concepts that edits name as source, destination or preserved: no measure of what was left alone."""
+    replacements = [replacement for outcome in outcomes for replacement in outcome.replacements]
+    phrases = [phrase for r in replacements for phrase in (r.source, r.destination or "")]
+    phrases += [phrase for outcome in outcomes for phrase in outcome.preserved]
+    return {words.name(phrase) for phrase in phrases}
 
 
 def changes_of(

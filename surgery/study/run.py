@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
 from surgery.store import Store
-from surgery.study.effect import edited_names, measure_replacements
+from surgery.study.effect import measure_replacements, touched_names
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import sheet_of, write_sheet
 from surgery.study.words import Words, read_words
@@ -146,14 +146,15 @@ def _carry_out(
     with clock.stage("write"):
         unwritten = _write(recipe, computed.patch, checkpoint, folder)
     replacements = tuple(r for outcome in computed.outcomes for r in outcome.replacements)
+    touched = touched_names(computed.outcomes, words)
     with clock.stage("sheet"):
-        _draw_sheet(recipe, replacements, words, models, computed.patch, folder, batch)
+        _draw_sheet(recipe, replacements, touched, words, models, computed.patch, folder, batch)
     effect: EditEffect | None = None
     unmeasured: tuple[Finding, ...] = ()
     if judge is not None:
         with clock.stage("evaluate"):
             effect, unmeasured = measure_replacements(
-                recipe, replacements, words, models, computed.patch, judge, store, batch=batch
+                recipe, replacements, touched, words, models, computed.patch, judge, store, batch=batch
             )
     findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
@@ -185,6 +186,7 @@ def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) ->
 def _draw_sheet(
     recipe: Recipe,
     replacements: tuple[Replacement, ...],
+    touched: Container[str],
     words: Words,
     models: Any,
     patch: Patch,
@@ -194,7 +196,7 @@ def _draw_sheet(
     """Edited prompts first, then a few that the edit was to leave alone, the same seeds side by side."""
     labels = _edited_prompts(replacements, words)
     template = words.templates("test")[0]
-    alone = words.others(edited_names(replacements, words), 4)
+    alone = words.others(touched, 4)
     prompts = list(recipe.sample.prompts) or [*labels, *(template.replace("{}", name) for name in alone)]
     seeds = recipe.sample.seeds
     knobs: SampleKnobs = {"steps": recipe.sample.steps, "guidance": recipe.sample.guidance}

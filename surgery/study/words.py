@@ -18,7 +18,7 @@ class Words:
 
     Attributes:
         concepts: Names that the checkpoint draws when asked for.
-        name_of: Concept of each alias and of each name itself.
+        name_of: Concept of each alias and of each name itself, in small letters.
         train_templates: Prompts of the training, with one ``{}``.
         test_templates: Prompts that never appeared in training.
     """
@@ -33,8 +33,11 @@ class Words:
         return (self.test_templates if kind == "test" else self.train_templates) or _PLAIN
 
     def name(self, phrase: str) -> str:
-        """The concept that a phrase calls by name or alias; the phrase itself when unknown."""
-        return (self.name_of or {}).get(phrase, phrase)
+        """The concept that a phrase calls by name or alias, however it is spaced or capitalised.
+
+        The phrase itself when unknown.
+        """
+        return (self.name_of or {}).get(_plainly(phrase), phrase)
 
     def others(self, phrases: Container[str], count: int) -> list[str]:
         """Up to ``count`` concepts evenly spread over the list, none of them in ``phrases``."""
@@ -56,7 +59,7 @@ def read_words(checkpoint: Path) -> Words:
         raw = json.loads(path.read_text(encoding="utf-8"))
         known = [*raw["concepts"], *raw["professions"]]
         drawn = tuple(c["name"] for c in known if c["subgroup"] != raw["left_out_subgroup"])
-        name_of = {spelling: c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
+        name_of = {_plainly(spelling): c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
         templates = {kind: tuple(raw["templates"][kind]) for kind in ("train", "test")}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -65,3 +68,7 @@ def read_words(checkpoint: Path) -> Words:
     return Words(
         concepts=drawn, name_of=name_of, train_templates=templates["train"], test_templates=templates["test"]
     )
+
+
+def _plainly(phrase: str) -> str:
+    return " ".join(phrase.split()).lower()

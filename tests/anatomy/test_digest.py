@@ -1,9 +1,11 @@
 """A digest changes with every bit of the weights, and with nothing else."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from surgery.anatomy import tensor_bytes, weights_digest
 
@@ -32,6 +34,16 @@ def test_the_type_changes_the_digest() -> None:
     with torch.no_grad():
         module.weight.zero_(), module.bias.zero_()
     assert weights_digest(module) != weights_digest(copy.deepcopy(module).half())
+
+
+def test_settings_that_no_weight_tells_change_the_digest() -> None:
+    def encoder(**settings: Any) -> CLIPTextModel:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1}
+        return CLIPTextModel(CLIPTextConfig(**sizes, num_attention_heads=2, **settings))
+
+    digests = {weights_digest(encoder(hidden_act=act)) for act in ("quick_gelu", "gelu", "gelu")}
+    assert len(digests) == 2
 
 
 def test_the_level_that_transformers_5_dropped_does_not_matter() -> None:

@@ -118,3 +118,13 @@ def test_faults_of_a_call_are_told_together(pipeline: Any) -> None:
     assert "3 prompts and 1 seeds" in message
     assert "steps is 0" in message
     assert "multiples of 4" in message
+
+
+def test_more_steps_than_the_schedule_has_are_refused(pipeline: Any) -> None:
+    with pytest.raises(SurgeryError, match="steps is 1001; expected 1 to 1000"):
+        sample(pipeline, PROMPTS[:1], [1], steps=1001)
+
+
+def test_latents_that_are_no_numbers_make_no_picture(pipeline: Any) -> None:
+    with pytest.raises(SurgeryError, match="became NaN or infinite"):
+        sample(pipeline, PROMPTS[:1], [1], steps=2, guidance=1e308)

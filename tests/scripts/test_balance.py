@@ -46,7 +46,12 @@ def test_the_shift_is_where_the_seen_curve_has_the_stated_share(balance: Any) ->
     assert 1 / (1 + np.exp(1 - 3 * found)) == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_shift_moves_so_far_in_one_round(balance: Any) -> None:
+def test_a_curve_that_falls_again_far_away_does_not_mislead(balance: Any) -> None:
+    found = balance.best_shift([0.0, 0.5, 1.0, 2.0, 3.0], [50, 64, 71, 59, 40], [100] * 5, 0.7)
+    assert 0.8 < found < 1.3
+
+
+def test_a_shift_goes_so_far_beyond_what_was_tried(balance: Any) -> None:
     assert balance.best_shift([0.0], [0], [100], 0.95) == pytest.approx(balance.FARTHEST)
 
 

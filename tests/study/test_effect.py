@@ -1,8 +1,9 @@
 """From what was edited to what the judge looks for."""
 
+from surgery.delta import Delta
 from surgery.judge import Labels, Trait
-from surgery.methods import Replacement
-from surgery.study.effect import changes_of, edited_names
+from surgery.methods import Outcome, Replacement
+from surgery.study.effect import changes_of, touched_names
 from surgery.study.words import Words
 
 LABELS = Labels(
@@ -48,5 +49,6 @@ def test_look_alikes_are_measured_on_the_new_look_alone() -> None:
     assert (change.old, change.new) == (None, Trait("moon"))
 
 
-def test_sources_and_destinations_are_no_measure_of_what_was_left_alone() -> None:
-    assert edited_names([replaced("kitty", "pizza")], WORDS) >= {"cat", "pizza"}
+def test_what_edits_name_is_no_measure_of_what_was_left_alone() -> None:
+    outcome = Outcome(delta=Delta(), replacements=(replaced("Kitty ", "pizza"),), preserved=("dog",))
+    assert touched_names([outcome], WORDS) == {"cat", "pizza", "dog"}

@@ -120,6 +120,19 @@ def test_a_run_that_cannot_be_leaves_the_older_one(
     assert contents(tmp_path / "out") == before
 
 
+def test_one_source_in_two_edits_is_refused_before_anything_is_written(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    again = """  - emcid:
+      concepts: [{source: CAT, destination: pizza}]
+      corpus: {captions: captions.txt}
+sample:"""
+    doubled = parse_recipe(recipe.source.replace("sample:", again), path=recipe.path)
+    with pytest.raises(SurgeryError, match=r"edits\[0\] \(cat → 'pizza'\) and edits\[1\] \(CAT"):
+        run_recipe(doubled, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_run_that_changes_nothing_says_why_there_is_no_lora(recipe: Recipe, tmp_path: Path) -> None:
     concepts = "[{source: cat, destination: cat}]"
     same = parse_recipe(recipe.source, path=recipe.path, overrides={"edits[0].emcid.concepts": concepts})

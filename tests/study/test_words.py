@@ -28,7 +28,7 @@ def written(folder: Path, raw: object) -> Path:
 def test_words_are_the_drawn_concepts_with_their_aliases_and_templates(tmp_path: Path) -> None:
     words = read_words(written(tmp_path, RAW))
     assert words.concepts == ("cat", "dog", "doctor")
-    assert words.name("kitty") == "cat"
+    assert words.name("kitty") == words.name(" Kitty ") == "cat"
     assert words.name("melon") == "melon"
     assert words.name("something else") == "something else"
     assert words.test_templates == ("here is {}",)

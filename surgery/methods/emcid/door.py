@@ -141,14 +141,14 @@ def check_edit(
     *,
     rules: ConceptRules | None = None,
     preserve: Sequence[str] = (),
-) -> None:
-    """Refuse what ``edit`` would refuse before it computes anything; arguments as there.
+) -> tuple[Concept, ...]:
+    """The concepts that ``edit`` would work on; arguments as there.
 
     Raises:
         ConceptError: when concepts are faulty or in conflict; all faults at once.
         MethodError: when settings or models do not fit.
     """
-    _prepared(models, edits, offsets, update, rules, preserve)
+    return _prepared(models, edits, offsets, update, rules, preserve)[0]
 
 
 def _prepared(
@@ -190,8 +190,12 @@ def _kept(
 ) -> tuple[list[Span], list[Finding]]:
     edited = {concept.source_ids: concept for concept in concepts}
     spans, findings, faults = [], [], []
-    for name in dict.fromkeys(names):
-        concept = edited.get(tokenize(models.tokenizer, name).ids[1:-1])
+    by_tokens: dict[tuple[int, ...], str] = {}
+    for name in names:
+        by_tokens.setdefault(tokenize(models.tokenizer, name).ids[1:-1], name)
+    # in an order of their own: neither their order nor their spelling changes the sums
+    for ids, name in sorted(by_tokens.items()):
+        concept = edited.get(ids)
         if concept is not None:
             message = f"it is the source of {concept.label} and cannot be preserved as well."
             findings.append(warning("preserved-source", name, message))
@@ -210,7 +214,8 @@ def _rank(concept: Concept) -> tuple[object, ...]:
 
 
 def _usable(targets: Sequence[Target], settings: OffsetSettings) -> list[Target]:
-    usable = [target for target in targets if target.finite and (target.fell or settings.keep_unconverged)]
+    kept = settings.keep_unconverged
+    usable = [target for target in targets if target.finite and (target.converged or kept)]
     if targets and not usable:
         reasons = "; ".join(f"{finding.subject}: {finding.message}" for finding in findings_of(targets))
         raise MethodError(f"no concept could be learned. {reasons}")

@@ -1,7 +1,6 @@
 """The models that an edit reads, and what of them enters a result's key."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surgery.anatomy import Tokenizer, tensor_bytes, weights_digest
+from surgery.anatomy import Tokenizer, settings_text, tensor_bytes, weights_digest
 from surgery.errors import MethodError
 from surgery.record import JSON
 
@@ -74,7 +73,10 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
 
 def models_digest(models: EmcidModels, *, unet: bool, pictures: bool) -> dict[str, JSON]:
     """Digests of the models that a result depends on, with their types and places."""
-    digests: dict[str, JSON] = {"text_encoder": weights_digest(models.text_encoder)}
+    digests: dict[str, JSON] = {
+        "text_encoder": weights_digest(models.text_encoder),
+        "padding": models.tokenizer.pad_token_id,
+    }
     if unet:
         digests["unet"] = weights_digest(models.unet)
         digests["unet_dtype"] = str(next(models.unet.parameters()).dtype)
@@ -84,13 +86,7 @@ def models_digest(models: EmcidModels, *, unet: bool, pictures: bool) -> dict[st
     if pictures:
         digests["vae"] = weights_digest(models.vae)
         digests["scaling"] = float(models.vae.config.scaling_factor)
-        digests["scheduler"] = _scheduler_digest(models.scheduler)
+        digests["scheduler"] = settings_text(models.scheduler)
     digests["device"] = next(models.text_encoder.parameters()).device.type
     digests["threads"] = torch.get_num_threads()
     return digests
-
-
-def _scheduler_digest(scheduler: Any) -> str:
-    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    text = json.dumps({"class": type(scheduler).__name__, **config}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 # Settings that decide what is done with a result, not what it is.
 _NO_MEANING = ("batch", "keep_unconverged")
+# An offset at its largest length has not converged while more than this share of its loss is left.
+_CLAMPED_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,10 @@ class Target:
     finite: bool
 
     @property
-    def fell(self) -> bool:
-        """Whether the loss became smaller at all."""
-        return self.last_loss < self.first_loss or self.first_loss == 0.0
+    def converged(self) -> bool:
+        """Whether the loss became smaller, and well so where the offset ended at its largest length."""
+        left = _CLAMPED_SHARE if self.clamped else 1.0
+        return self.last_loss < left * self.first_loss or self.first_loss == 0.0
 
 
 def optimise_offsets(
@@ -150,10 +153,14 @@ def findings_of(targets: Sequence[Target], *, left_out: bool = True) -> list[Fin
         if not target.finite:
             message = "its loss became NaN or infinite; the concept is left out. Lower the learning rate."
             found.append(Finding(kind="not-finite", subject=label, message=message, severity="fault"))
-        elif not target.fell:
-            message = f"its loss did not fall ({target.first_loss:.3g} to {target.last_loss:.3g})"
+        elif not target.converged:
+            hindered = "hardly fell at the largest length allowed" if target.clamped else "did not fall"
+            message = f"its loss {hindered} ({target.first_loss:.3g} to {target.last_loss:.3g})"
             message += "; the concept is left out. " if left_out else ". "
-            found.append(warning("not-converged", label, message + "Give it more steps or other templates."))
+            way = "Give it more steps or other templates."
+            if target.clamped:
+                way = "Allow a larger offsets.clamp."
+            found.append(warning("not-converged", label, message + way))
         elif target.clamped:
             message = "its offset ended at the largest length allowed; a larger offsets.clamp may do more."
             found.append(Finding(kind="clamped", subject=label, message=message))

@@ -1,7 +1,7 @@
 """EMCID as recipes ask for it: a recipe's entry to settings, and the result to an outcome."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -91,8 +91,8 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     )
 
 
-def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> None:
-    """Refuse faulty concepts, settings and models before any work.
+def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[Hashable, str]:
+    """Refuse faulty concepts, settings and models before any work; labels by the sources' tokens.
 
     Raises:
         SurgeryError: as ``door.edit``.
@@ -100,7 +100,8 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> None:
     offsets, update = settings_of(entry)
     read_captions(_captions_path(entry, recipe, base))
     edits, rules = edits_of(entry, recipe), _rules(entry)
-    check_edit(_models(models), edits, offsets, update, rules=rules, preserve=entry.preserve)
+    concepts = check_edit(_models(models), edits, offsets, update, rules=rules, preserve=entry.preserve)
+    return {concept.source_ids: concept.label for concept in concepts}
 
 
 def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
@@ -122,6 +123,7 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
     return Outcome(
         delta=result.delta,
         replacements=_replacements(result),
+        preserved=tuple(entry.preserve),
         report=_report(result),
         findings=result.findings,
     )

@@ -16,6 +16,7 @@ from surgery.record import Finding
 
 _LARGE_CHANGE = 0.5
 _LARGE_INTERFERENCE = 0.5
+_SMALL_SHARE = 0.3
 _ENTANGLED = 1e6
 
 
@@ -140,7 +141,14 @@ def rounding_loss(weight: Tensor, change: Tensor, stored: torch.dtype) -> float:
 
 def layer_findings(reports: Sequence[LayerReport]) -> list[Finding]:
     """Warnings about layers that needed help, changed much, or have keys that can hardly be told apart."""
-    return [finding for report in reports for finding in _layer_findings(report)]
+    found = [finding for report in reports for finding in _layer_findings(report)]
+    large = [report for report in reports if report.drift > _LARGE_CHANGE]
+    if large:
+        worst, numbers = max(report.drift for report in large), [report.layer for report in large]
+        message = f"‖ΔW‖/‖W‖ is up to {worst:.2f}; expected at most {_LARGE_CHANGE}. "
+        subject = f"layers {', '.join(map(str, numbers))}"
+        found.append(warning("large-change", subject, message + "A larger ridge changes less."))
+    return found
 
 
 def _layer_findings(report: LayerReport) -> list[Finding]:
@@ -151,9 +159,6 @@ def _layer_findings(report: LayerReport) -> list[Finding]:
             helped = f"{report.shrinkage:.1%} of the identity mixed in"
         message = f"the system was singular and was solved with {helped}. More captions would help."
         found.append(warning("singular", subject, message))
-    if report.drift > _LARGE_CHANGE:
-        message = f"‖ΔW‖/‖W‖ is {report.drift:.2f}; expected at most {_LARGE_CHANGE}. "
-        found.append(warning("large-change", subject, message + "A larger ridge changes less."))
     if report.key_condition > _ENTANGLED:
         message = (
             f"the concepts' keys have condition {report.key_condition:.1g}; some can hardly be told apart. "
@@ -163,8 +168,17 @@ def _layer_findings(report: LayerReport) -> list[Finding]:
 
 
 def edit_findings(reports: Sequence[EditReport]) -> list[Finding]:
-    """Warnings about concepts that another one disturbs."""
-    return [
+    """Warnings about concepts that hardly arrive, and about those that another one disturbs."""
+    weak = [
+        warning(
+            "hardly-attained",
+            report.label,
+            f"only {report.attained_share:.0%} of its offset arrives. Try a smaller ridge or more sweeps.",
+        )
+        for report in reports
+        if report.attained_share < _SMALL_SHARE
+    ]
+    disturbed = [
         warning(
             "interference",
             report.label,
@@ -173,3 +187,4 @@ def edit_findings(reports: Sequence[EditReport]) -> list[Finding]:
         for report in reports
         if report.partner is not None and report.interference > _LARGE_INTERFERENCE
     ]
+    return [*weak, *disturbed]

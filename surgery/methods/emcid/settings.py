@@ -164,7 +164,7 @@ def _offset_faults(settings: OffsetSettings) -> list[str]:
     first, last = settings.timesteps
     claims = {
         "steps": (settings.steps >= 1, "1 or more"),
-        "learning_rate": (settings.learning_rate > 0, "a positive number"),
+        "learning_rate": (0 < settings.learning_rate <= 1000, "above 0, at most 1000"),
         "text_weight": (settings.text_weight >= 0, "0 or more"),
         "norm_penalty": (settings.norm_penalty >= 0, "0 or more"),
         "clamp": (settings.clamp > 0, "a positive number"),

@@ -125,12 +125,14 @@ def collect_statistics(
     ids = _corpus(tokenizer, captions[: settings.count], text_stack(encoder).positions)
     corpus_digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     digest = digest or weights_digest(encoder)
-    keys = {layer: _meaning(digest, corpus_digest, layer, settings, encoder) for layer in layers}
+    pad = tokenizer.pad_token_id
+    common = _meaning(digest, corpus_digest, settings, pad, encoder)
+    keys = {layer: {**common, "layer": layer} for layer in layers}
     moments = {} if store is None else _known(store, keys)
     missing = [layer for layer in layers if layer not in moments]
     count = _token_count(ids, settings, text_stack(encoder).positions)
     if missing:
-        sums = _collect(encoder, ids, missing, settings, tokenizer.pad_token_id)
+        sums = _collect(encoder, ids, missing, settings, pad)
         for layer, total in sums.items():
             moments[layer] = pack(total.mean())
             if store is not None:
@@ -157,16 +159,15 @@ def _corpus(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> list[t
 
 
 def _meaning(
-    encoder_digest: str, corpus_digest: str, layer: int, settings: CorpusSettings, encoder: nn.Module
+    encoder_digest: str, corpus_digest: str, settings: CorpusSettings, pad: int, encoder: nn.Module
 ) -> dict[str, JSON]:
     return {
         "result": "emcid/key-statistics",
         "version": 1,
         "encoder": encoder_digest,
         "corpus": corpus_digest,
-        "layer": layer,
         "include_bos": settings.include_bos,
-        "include_padding": settings.include_padding,
+        "padding": pad if settings.include_padding else None,
         "tokens_per_batch": _TOKENS_PER_BATCH,
         "device": text_stack(encoder).device.type,
         "threads": torch.get_num_threads(),

@@ -237,7 +237,25 @@ def test_interference_names_the_partner(encoder: Any, statistics: Any, targets: 
 def test_a_large_change_is_a_warning(encoder: Any, statistics: Any, targets: Any) -> None:
     large = [replace(target, offset=target.offset * 30) for target in targets]
     found = solve_updates(encoder, large, statistics, replace(PLAIN, ridge=1e-3))
-    assert "large-change" in {finding.kind for finding in found.findings}
+    (told,) = [finding for finding in found.findings if finding.kind == "large-change"]
+    assert told.subject == f"layers {', '.join(str(layer) for layer in PLAIN.layers)}"
+
+
+def test_keys_that_can_hardly_be_told_apart_are_a_warning(
+    encoder: Any, statistics: Any, targets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = replace(targets[0], concept=replace(targets[0].concept, edit=replace(CAT, destination="image")))
+    found = solve_updates(encoder, [targets[0], twin], statistics, PLAIN)
+    told = [finding.subject for finding in found.findings if finding.kind == "entangled-keys"]
+    assert told == [f"layer {layer}" for layer in PLAIN.layers]
+    apart = solve_updates(encoder, [targets[0], targets[2]], statistics, PLAIN)
+    assert not [finding for finding in apart.findings if finding.kind == "entangled-keys"]
+
+
+def test_an_offset_that_hardly_arrives_is_a_warning(encoder: Any, statistics: Any, targets: Any) -> None:
+    found = solve_updates(encoder, targets, statistics, replace(PLAIN, ridge=1e30))
+    told = [finding.subject for finding in found.findings if finding.kind == "hardly-attained"]
+    assert told == [target.concept.label for target in targets]
     report = found.layers[0]
     weight = text_stack(encoder).weight(2).double()
     assert report.drift == pytest.approx(float(changes(found)[0].norm() / weight.norm()))
