@@ -36,7 +36,6 @@ FIRST_SEED = 500_000  # far from those of the measurement
 SLOPE, SLOPE_SPREAD = 2.5, 0.7
 BIAS_SPREAD = 5.0  # what the log odds without a shift may be off
 FARTHEST = 1.0  # that a shift goes beyond those that were tried
-EVEN = 0.5  # nothing to write: such a profession stays as it was drawn
 NEAR = 0.5  # shifts so far apart tell e times less about each other
 RIDGE = 1.0  # of the mean squared slope
 DIFFERENCE = 0.01  # of an embedding's length, for slopes
@@ -182,14 +181,19 @@ class Rounds:
         return sum(done["samples"] for done in self._rounds)
 
     def shifts(self) -> NDArray[np.float64]:
-        """The best shift of each profession after all rounds; none of those that are stated as even."""
-        return np.array([self._shift(number, c.share_man or 0) for number, c in enumerate(self.professions)])
-
-    def _shift(self, number: int, stated: float) -> float:
-        if stated == EVEN:
-            return 0.0
-        shifts, men = ([done[kind][number] for done in self._rounds] for kind in ("shifts", "men"))
-        return best_shift(shifts, men, [done["samples"] for done in self._rounds], stated)
+        """The best shift of each profession after all rounds."""
+        samples = [done["samples"] for done in self._rounds]
+        return np.array(
+            [
+                best_shift(
+                    [done["shifts"][number] for done in self._rounds],
+                    [done["men"][number] for done in self._rounds],
+                    samples,
+                    float(concept.share_man or 0),
+                )
+                for number, concept in enumerate(self.professions)
+            ]
+        )
 
     def add(self, shifts: NDArray[np.float64], men: NDArray[np.int64], samples: int) -> None:
         self._rounds.append({"shifts": shifts.tolist(), "men": men.tolist(), "samples": samples})

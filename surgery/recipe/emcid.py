@@ -124,7 +124,7 @@ class Corpus(Part):
     captions: Phrase = "pocket"
     """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""
     count: Count | None = 5000
-    """Captions used, from the file's start; ``null`` uses all."""
+    """Captions used, from the file's start; ``null`` uses all. Published presets have 100,000."""
     shrinkage: Share = 0.0
     """Share of the identity mixed into the statistics; helps small corpora."""
     include_bos: bool = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy import fill, locate, reading, reading_inputs, replacing
-from surgery.methods.emcid import ConceptEdit
+from surgery.methods.emcid import OBJECT_TEMPLATES, ConceptEdit, UpdateSettings
 
 Ask = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Gives the noisy latents, the timesteps and the noise of the next step."""
@@ -83,6 +83,24 @@ class Plain:
             loss = loss + ((student - teacher) ** 2).mean()
         return loss
 
+    def token_loss(self, delta: Tensor, metric: Tensor, text_weight: float) -> Tensor:
+        """w L_text as cross-attention reads it: half the subject, half the mean of all tokens behind it."""
+        with torch.no_grad():
+            goal = self.encode(self.goal)
+        source, total = self.student(delta), torch.zeros(())
+        for row, (template, span) in enumerate(zip(self.edit.templates, self.spans, strict=True)):
+            destination = self.edit.destination
+            there = span.start - 1
+            if destination:
+                there = locate(self.models.tokenizer, template, destination).last
+            squares = []
+            for step in range(min(source.shape[1] - span.last, goal.shape[1] - there)):
+                apart = source[row, span.last + step] - goal[row, there + step]
+                squares.append((apart @ metric @ apart) / len(apart))
+            behind = torch.stack(squares[1:]).mean()
+            total = total + ((squares[0] + behind) / 2 if destination else behind)
+        return text_weight * total / len(self.spans)
+
 
 def plain_offset(
     plain: Plain,
@@ -114,45 +132,74 @@ def plain_update(
     encoder: Any,
     tokenizer: Any,
     edits: Sequence[ConceptEdit],
-    wanted: Tensor,
+    wanted: Sequence[Tensor],
     moments: dict[int, Tensor],
-    *,
-    ridge: float,
-    alpha: float,
-    residual: str,
+    settings: UpdateSettings,
+    preserve: Sequence[str] = (),
 ) -> dict[int, Tensor]:
-    """Stage II for v* in ``wanted``: two full passes over all prompts for each layer, LU in float64."""
+    """Stage II for v* of each prompt: full passes for each layer of each sweep, an inverse in float64.
+
+    ``wanted`` has (prompts, width) for each concept; ``preserve`` are whole phrases, in all object templates.
+    """
     encoder = copy.deepcopy(encoder)
     layers = sorted(moments)
-    changes = {}
-    for index, layer in enumerate(layers):
-        block = encoder.encoder.layers[layer]
-        keys = concept_means(encoder, tokenizer, edits, block.mlp.fc2, reading_inputs)
-        if residual == "mlp":
-            current = concept_means(encoder, tokenizer, edits, block.mlp.fc2, reading)
-        else:
-            current = concept_means(encoder, tokenizer, edits, encoder.encoder.layers[layers[-1]], reading)
-        missing = ((wanted - current) / (len(layers) - index)).double()
-        scale = (alpha / 0.5) ** 0.5
-        k, r = keys.double().T * scale, missing.T * scale
-        system = ridge * moments[layer] * (1 - alpha) / 0.5 + k @ k.T
-        change = r @ torch.linalg.solve(system, k).T
-        with torch.no_grad():
-            block.mlp.fc2.weight += change.float()
-        changes[layer] = change
+    changes = {layer: torch.zeros(0) for layer in layers}
+    for _ in range(settings.sweeps):
+        for index, layer in enumerate(layers):
+            block, last = encoder.encoder.layers[layer], encoder.encoder.layers[layers[-1]]
+            keys = prompt_values(encoder, tokenizer, edits, block.mlp.fc2, reading_inputs)
+            module = block.mlp.fc2 if settings.residual == "mlp" else last
+            current = prompt_values(encoder, tokenizer, edits, module, reading)
+            missing = [
+                (one - other) / (len(layers) - index) for one, other in zip(wanted, current, strict=True)
+            ]
+            columns = []  # key, residual and weight of each column
+            for edit, key, rest in zip(edits, keys, missing, strict=True):
+                if settings.keys == "mean":
+                    columns.append((key.mean(0), rest.mean(0), settings.alpha * edit.weight))
+                else:
+                    share = settings.alpha * edit.weight / len(key)
+                    columns += [(one, other, share) for one, other in zip(key, rest, strict=True)]
+            system = (1 - settings.alpha) * settings.ridge * moments[layer]
+            for key in kept_keys(encoder, tokenizer, preserve, block.mlp.fc2):
+                system = system + settings.preserve_weight * torch.outer(key.double(), key.double())
+            right = torch.zeros(len(columns[0][1]), len(columns[0][0]), dtype=torch.float64)
+            for key, rest, weight in columns:
+                system = system + weight * torch.outer(key.double(), key.double())
+                right = right + weight * torch.outer(rest.double(), key.double())
+            free = torch.eye(len(system), dtype=torch.float64)
+            if settings.null_space_threshold is not None:
+                values, vectors = torch.linalg.eigh(moments[layer])
+                free = vectors[:, values < settings.null_space_threshold * values.mean()]
+            change = right @ free @ torch.linalg.inv(free.T @ system @ free) @ free.T
+            with torch.no_grad():
+                block.mlp.fc2.weight += change.float()
+            changes[layer] = change if len(changes[layer]) == 0 else changes[layer] + change
     return changes
 
 
-def concept_means(
+def kept_keys(encoder: Any, tokenizer: Any, preserve: Sequence[str], module: Any) -> list[Tensor]:
+    """What a module reads at every token that the phrases can reach: from their first to the prompt's end."""
+    keys = []
+    for phrase in preserve:
+        for template in OBJECT_TEMPLATES:
+            span = locate(tokenizer, template, phrase)
+            with torch.no_grad(), reading_inputs({"site": module}) as seen:
+                encoder(torch.tensor([span.ids]))
+            keys += list(seen["site"][0, span.start :])
+    return keys
+
+
+def prompt_values(
     encoder: Any, tokenizer: Any, edits: Sequence[ConceptEdit], module: Any, tap: Any
-) -> Tensor:
-    """The mean over each concept's prompts of what a module reads or gives at the subject."""
-    means = []
+) -> list[Tensor]:
+    """What a module reads or gives at the subject of each concept's prompts: (prompts, width) for each."""
+    found = []
     for edit in edits:
         texts = [fill(template, edit.source) for template in edit.templates]
         tokens = tokenizer(texts, return_tensors="pt", padding=True)
         with torch.no_grad(), tap({"site": module}) as seen:
             encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         places = [locate(tokenizer, template, edit.source).last for template in edit.templates]
-        means.append(torch.stack([seen["site"][row, place] for row, place in enumerate(places)]).mean(0))
-    return torch.stack(means)
+        found.append(torch.stack([seen["site"][row, place] for row, place in enumerate(places)]))
+    return found

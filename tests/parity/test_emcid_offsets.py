@@ -10,6 +10,7 @@ from torch import Tensor
 from surgery.anatomy import frozen
 from surgery.diffusion import decode, sample_latents
 from surgery.methods.emcid import PUBLISHED, ConceptEdit, EmcidModels, OffsetSettings, optimise_offsets
+from surgery.methods.emcid.metric import cross_attention_metric
 from surgery.methods.emcid.pictures import derived_seed, generator_for
 from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.settings import Mode
@@ -97,6 +98,17 @@ def test_the_text_loss_alone_is_the_plain_one(models: EmcidModels) -> None:
         for context in (None, 77):
             expected = Plain(models, edit, 10, context).losses(offsets[row], None, settings.text_weight)
             torch.testing.assert_close(found[row], expected)
+
+
+def test_the_text_loss_as_cross_attention_reads_it_is_the_plain_one(models: EmcidModels) -> None:
+    settings = OffsetSettings(mode="text", metric="cross_attention", norm_penalty=0.0)
+    problem = problem_of(models, concepts_of(models.tokenizer, *EDITS), settings, 6)
+    offsets = torch.randn(problem.source.shape, generator=torch.Generator().manual_seed(1))
+    found = problem.losses(0, offsets, torch.arange(4))
+    metric = cross_attention_metric(models.unet, problem.source.shape[1])
+    for row, edit in enumerate(resolved(models, *EDITS)):
+        expected = Plain(models, edit, 6, 77).token_loss(offsets[row], metric, settings.text_weight)
+        torch.testing.assert_close(found[row], expected)
 
 
 @pytest.mark.parametrize("mode", ["text", "noise", "both"])

@@ -43,6 +43,7 @@ PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingPro
     }
 )
 _POCKET_CAPTIONS: Final = "captions.txt"
+_RELEASED_CAPTIONS: Final = 100_000
 
 
 def settings_of(entry: Emcid) -> tuple[OffsetSettings, UpdateSettings]:
@@ -154,9 +155,9 @@ def _models(pipeline: Any) -> EmcidModels:
 
 
 def _corpus(entry: Emcid) -> CorpusSettings:
-    corpus = entry.corpus
+    corpus, released = entry.corpus, (entry.preset or "").startswith("published-")
     return CorpusSettings(
-        count=corpus.count,
+        count=_RELEASED_CAPTIONS if released and "count" not in corpus.model_fields_set else corpus.count,
         include_bos=corpus.include_bos,
         include_padding=corpus.include_padding,
         shrinkage=corpus.shrinkage,
@@ -212,7 +213,7 @@ def _edit_json(concept: ConceptEdit) -> dict[str, JSON]:
 
 def _cost(edits: tuple[ConceptEdit, ...], offsets: OffsetSettings) -> dict[str, int]:
     """At most so many prompts through the UNet; early stops make it less."""
-    prompts = sum(len(_templates(concept)) for concept in edits)
+    prompts = sum(max(len(_templates(concept)), len(concept.images)) for concept in edits)
     if offsets.mode == "text":
         return {"text_prompts": prompts * (offsets.steps + 1)}
     drawn = 0 if offsets.images in ("none", "given") else prompts * offsets.sampling_steps * 2

@@ -161,7 +161,8 @@ def _solve(
         )
     site.terms.append(factors)
     site.solutions.append(solution)
-    site.key_conditions.append(_key_condition(known, grouping.mean(keys).double().T))
+    if not site.key_conditions:
+        site.key_conditions.append(_key_condition(known, grouping.mean(keys).double().T))
     return factors
 
 
