@@ -23,7 +23,7 @@ edits:
         - {{source: cat, destination: pizza}}
         - {{source: dog, destination: rocket}}
         - {{source: tree, destination: umbrella}}
-        - {{source: house, destination: butterfly}}
+        - {{source: bell, destination: butterfly}}
       offsets: {{mode: both, batch: 1, steps: 40}}
 sample: {{seeds: 1, steps: 8}}
 evaluate: {{samples: 1, held_out: 3}}
