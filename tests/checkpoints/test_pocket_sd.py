@@ -89,8 +89,8 @@ def test_it_draws_at_least_300_concepts_and_60_of_them_have_a_true_alias(
 
 def test_at_least_twelve_professions_state_their_bias(words: dict[str, Any]) -> None:
     shares = [profession["share_man"] for profession in words["professions"]]
-    assert len(shares) >= 12
-    assert all(0 < share < 1 and share != 0.5 for share in shares)
+    assert sum(abs(share - 0.5) >= 0.2 for share in shares) >= 12
+    assert all(0 < share < 1 for share in shares)
     assert sum(words["share_skin"]) == pytest.approx(1)
 
 

@@ -20,15 +20,13 @@ from surgery.methods.emcid.models import EmcidModels, models_digest
 from surgery.methods.emcid.nouns import Concept, warning
 from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.settings import OffsetSettings, as_json
-from surgery.record import JSON, Finding
+from surgery.record import JSON, Finding, Severity
 from surgery.store import Store
 
 _log = logging.getLogger(__name__)
 
 # Settings that decide what is done with a result, not what it is.
 _NO_MEANING = ("batch", "keep_unconverged")
-# An offset at its largest length has not converged while more than this share of its loss is left.
-_CLAMPED_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +52,8 @@ class Target:
 
     @property
     def converged(self) -> bool:
-        """Whether the loss became smaller, and well so where the offset ended at its largest length."""
-        left = _CLAMPED_SHARE if self.clamped else 1.0
-        return self.last_loss < left * self.first_loss or self.first_loss == 0.0
+        """Whether the loss became smaller at all."""
+        return self.last_loss < self.first_loss or self.first_loss == 0.0
 
 
 def optimise_offsets(
@@ -154,16 +151,15 @@ def findings_of(targets: Sequence[Target], *, left_out: bool = True) -> list[Fin
             message = "its loss became NaN or infinite; the concept is left out. Lower the learning rate."
             found.append(Finding(kind="not-finite", subject=label, message=message, severity="fault"))
         elif not target.converged:
-            hindered = "hardly fell at the largest length allowed" if target.clamped else "did not fall"
-            message = f"its loss {hindered} ({target.first_loss:.3g} to {target.last_loss:.3g})"
+            message = f"its loss did not fall ({target.first_loss:.3g} to {target.last_loss:.3g})"
             message += "; the concept is left out. " if left_out else ". "
-            way = "Give it more steps or other templates."
-            if target.clamped:
-                way = "Allow a larger offsets.clamp."
-            found.append(warning("not-converged", label, message + way))
+            found.append(warning("not-converged", label, message + "Give it more steps or other templates."))
         elif target.clamped:
-            message = "its offset ended at the largest length allowed; a larger offsets.clamp may do more."
-            found.append(Finding(kind="clamped", subject=label, message=message))
+            message = "its offset ended at the largest length allowed"
+            message += ". " if target.settled else " before its loss stood still. "
+            message += "A larger offsets.clamp may do more."
+            severity: Severity = "info" if target.settled else "warning"
+            found.append(Finding(kind="clamped", subject=label, message=message, severity=severity))
     return found
 
 

@@ -198,8 +198,8 @@ def test_one_concept_that_does_not_fit_is_an_error(
     [
         ({"finite": False}, "not-finite", "fault"),
         ({"last_loss": 2.0}, "not-converged", "warning"),
-        ({"clamped": True, "last_loss": 0.95}, "not-converged", "warning"),
-        ({"clamped": True, "last_loss": 0.4}, "clamped", "info"),
+        ({"clamped": True, "settled": False}, "clamped", "warning"),
+        ({"clamped": True, "settled": True}, "clamped", "info"),
     ],
 )
 def test_a_descent_that_went_wrong_is_told(
