@@ -1,7 +1,6 @@
 """The folder of a run: claimed, resumed, finished, never taken from somebody else."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from surgery.checkpoint.atomic import fault_hook
 from surgery.errors import SurgeryError
 from surgery.execute import claim_folder, locked_folder
+from tests.support.faults import Kill, Killed, count_steps
 
 
 def test_a_new_folder_is_made_and_is_not_resumed(tmp_path: Path) -> None:
@@ -61,23 +61,12 @@ def test_a_finished_run_stays_whole_until_the_one_that_replaces_it_is_finished(t
 
 
 def test_a_replacement_stopped_at_any_step_goes_on_and_ends_the_same(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    for stop in range(20):
-        out, steps = tmp_path / str(stop), 0
+    finished(tmp_path / "whole", "plan-1")
+    for step in range(count_steps(lambda: finished(tmp_path / "whole", "plan-2"))):
+        out = tmp_path / str(step)
         finished(out, "plan-1")
-
-        def hook(primitive: str, path: Path, last: int = stop) -> None:
-            nonlocal steps
-            if steps >= last:  # a dead process cannot clean up either
-                raise Killed
-            steps += 1
-
-        with suppress(Killed), fault_hook(hook):
+        with pytest.raises(Killed), fault_hook(Kill(step)):
             finished(out, "plan-2")
-        if steps < stop:
-            break
         texts = [path.read_text() for path in out.glob("*.safetensors")]
         assert len(texts) == 2  # none is lost at any time
         if (out / "run.json").exists():
@@ -85,8 +74,6 @@ def test_a_replacement_stopped_at_any_step_goes_on_and_ends_the_same(tmp_path: P
         finished(out, "plan-2")
         assert {path.read_text() for path in out.glob("*.safetensors")} == {"plan-2"}
         assert not [path.name for path in out.iterdir() if path.name.startswith("unfinished")]
-    else:
-        pytest.fail("the replacement never ended")
 
 
 def test_foreign_files_are_named_and_survive_overwriting(tmp_path: Path) -> None:

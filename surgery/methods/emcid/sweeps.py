@@ -161,7 +161,7 @@ def _solve(
         )
     site.terms.append(factors)
     site.solutions.append(solution)
-    if not site.key_conditions:
+    if not site.key_conditions:  # only that of the first sweep is told
         site.key_conditions.append(_key_condition(known, grouping.mean(keys).double().T))
     return factors
 
