@@ -18,7 +18,7 @@ from surgery.recipe import Recipe, parse_recipe
 from surgery.record import Score
 from surgery.shelf import checkpoint_path
 from surgery.store import Store
-from surgery.study.effect import measure_replacements, touched_names
+from surgery.study.effect import measure_replacements
 from surgery.study.words import Words, read_words
 
 COLUMNS = ("old_before", "old_after", "new_after", "reached", "held_out_change")
@@ -87,11 +87,7 @@ def measured(
     started = time.monotonic()
     computed = compute_patch(recipe, plan_recipe(recipe, checkpoint), checkpoint, models, store)
     elapsed = time.monotonic() - started
-    replacements = [r for outcome in computed.outcomes for r in outcome.replacements]
-    touched = touched_names(computed.outcomes, words)
-    effect, _ = measure_replacements(
-        recipe, replacements, touched, words, models, computed.patch, judge, store
-    )
+    effect, _ = measure_replacements(recipe, computed.outcomes, words, models, computed.patch, judge, store)
     if effect is None:
         raise SystemExit("nothing could be measured: the judge knows none of the concepts")
     return effect, elapsed

@@ -1,6 +1,6 @@
 """The effect of a patch on its own replacements and on held-out concepts."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from surgery.anatomy import settings_text
@@ -17,8 +17,7 @@ from surgery.study.words import Words
 
 def measure_replacements(
     recipe: Recipe,
-    replacements: Sequence[Replacement],
-    touched: Container[str],
+    outcomes: Sequence[Outcome],
     words: Words,
     models: Any,
     patch: Patch,
@@ -29,16 +28,16 @@ def measure_replacements(
 ) -> tuple[EditEffect | None, tuple[Finding, ...]]:
     """What ``recipe.evaluate`` asks for; replacements the judge has no name for are left out and named.
 
-    Held out are concepts that are not ``touched``.
+    Held out are concepts that none of the ``outcomes`` names.
     """
     wish = recipe.evaluate
     if wish is None:
         return None, ()
-    changes, findings = changes_of(replacements, words, judge.labels)
+    changes, findings = changes_of(replacements_of(outcomes), words, judge.labels)
     known = set(judge.labels.concept)
     probes = [
         Probe(subject=name, shows=Trait(name))
-        for name in words.others(touched, wish.held_out)
+        for name in words.others(touched_names(outcomes, words), wish.held_out)
         if name in known
     ]
     if not changes and not probes:
@@ -65,10 +64,14 @@ def measure_replacements(
     return effect, findings
 
 
+def replacements_of(outcomes: Sequence[Outcome]) -> tuple[Replacement, ...]:
+    """What all edits together replace."""
+    return tuple(replacement for outcome in outcomes for replacement in outcome.replacements)
+
+
 def touched_names(outcomes: Sequence[Outcome], words: Words) -> set[str]:
     """Concepts that edits name as source, destination or preserved: no measure of what was left alone."""
-    replacements = [replacement for outcome in outcomes for replacement in outcome.replacements]
-    phrases = [phrase for r in replacements for phrase in (r.source, r.destination or "")]
+    phrases = [phrase for r in replacements_of(outcomes) for phrase in (r.source, r.destination or "")]
     phrases += [phrase for outcome in outcomes for phrase in outcome.preserved]
     return {words.name(phrase) for phrase in phrases}
 

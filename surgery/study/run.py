@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ from surgery.execute import (
 )
 from surgery.export import export_patch
 from surgery.judge import Judge, load_judge
-from surgery.methods import Replacement
+from surgery.methods import Outcome, Replacement
 from surgery.patch import Patch, applied, apply_patch, patch_digest, save_patch
 from surgery.plan import Plan
 from surgery.recipe import Recipe
 from surgery.record import JSON, Finding
 from surgery.store import Store
-from surgery.study.effect import measure_replacements, touched_names
+from surgery.study.effect import measure_replacements, replacements_of, touched_names
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import sheet_of, write_sheet
 from surgery.study.words import Words, read_words
@@ -145,16 +145,14 @@ def _carry_out(
         computed = compute_patch(recipe, plan, checkpoint, models, store)
     with clock.stage("write"):
         unwritten = _write(recipe, computed.patch, checkpoint, folder)
-    replacements = tuple(r for outcome in computed.outcomes for r in outcome.replacements)
-    touched = touched_names(computed.outcomes, words)
     with clock.stage("sheet"):
-        _draw_sheet(recipe, replacements, touched, words, models, computed.patch, folder, batch)
+        _draw_sheet(recipe, computed.outcomes, words, models, computed.patch, folder, batch)
     effect: EditEffect | None = None
     unmeasured: tuple[Finding, ...] = ()
     if judge is not None:
         with clock.stage("evaluate"):
             effect, unmeasured = measure_replacements(
-                recipe, replacements, touched, words, models, computed.patch, judge, store, batch=batch
+                recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
             )
     findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
@@ -185,8 +183,7 @@ def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) ->
 
 def _draw_sheet(
     recipe: Recipe,
-    replacements: tuple[Replacement, ...],
-    touched: Container[str],
+    outcomes: tuple[Outcome, ...],
     words: Words,
     models: Any,
     patch: Patch,
@@ -194,9 +191,9 @@ def _draw_sheet(
     batch: int | None,
 ) -> None:
     """Edited prompts first, then a few that the edit was to leave alone, the same seeds side by side."""
-    labels = _edited_prompts(replacements, words)
+    labels = _edited_prompts(replacements_of(outcomes), words)
     template = words.templates("test")[0]
-    alone = words.others(touched, 4)
+    alone = words.others(touched_names(outcomes, words), 4)
     prompts = list(recipe.sample.prompts) or [*labels, *(template.replace("{}", name) for name in alone)]
     seeds = recipe.sample.seeds
     knobs: SampleKnobs = {"steps": recipe.sample.steps, "guidance": recipe.sample.guidance}
