@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from surgery.recipe import parse_recipe
 
@@ -44,6 +46,13 @@ def steps() -> list[Step]:
     return found
 
 
+def inline() -> list[Step]:
+    """Whole commands in running text; a verb alone is only spoken of."""
+    text = FENCE.sub("", (ROOT / "README.md").read_text(encoding="utf-8")).replace("\n", " ")
+    spans = re.findall(r"`(surgery [^`]+)`", text)
+    return [Step("surgery", span) for span in dict.fromkeys(spans) if len(span.split()) > 2]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a newcomer has it after scripts/quickstart."""
@@ -52,6 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / shelf, place / shelf)
     run(Step("surgery", "surgery run recipes/quickstart.yaml -o out/quickstart"), place)
     return place
+
+
+def pickled(place: Path) -> None:
+    """``MODEL.ckpt``, as older programs write it."""
+    run(Step("surgery", "surgery convert pocket-sd -o out/to-pickle.safetensors --overwrite"), place)
+    torch.save({"state_dict": load_file(place / "out" / "to-pickle.safetensors")}, place / "MODEL.ckpt")
 
 
 def run(step: Step, place: Path) -> None:
@@ -79,6 +94,28 @@ def test_the_quickstart_writes_what_the_readme_promises(folder: Path) -> None:
 @pytest.mark.parametrize("step", steps(), ids=lambda step: step.text[:60].strip().replace("\n", " "))
 def test_what_the_readme_shows_works(step: Step, folder: Path) -> None:
     run(step, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", inline(), ids=lambda step: step.text[:60])
+def test_commands_in_running_text_work(step: Step, folder: Path) -> None:
+    if "MODEL.ckpt" in step.text:
+        pickled(folder)
+    run(step, folder)
+
+
+def test_the_line_for_the_shell_completes() -> None:
+    (line,) = re.findall(r"`(eval .*?)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{line} && complete -p surgery"],
+        env={**os.environ, "PATH": beside},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "surgery_completion" in done.stdout
 
 
 @pytest.mark.slow

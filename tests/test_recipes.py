@@ -24,7 +24,9 @@ def words_of(recipe: Recipe) -> set[str]:
     words: set[str] = set()
     for edit in recipe.edits:
         words.update(edit.emcid.preserve)
-        words.update(concept.source for concept in edit.emcid.concepts)
+        # what is put right may be a word that the model does not know
+        kinds = {concept.source: concept.kind or edit.emcid.kind for concept in edit.emcid.concepts}
+        words.update(source for source, kind in kinds.items() if kind != "rectify")
         words.update(concept.destination for concept in edit.emcid.concepts if concept.destination)
     return words
 

@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizerFast, PreTrainedModel
 
+from surgery.checkpoint.header import read_header
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.texts import read_json
 from surgery.checkpoint.to_folder import files_of
@@ -170,6 +171,8 @@ def _load(source: _Source, component: str, kind: Any, device: Device, dtype: tor
 
 def _from_folder(folder: Path, component: str, kind: Any, dtype: torch.dtype) -> Any:
     weights, faults = find_weights(folder, component)
+    if weights is not None:  # what is damaged is told in our words, with the way out
+        faults += [fault for file in weights.files for fault in read_header(file)[1]]
     raise_all(CheckpointError, faults)
     model, report = kind.from_pretrained(
         folder,

@@ -51,6 +51,11 @@ threads_option = click.option(
 offload_option = click.option(
     "--offload", is_flag=True, help="Keep models in main memory; each comes to the device when it is used."
 )
+other_base_option = click.option(
+    "--allow-other-base",
+    is_flag=True,
+    help="Take a fine-tune of the base, too: the same change, without the claim that the outcome is exact.",
+)
 batch_option = click.option("--batch", type=click.IntRange(min=1), help="Pictures drawn at a time, at most.")
 
 

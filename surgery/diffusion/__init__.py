@@ -1,6 +1,6 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
-from surgery.diffusion.batches import in_batches, out_of_memory
+from surgery.diffusion.batches import halving, in_batches, out_of_memory
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -22,6 +22,7 @@ __all__ = [
     "device_and_dtype",
     "encode_prompts",
     "guided_noise",
+    "halving",
     "in_batches",
     "in_order",
     "is_offloaded",

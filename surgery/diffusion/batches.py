@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,11 +14,12 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def in_batches(count: int, batch: int, work: Callable[[slice], T]) -> list[T]:
+def in_batches(count: int, batch: int, work: Callable[[slice], T], *, halve: bool = True) -> list[T]:
     """Results of ``work`` on consecutive slices of at most ``batch`` out of ``count`` items.
 
     When a slice runs out of memory it is tried again at half the size, which then holds to the end; a
-    warning says so. Half batches may change results by rounding.
+    warning says so. Half batches may change results by rounding: without ``halve`` the error goes on to the
+    caller instead, who can begin again under another name (``halving``).
 
     Raises:
         SurgeryError: when ``batch`` is below 1, or one item alone does not fit into memory.
@@ -28,25 +30,40 @@ def in_batches(count: int, batch: int, work: Callable[[slice], T]) -> list[T]:
     start = 0
     while start < count:
         size = min(batch, count - start)
+        attempt = partial(_attempt, work, start)
+        done, result = halving(size, attempt) if halve else attempt(size)
+        results.append(result)
+        start += done
+        batch = batch if done == size else done
+    return results
+
+
+def _attempt(work: Callable[[slice], T], start: int, size: int) -> tuple[int, T]:
+    return size, work(slice(start, start + size))
+
+
+def halving(batch: int, work: Callable[[int], T]) -> T:
+    """The result of ``work(batch)``; of half the batch when memory runs out, and so on; a warning says so.
+
+    Raises:
+        SurgeryError: when a batch of one does not fit into memory either.
+    """
+    while True:
         try:
-            results.append(work(slice(start, start + size)))
+            return work(batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if size == 1:
+            if batch == 1:
                 raise SurgeryError(
                     "out of memory with a batch of one; expected room for at least one picture. "
                     "Sample smaller pictures, use half precision or another device."
                 ) from error
-            batch = size // 2
-        else:
-            start += size
-            continue
         # outside of the handler, whose traceback keeps the batch's tensors alive
-        _log.warning("out of memory with a batch of %d; going on with batches of %d", size, batch)
+        _log.warning("out of memory with a batch of %d; going on with batches of %d", batch, batch // 2)
+        batch //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return results
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,11 @@ from surgery.diffusion.offload import device_and_dtype, resident
 
 @torch.no_grad()
 def decode(
-    vae: nn.Module, latents: Float[Tensor, "pictures channels height width"], batch: int = 16
+    vae: nn.Module,
+    latents: Float[Tensor, "pictures channels height width"],
+    batch: int = 16,
+    *,
+    halve: bool = True,
 ) -> UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]:
     """The pictures of scaled latents (as the U-Net sees them), values 0 to 255.
 
@@ -29,7 +33,7 @@ def decode(
         return np.asarray((shares * 255).round().astype("uint8"))
 
     with resident(vae):
-        return np.concatenate(in_batches(len(latents), batch, work))
+        return np.concatenate(in_batches(len(latents), batch, work, halve=halve))
 
 
 def scale_factor(vae: nn.Module) -> int:

@@ -33,6 +33,7 @@ class SampleKnobs(TypedDict, total=False):
     clip_skip: int
     size: tuple[int, int] | None
     progress: bool
+    halve: bool
 
 
 def sample(
@@ -47,6 +48,7 @@ def sample(
     clip_skip: int = 0,
     size: tuple[int, int] | None = None,
     progress: bool = True,
+    halve: bool = True,
 ) -> UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]:
     """One picture for each prompt with the seed at its place, values 0 to 255.
 
@@ -63,8 +65,9 @@ def sample(
         clip_skip=clip_skip,
         size=size,
         progress=progress,
+        halve=halve,
     )
-    return decode(models.vae, latents, batch)
+    return decode(models.vae, latents, batch, halve=halve)
 
 
 @torch.no_grad()
@@ -80,6 +83,7 @@ def sample_latents(
     clip_skip: int = 0,
     size: tuple[int, int] | None = None,
     progress: bool = True,
+    halve: bool = True,
 ) -> Float[Tensor, "pictures channels height width"]:
     """Clean latents for each prompt with the seed at its place, scaled as the U-Net sees them.
 
@@ -93,10 +97,12 @@ def sample_latents(
         steps: Steps of the checkpoint's own scheduler.
         guidance: Guidance scale; 1 or less leaves the unconditional pass out, as the stock pipeline does.
         negative: Prompt of the unconditional pass, for all pictures.
-        batch: Pictures at a time; the U-Net sees twice as many. Halves itself when memory runs out.
+        batch: Pictures at a time; the U-Net sees twice as many.
         clip_skip: Text blocks left out at the end, for prompts alone, as in the stock pipeline.
         size: Height and width in pixels; the size the checkpoint was trained on when left out.
         progress: Whether a bar is shown on a terminal.
+        halve: Whether a batch that does not fit into memory is begun again at half the size. Else the error
+            goes on to the caller, who may have stored results under the batch's size.
 
     Raises:
         SurgeryError: when the arguments do not fit each other or the models, all faults at once; when the
@@ -126,7 +132,7 @@ def sample_latents(
                 )
             return latents
 
-        return torch.cat(in_batches(len(prompts), batch, work))
+        return torch.cat(in_batches(len(prompts), batch, work, halve=halve))
 
 
 def _encoded(models: Models, prompts: Sequence[str], clip_skip: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from textwrap import shorten
 from threading import Lock
 from typing import Any
 
@@ -95,5 +96,9 @@ def _warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
         if len(ids) > room:
             lost = tokenizer.decode(ids[room - 1 : -1])
             _log.warning(
-                "prompt %r has %d tokens, of which %d fit; not read: %r", prompt, len(ids), room, lost
+                "prompt %r has %d tokens, of which %d fit; not read: %r",
+                shorten(prompt, 60, placeholder="…"),
+                len(ids),
+                room,
+                shorten(lost, 60, placeholder="…"),
             )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from surgery.diffusion import Models, Scheduler, device_and_dtype, sample
+from surgery.diffusion import Models, Scheduler, device_and_dtype, halving, sample
 from surgery.store import Store
 
 Pictures = UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
@@ -69,15 +69,23 @@ class Painter:
         prompts = [t.replace("{}", phrase) for t in templates for _ in range(self.sampling.samples)]
         numbers = list(range(self.sampling.samples)) * len(templates)
         seeds = [own_seed(self.sampling.seed, p, number) for p, number in zip(prompts, numbers, strict=True)]
+        return halving(self.sampling.batch, lambda batch: self._kept(prompts, seeds, batch))
+
+    def _kept(self, prompts: list[str], seeds: list[int], batch: int) -> Pictures:
+        # each size of batch has a key of its own, since regrouping changes the last bits
         if self.store is None:
-            return self._drawn(prompts, seeds)
-        key = self.store.key(self._meaning(prompts, seeds))
+            return self._drawn(prompts, seeds, batch)
+        key = self.store.key(self._meaning(prompts, seeds, batch))
         stored = self.store.remember(
-            key, lambda: ({"pictures": torch.from_numpy(self._drawn(prompts, seeds))}, {"prompts": prompts})
+            key,
+            lambda: (
+                {"pictures": torch.from_numpy(self._drawn(prompts, seeds, batch))},
+                {"prompts": prompts},
+            ),
         )
         return np.asarray(stored.tensors()["pictures"])
 
-    def _drawn(self, prompts: list[str], seeds: list[int]) -> Pictures:
+    def _drawn(self, prompts: list[str], seeds: list[int], batch: int) -> Pictures:
         knobs = self.sampling
         return sample(
             self.models,
@@ -85,11 +93,12 @@ class Painter:
             seeds,
             steps=knobs.steps,
             guidance=knobs.guidance,
-            batch=knobs.batch,
+            batch=batch,
             progress=False,
+            halve=False,
         )
 
-    def _meaning(self, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
+    def _meaning(self, prompts: list[str], seeds: list[int], batch: int) -> dict[str, Any]:
         device, dtype = device_and_dtype(self.models.unet)
         return {
             "result": "evaluate.pictures",
@@ -99,7 +108,7 @@ class Painter:
             "seeds": seeds,
             "steps": self.sampling.steps,
             "guidance": self.sampling.guidance,
-            "batch": self.sampling.batch,
+            "batch": batch,
             "scheduler": _spelled(self.models.scheduler),
             "dtype": str(dtype),
             "device": device.type,

@@ -117,7 +117,7 @@ def base_fault(name: str, change: Change, checkpoint: Checkpoint, found: Digest)
         f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]} (half precision "
         f"{found.value16[:12]}); this patch was made for {change.before.bytes[:12]} "
         f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since? Allow another "
-        "base to patch a fine-tune; the outcome is then not claimed."
+        "base (allow_other_base) to patch a fine-tune; the outcome is then not claimed."
     )
 
 

@@ -30,7 +30,8 @@ class Plan:
     """The steps of a recipe on one base.
 
     ``identity`` stays when comments, key order or the spelling of numbers change, and changes with anything
-    that changes the result.
+    in the recipe or in the base's headers that changes the result. No weight is read for it: bases of one
+    shape share it. The digests of their weights, in the patch and in stored results, tell them apart.
     """
 
     base: str

@@ -67,6 +67,8 @@ class Offsets(Knobs):
     """Text loss at the end token's feature, or as cross-attention reads the tokens, half the subject."""
     images: Literal["source", "destination", "none", "given"] | None = None
     """Which pictures the noise loss looks at."""
+    samples: Count | None = None
+    """Pictures for each prompt, in the modes noise and both."""
     target: Literal["teacher", "truth"] | None = None
     """What the noise prediction is compared with: the teacher's, or the noise that was added."""
     context: Literal["full", "concept"] | None = None

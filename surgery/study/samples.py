@@ -24,6 +24,7 @@ def sample_sheet(
     *,
     patch: Path | None = None,
     strength: float = 1.0,
+    allow_other_base: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -37,6 +38,7 @@ def sample_sheet(
         prompts: One for each row.
         patch: A patch file that fits the checkpoint; none shows the checkpoint alone.
         strength: 1 applies the patch as computed.
+        allow_other_base: Whether the checkpoint may be a fine-tune of the patch's base.
         seeds: One for each column, the same before and after.
         device: Where the models run.
         dtype: In which type they run.
@@ -49,7 +51,9 @@ def sample_sheet(
     pipeline = pipeline_on(checkpoint, device, dtype, offloaded=offloaded)
     if patch is None:
         return sheet_of({"": sample_table(pipeline, prompts, seeds, **knobs)}, prompts, seeds)
-    edited: AbstractContextManager[Any] = applied(pipeline, load_patch(patch), strength=strength)
+    edited: AbstractContextManager[Any] = applied(
+        pipeline, load_patch(patch), strength=strength, allow_other_base=allow_other_base
+    )
     before, after = before_and_after(pipeline, edited, prompts, seeds, **knobs)
     heading = "after" if strength == 1 else f"after, strength {strength:g}"
     return sheet_of({"before": before, heading: after}, prompts, seeds)

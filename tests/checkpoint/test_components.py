@@ -89,6 +89,13 @@ def test_a_single_missing_weight_is_refused(copy: Path) -> None:
         components.load_text_encoder(copy)
 
 
+def test_a_truncated_file_is_refused_with_what_is_wrong_with_it(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut off"):
+        components.load_unet(copy)
+
+
 def test_a_missing_weight_of_the_unet_is_refused(copy: Path) -> None:
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

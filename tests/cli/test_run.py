@@ -1,5 +1,6 @@
 """The verbs that carry out a recipe and draw: plan, run, sample."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from surgery.patch import load_patch
 from tests.cli.conftest import Call
@@ -103,7 +105,13 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing_that_looks_finished
         "edits[0].emcid.offsets.patience=null",
     ]
     command = [sys.executable, "-m", "surgery", "run", str(recipe), "-o", str(tmp_path / "out"), *endless]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # a background job of a shell ignores interrupts, and so would its child
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         assert process.stderr is not None
         while "key statistics" not in process.stderr.readline():
             assert process.poll() is None
@@ -142,6 +150,36 @@ def test_sample_replaces_nothing_without_being_told(
     place.write_text("mine")
     done = surgery("sample", tiny_pipeline, "--prompt", "cat", "-o", place)
     assert (done.code, place.read_text()) == (1, "mine")
+
+
+def test_sample_writes_png_and_refuses_other_endings(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    done = surgery("sample", tiny_pipeline, "--prompt", "cat", "-o", tmp_path / "a.jpg")
+    assert (done.code, "PNG" in done.err) == (2, True)
+    assert not list(tmp_path.glob("a*"))
+
+
+def test_sample_draws_a_fine_tune_with_the_patch_when_told(
+    surgery: Call, tiny_pipeline: Path, patch: Path, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(tiny_pipeline, tuned)
+    weights = tuned / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    options = ("--prompt", "cat", "--steps", 1, "--count", 1, "--patch", patch)
+    refused = surgery("sample", tuned, *options, "-o", tmp_path / "a.png")
+    assert (refused.code, "allow another base" in refused.err) == (1, True)
+    assert surgery("sample", tuned, *options, "--allow-other-base", "-o", tmp_path / "a.png").code == 0
+
+
+def test_sample_of_another_base_without_a_patch_is_a_wrong_call(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    options = ("--prompt", "cat", "--allow-other-base", "-o", tmp_path / "a.png")
+    done = surgery("sample", tiny_pipeline, *options)
+    assert (done.code, "--patch" in done.err) == (2, True)
 
 
 def test_sample_with_a_strength_and_no_patch_is_a_wrong_call(

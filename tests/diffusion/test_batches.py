@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from surgery.diffusion import in_batches
+from surgery.diffusion import halving, in_batches
 from surgery.errors import SurgeryError
 
 
@@ -38,6 +38,17 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with a batch of 5; going on with batches of 2"
     ]
+
+
+def test_a_caller_with_names_for_its_batches_halves_them_itself() -> None:
+    def work(part: slice) -> tuple[int, int]:
+        if part.stop - part.start > 2:
+            raise torch.OutOfMemoryError
+        return part.start, part.stop
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(8, 4, work, halve=False)
+    assert halving(4, lambda batch: in_batches(4, batch, work, halve=False)) == [(0, 2), (2, 4)]
 
 
 def test_one_item_that_does_not_fit_is_an_error_of_ours() -> None:

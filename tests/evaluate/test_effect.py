@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,34 @@ def test_stored_pictures_are_not_taken_for_those_of_another_scheduler(pipeline: 
     finally:
         pipeline.scheduler = kept
     assert drawn != []
+
+
+def test_a_batch_that_does_not_fit_is_stored_as_what_was_drawn(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, one_thread: None
+) -> None:
+    cache = Cache(store=Store(tmp_path), before="base", after="base")
+
+    def measured(batch: int) -> Any:
+        sampling = replace(SAMPLING, batch=batch)
+        return measure_edit(
+            pipeline, nullcontext(pipeline), CHANGES[:1], [], SumJudge(), sampling, cache=cache
+        )
+
+    def crowded(unet: Any, args: Any) -> None:
+        if len(args[0]) > 4:  # two pictures, with and without the prompt
+            raise torch.OutOfMemoryError
+
+    hook = pipeline.unet.register_forward_pre_hook(crowded)
+    try:
+        measured(4)
+    finally:
+        hook.remove()
+    assert "going on with batches of 2" in caplog.text
+    with counted(pipeline) as drawn:
+        measured(2)
+        assert drawn == []
+        measured(4)
+        assert sum(drawn) == 6 + 6
 
 
 def test_a_stopped_measurement_goes_on_where_it_was(

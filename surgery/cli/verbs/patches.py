@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
+from surgery.cli.options import (
+    CHECKPOINT,
+    FILE,
+    json_option,
+    other_base_option,
+    output_option,
+    overwrite_option,
+    print_json,
+)
 from surgery.cli.program import FAULTS_FOUND, Verb
 from surgery.shelf import checkpoint_path
 
@@ -17,11 +25,7 @@ patch_argument = click.argument("patch", type=FILE)
 @output_option("The new checkpoint, in the layout of BASE.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 = the patch as computed.")
 @click.option("--undo", type=FILE, help="Also write a file that takes the patch out again without BASE.")
-@click.option(
-    "--allow-other-base",
-    is_flag=True,
-    help="Take a fine-tune of the base, too: the same change, without the claim that the outcome is exact.",
-)
+@other_base_option
 @overwrite_option
 def apply(
     patch: Path,

@@ -78,7 +78,10 @@ def copy(recipe: str, target: Path | None, overwrite: bool) -> None:
 def check(
     context: click.Context, recipe: str, base: str | None, overrides: dict[str, str], as_json: bool
 ) -> None:
-    """Check a recipe and report all its faults at once."""
+    """Check a recipe and report all its faults at once.
+
+    Nothing but the recipe is read; whether it fits its base, 'plan' tells.
+    """
     try:
         checked = load_recipe(recipe, overrides)
         place = checked.base_path() if base is None else checkpoint_path(base)

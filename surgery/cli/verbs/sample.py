@@ -13,6 +13,7 @@ from surgery.cli.options import (
     device_option,
     dtype_option,
     offload_option,
+    other_base_option,
     output_option,
     overwrite_option,
     threads_option,
@@ -26,6 +27,7 @@ from surgery.shelf import checkpoint_path
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; one row for each.")
 @click.option("--patch", type=FILE, help="Draw with this patch too, beside the same seeds without it.")
 @click.option("--strength", type=float, help="Of the patch; 1, as computed, when left out.")
+@other_base_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Seed of the first column."
 )
@@ -46,6 +48,7 @@ def sample(
     prompts: tuple[str, ...],
     patch: Path | None,
     strength: float | None,
+    allow_other_base: bool,
     seed: int,
     count: int,
     steps: int,
@@ -62,6 +65,10 @@ def sample(
     place = checkpoint_path(checkpoint)
     if strength is not None and patch is None:
         raise click.UsageError("--strength says how much of a patch is drawn with; name one with --patch.")
+    if allow_other_base and patch is None:
+        raise click.UsageError("--allow-other-base is about a patch; name one with --patch.")
+    if output.suffix.lower() != ".png":
+        raise click.UsageError(f"-o is {str(output)!r}; the sheet is a PNG file. Give it the ending .png.")
     refuse_existing(output, overwrite)
     refuse_unwritable(output)
     import torch
@@ -78,6 +85,7 @@ def sample(
         prompts,
         patch=patch,
         strength=1.0 if strength is None else strength,
+        allow_other_base=allow_other_base,
         seeds=range(seed, seed + count),
         device=chosen_device(device),
         offloaded=offload,

@@ -76,11 +76,14 @@ def _drawn(models: EmcidModels, views: list[View], settings: OffsetSettings) -> 
         [derived_seed(view.concept.edit.seed, "picture", view.number) for view in views],
         steps=settings.sampling_steps,
         guidance=settings.guidance,
+        halve=False,  # the concepts' own batch is halved, and stored under its own key
     )
     if settings.latents == "sampler":
         mirrored = _mirrored(latents.float().cpu(), views, settings)
         return mirrored, torch.zeros_like(mirrored)
-    pixels = torch.from_numpy(decode(models.vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = (
+        torch.from_numpy(decode(models.vae, latents, halve=False)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    )
     return _encoded(models, _mirrored(pixels, views, settings))
 
 

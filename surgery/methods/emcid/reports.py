@@ -51,8 +51,8 @@ class LayerReport:
 
     ``drift`` is ‖ΔW‖ / ‖W‖. ``jitter`` and ``shrinkage`` are what the factorisation needed (0 = nothing),
     as in ``numerics.Factor``; ``condition`` that of the system, ``key_condition`` that of the concepts'
-    keys as the prior sees them. ``rounding_loss`` is the share of ΔW that is lost when the sum is stored in
-    the checkpoint's own type.
+    keys as the prior sees them, and ``closest`` the two that it can tell apart least. ``rounding_loss`` is
+    the share of ΔW that is lost when the sum is stored in the checkpoint's own type.
     """
 
     layer: int
@@ -65,13 +65,19 @@ class LayerReport:
     shrinkage: float
     condition: float
     key_condition: float
+    closest: tuple[str, str] | None
     rounding_loss: float
 
 
 def layer_report(
-    stack: TextStack, layer: int, site: Site, factors: tuple[Tensor, Tensor], stored: torch.dtype
+    stack: TextStack,
+    layer: int,
+    site: Site,
+    factors: tuple[Tensor, Tensor],
+    stored: torch.dtype,
+    labels: Sequence[str],
 ) -> LayerReport:
-    """The report of one layer, from its first sweep and its whole change."""
+    """The report of one layer, from its first sweep and its whole change; ``labels`` name the concepts."""
     left, right = factors
     first, weight, change = site.solutions[0], stack.weight(layer).cpu(), left @ right
     size = float(change.norm())
@@ -85,7 +91,8 @@ def layer_report(
         jitter=max(solution.jitter for solution in site.solutions),
         shrinkage=max(solution.shrinkage for solution in site.solutions),
         condition=first.condition,
-        key_condition=site.key_conditions[0],
+        key_condition=site.key_condition,
+        closest=None if site.closest is None else (labels[site.closest[0]], labels[site.closest[1]]),
         rounding_loss=rounding_loss(weight, change, stored),
     )
 
@@ -159,11 +166,13 @@ def _layer_findings(report: LayerReport) -> list[Finding]:
             helped = f"{report.shrinkage:.1%} of the identity mixed in"
         message = f"the system was singular and was solved with {helped}. More captions would help."
         found.append(warning("singular", subject, message))
-    if report.key_condition > _ENTANGLED:
+    if report.key_condition > _ENTANGLED and report.closest is not None:
         message = (
-            f"the concepts' keys have condition {report.key_condition:.1g}; some can hardly be told apart. "
+            f"the concepts' keys have condition {report.key_condition:.1g}, and {report.closest[0]} and "
+            f"{report.closest[1]} can be told apart least of all. Keep one of them, or give them templates "
+            "that set them apart."
         )
-        found.append(warning("entangled-keys", subject, message + "Look for near-duplicate sources."))
+        found.append(warning("entangled-keys", subject, message))
     return found
 
 

@@ -34,6 +34,8 @@ class OffsetSettings:
     """Text loss at the EOS feature, or as the U-Net's cross-attention reads the tokens, half the subject."""
     images: Images = "destination"
     """Pictures that the noise loss looks at; "none" uses nearly pure noise, "given" the edit's own files."""
+    samples: int = 1
+    """Pictures, and so rows of the noise loss, for each prompt."""
     target: Literal["teacher", "truth"] = "teacher"
     """What the noise prediction is compared with: the teacher's, or the noise that was added."""
     context: Literal["full", "concept"] = "full"
@@ -58,6 +60,10 @@ class OffsetSettings:
     """Concepts optimised together; part of the plan, since regrouping changes the last bits."""
     keep_unconverged: bool = False
     """Whether a concept whose loss did not fall is edited all the same."""
+
+    def views(self, templates: int, images: int) -> int:
+        """Rows of a concept's loss: ``samples`` for each template, and one for each further picture."""
+        return max(templates * (1 if self.mode == "text" else self.samples), images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +137,7 @@ PUBLISHED: Mapping[str, tuple[OffsetSettings, UpdateSettings]] = MappingProxyTyp
         "aice": (_RELEASED_OFFSETS, replace(_RELEASED_UPDATE, alpha=0.6)),
         "styles": (replace(_RELEASED_OFFSETS, steps=100), replace(_RELEASED_UPDATE, layers=(7, 8, 9, 10))),
         "pictures": (
-            replace(_RELEASED_OFFSETS, steps=300, mode="noise", images="given", target="truth"),
+            replace(_RELEASED_OFFSETS, steps=300, mode="noise", images="given", samples=3, target="truth"),
             _RELEASED_UPDATE,
         ),
     }
@@ -168,6 +174,7 @@ def _offset_faults(settings: OffsetSettings) -> list[str]:
         "text_weight": (settings.text_weight >= 0, "0 or more"),
         "norm_penalty": (settings.norm_penalty >= 0, "0 or more"),
         "clamp": (settings.clamp > 0, "a positive number"),
+        "samples": (settings.samples >= 1, "1 or more"),
         "bank_size": (settings.bank_size >= 0, "0 or more"),
         "timesteps": (0 <= first <= last, "first and last, 0 or more and in order"),
         "sampling_steps": (settings.sampling_steps >= 1, "1 or more"),

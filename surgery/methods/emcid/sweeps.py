@@ -22,13 +22,16 @@ from surgery.numerics import Prior, Solution, null_space, prior, solve
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Site:
-    """What is known about one edited layer: the terms of its change, and how the first sweep solved it."""
+    """What is known about one edited layer: the terms of its change, how each was solved, and in the first
+    sweep how well its keys can be told apart, with the two concepts that can be least of all.
+    """
 
     terms: list[tuple[Float[Tensor, "width rank"], Float[Tensor, "rank d_in"]]] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
-    key_conditions: list[float] = field(default_factory=list)
+    key_condition: float = 1.0
+    closest: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +164,8 @@ def _solve(
         )
     site.terms.append(factors)
     site.solutions.append(solution)
-    if not site.key_conditions:  # only that of the first sweep is told
-        site.key_conditions.append(_key_condition(known, grouping.mean(keys).double().T))
+    if len(site.solutions) == 1:
+        site.key_condition, site.closest = _key_condition(known, grouping.mean(keys).double().T)
     return factors
 
 
@@ -187,10 +190,19 @@ def _prior(statistics: KeyStatistics, settings: UpdateSettings, layer: int, kept
     return prior(matrix, None if threshold is None else null_space(moment, threshold))
 
 
-def _key_condition(known: Prior, keys: Float[Tensor, "d_in concepts"]) -> float:
-    """Condition of Kᵀ B⁻¹ K scaled to a unit diagonal: how well the prior can tell the concepts apart."""
+def _key_condition(
+    known: Prior, keys: Float[Tensor, "d_in concepts"]
+) -> tuple[float, tuple[int, int] | None]:
+    """Condition of Kᵀ B⁻¹ K scaled to a unit diagonal: how well the prior can tell the concepts apart.
+
+    With it the two concepts that have most of the smallest eigenvector, None where there is only one.
+    """
     inner = keys if known.basis is None else known.basis.T @ keys
     gram = inner.T @ known.factor.solve(inner)
     scale = gram.diagonal().clamp_min(1e-300).sqrt()
-    values = torch.linalg.eigvalsh(gram / scale / scale[:, None])
-    return float(values[-1] / values[0].clamp_min(1e-300))
+    values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
+    condition = float(values[-1] / values[0].clamp_min(1e-300))
+    if len(values) == 1:
+        return condition, None
+    one, other = sorted(vectors[:, 0].abs().topk(2).indices.tolist())
+    return condition, (one, other)

@@ -82,8 +82,9 @@ def solve_updates(
         sweeps = sweep_layers(course, statistics, settings)
     terms = {layer: join_terms(site.terms) for layer, site in sweeps.sites.items()}
     dtype = stored or stack.weight(0).dtype
+    labels = [target.concept.label for target in settled]
     layers = tuple(
-        layer_report(stack, layer, site, terms[layer], dtype) for layer, site in sweeps.sites.items()
+        layer_report(stack, layer, site, terms[layer], dtype, labels) for layer, site in sweeps.sites.items()
     )
     edits = edit_reports(settled, course, sweeps, settings)
     return Update(

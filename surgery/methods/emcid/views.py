@@ -54,12 +54,12 @@ class Rows:
     alignment: Alignment
 
 
-def views_of(concepts: Sequence[Concept]) -> tuple[View, ...]:
-    """All views of a batch: one for each template, and as many as there are pictures where these are more."""
+def views_of(concepts: Sequence[Concept], settings: OffsetSettings) -> tuple[View, ...]:
+    """All views of a batch; a concept's templates and pictures take turns."""
     return tuple(
         View(owner=owner, number=number, concept=concept, template=number % len(concept.spans))
         for owner, concept in enumerate(concepts)
-        for number in range(max(len(concept.spans), len(concept.edit.images)))
+        for number in range(settings.views(len(concept.spans), len(concept.edit.images)))
     )
 
 
@@ -72,7 +72,7 @@ def rows_of(
     with "concept" they end with the concept's longest prompt and padding is left out, as released. Where
     only the pooled feature counts, they end with the last end token: what lies behind cannot reach it.
     """
-    views = views_of(concepts)
+    views = views_of(concepts, settings)
     whole = settings.mode != "text" or settings.metric == "cross_attention"
     owner = torch.tensor([view.owner for view in views])
     source, source_length = _prompts([view.source for view in views], owner, settings, positions, pad, whole)

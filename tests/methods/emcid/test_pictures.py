@@ -56,7 +56,7 @@ def test_a_file_that_is_no_picture_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("images", "phrase"), [("source", "cat"), ("destination", "dog")])
 def test_drawn_pictures_are_the_sampler_s_latents(models: Any, images: Any, phrase: str) -> None:
-    views = views_of(concepts_of(models.tokenizer, CAT))
+    views = views_of(concepts_of(models.tokenizer, CAT), QUICK)
     found = clean_latents(models, views, replace(QUICK, images=images))
     expected = sample_latents(
         models,
@@ -70,7 +70,7 @@ def test_drawn_pictures_are_the_sampler_s_latents(models: Any, images: Any, phra
 
 
 def test_recoded_pictures_are_the_posterior_of_the_decoded_ones(models: Any) -> None:
-    views = views_of(concepts_of(models.tokenizer, CAT))
+    views = views_of(concepts_of(models.tokenizer, CAT), QUICK)
     straight = clean_latents(models, views, QUICK)
     pixels = torch.from_numpy(decode(models.vae, straight.mean)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_recoded_pictures_are_the_posterior_of_the_decoded_ones(models: Any) -> 
 
 def test_an_edit_s_own_pictures_are_used_and_make_as_many_views(models: Any, stripes: Path) -> None:
     own = replace(CAT, images=(stripes,) * 5)
-    views = views_of(concepts_of(models.tokenizer, own))
+    views = views_of(concepts_of(models.tokenizer, own), QUICK)
     assert [(view.number, view.template) for view in views] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
     found = clean_latents(models, views, QUICK)
     with torch.no_grad():
@@ -90,15 +90,25 @@ def test_an_edit_s_own_pictures_are_used_and_make_as_many_views(models: Any, str
     torch.testing.assert_close(found.mean[4], posterior.mean[0] * 0.18215)
 
 
+def test_several_samples_for_each_prompt_are_that_many_pictures(models: Any) -> None:
+    concepts = concepts_of(models.tokenizer, CAT)
+    views = views_of(concepts, replace(QUICK, samples=2))
+    assert [view.template for view in views] == [0, 1, 2, 0, 1, 2]
+    found = clean_latents(models, views, QUICK).mean
+    torch.testing.assert_close(found[:3], clean_latents(models, views_of(concepts, QUICK), QUICK).mean)
+    assert not any(torch.equal(one, other) for one, other in zip(found[:3], found[3:], strict=True))
+    assert len(views_of(concepts, replace(QUICK, samples=2, mode="text"))) == 3
+
+
 def test_without_pictures_there_is_nothing(models: Any) -> None:
-    views = views_of(concepts_of(models.tokenizer, CAT))
+    views = views_of(concepts_of(models.tokenizer, CAT), QUICK)
     found = clean_latents(models, views, replace(QUICK, images="none"))
     assert found.mean.shape == (3, 4, 8, 8)
     assert found.mean.abs().max() == found.deviation.abs().max() == 0
 
 
 def test_mirroring_is_drawn_once_per_picture_from_the_seed(models: Any) -> None:
-    views = views_of(concepts_of(models.tokenizer, CAT, PIZZA))
+    views = views_of(concepts_of(models.tokenizer, CAT, PIZZA), QUICK)
     plain = clean_latents(models, views, QUICK).mean
     mirrored = clean_latents(models, views, replace(QUICK, flip=True)).mean
     same = [torch.equal(one, other) for one, other in zip(plain, mirrored, strict=True)]
@@ -109,6 +119,6 @@ def test_mirroring_is_drawn_once_per_picture_from_the_seed(models: Any) -> None:
 
 
 def test_pictures_do_not_depend_on_the_company(models: Any) -> None:
-    both = clean_latents(models, views_of(concepts_of(models.tokenizer, CAT, PIZZA)), QUICK)
-    alone = clean_latents(models, views_of(concepts_of(models.tokenizer, PIZZA)), QUICK)
+    both = clean_latents(models, views_of(concepts_of(models.tokenizer, CAT, PIZZA), QUICK), QUICK)
+    alone = clean_latents(models, views_of(concepts_of(models.tokenizer, PIZZA), QUICK), QUICK)
     torch.testing.assert_close(both.mean[3:], alone.mean)

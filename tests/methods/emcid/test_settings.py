@@ -35,11 +35,14 @@ def test_published_values_are_those_of_the_study(
 
 
 def test_published_losses_are_those_of_the_study() -> None:
-    assert [(one.mode, one.text_weight, one.target, one.images) for one, _ in PUBLISHED.values()] == [
-        ("both", 0.01, "teacher", "source"),
-        ("both", 0.01, "teacher", "source"),
-        ("both", 0.01, "teacher", "source"),
-        ("noise", 0.01, "truth", "given"),
+    losses = [
+        (one.mode, one.text_weight, one.target, one.images, one.samples) for one, _ in PUBLISHED.values()
+    ]
+    assert losses == [
+        ("both", 0.01, "teacher", "source", 1),
+        ("both", 0.01, "teacher", "source", 1),
+        ("both", 0.01, "teacher", "source", 1),
+        ("noise", 0.01, "truth", "given", 3),
     ]
 
 
@@ -58,6 +61,7 @@ def test_shipped_settings_are_in_range_for_twelve_blocks(
         {"text_weight": -1.0},
         {"norm_penalty": -1.0},
         {"clamp": 0.0},
+        {"samples": 0},
         {"bank_size": -1},
         {"timesteps": (5, 2)},
         {"sampling_steps": 0},

@@ -245,9 +245,11 @@ def test_keys_that_can_hardly_be_told_apart_are_a_warning(
     encoder: Any, statistics: Any, targets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = replace(targets[0], concept=replace(targets[0].concept, edit=replace(CAT, destination="image")))
-    found = solve_updates(encoder, [targets[0], twin], statistics, PLAIN)
-    told = [finding.subject for finding in found.findings if finding.kind == "entangled-keys"]
-    assert told == [f"layer {layer}" for layer in PLAIN.layers]
+    found = solve_updates(encoder, [targets[2], targets[0], twin], statistics, PLAIN)
+    told = [finding for finding in found.findings if finding.kind == "entangled-keys"]
+    assert [finding.subject for finding in told] == [f"layer {layer}" for layer in PLAIN.layers]
+    assert all("cat → 'dog' and cat → 'image' can be told apart least" in finding.message for finding in told)
+    assert {layer.closest for layer in found.layers} == {("cat → 'dog'", "cat → 'image'")}
     apart = solve_updates(encoder, [targets[0], targets[2]], statistics, PLAIN)
     assert not [finding for finding in apart.findings if finding.kind == "entangled-keys"]
 
