@@ -25,6 +25,7 @@ edits:
         - {{source: tree, destination: umbrella}}
         - {{source: bell, destination: butterfly}}
       offsets: {{mode: both, batch: 1, steps: 40}}
+      corpus: {{count: 1000}}
 sample: {{seeds: 1, steps: 8}}
 evaluate: {{samples: 1, held_out: 3}}
 """

@@ -120,19 +120,19 @@ class Update(Knobs):
     """Only directions whose eigenvalues lie below this share of their mean change; ``null``: all do."""
 
 
-class Corpus(Part):
+class Corpus(Knobs):
     """Captions whose keys say what must not change."""
 
     captions: Phrase = "pocket"
     """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""
-    count: Count | None = 5000
-    """Captions used, from the file's start; ``null`` uses all. Published presets have 100,000."""
-    shrinkage: Share = 0.0
+    count: Count | None = None
+    """Captions used, from the file's start; 5,000 when left out (published: 100,000), ``null`` for all."""
+    shrinkage: Share | None = None
     """Share of the identity mixed into the statistics; helps small corpora."""
-    include_bos: bool = True
+    include_bos: bool | None = None
     """Whether the begin token counts."""
-    include_padding: bool = False
-    """Whether the padding up to 77 tokens counts."""
+    include_padding: bool | None = None
+    """Whether the padding up to 77 tokens counts, as it does by default (published: not)."""
 
 
 class Rules(Part):

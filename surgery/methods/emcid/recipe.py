@@ -17,6 +17,7 @@ from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit
 from surgery.methods.emcid.settings import (
     PUBLISHED,
+    RELEASED_CORPUS,
     ConceptRules,
     CorpusSettings,
     OffsetSettings,
@@ -44,7 +45,7 @@ PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingPro
     }
 )
 _POCKET_CAPTIONS: Final = "captions.txt"
-_RELEASED_CAPTIONS: Final = 100_000
+_CORPUS: Final = CorpusSettings(count=5000)
 
 
 def settings_of(entry: Emcid) -> tuple[OffsetSettings, UpdateSettings]:
@@ -156,13 +157,9 @@ def _models(pipeline: Any) -> EmcidModels:
 
 
 def _corpus(entry: Emcid) -> CorpusSettings:
-    corpus, released = entry.corpus, (entry.preset or "").startswith("published-")
-    return CorpusSettings(
-        count=_RELEASED_CAPTIONS if released and "count" not in corpus.model_fields_set else corpus.count,
-        include_bos=corpus.include_bos,
-        include_padding=corpus.include_padding,
-        shrinkage=corpus.shrinkage,
-    )
+    start = RELEASED_CORPUS if (entry.preset or "").startswith("published-") else _CORPUS
+    given = entry.corpus.given()
+    return replace(start, **{name: value for name, value in given.items() if name != "captions"})
 
 
 def _rules(entry: Emcid) -> ConceptRules:

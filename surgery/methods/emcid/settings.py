@@ -94,14 +94,18 @@ class UpdateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSettings:
-    """Which tokens of which captions make the key statistics."""
+    """Which tokens of which captions make the key statistics. The defaults are ours, not the published ones.
+
+    The U-Net reads a prompt's padding as it reads its words, and an edit reaches the padding of every prompt:
+    where it does not count, concepts that nobody edited are drawn wrong.
+    """
 
     count: int | None = None
-    """Captions used, from the list's start; None uses all."""
+    """Captions used, from the list's start; None uses all (100,000 as released)."""
     include_bos: bool = True
     """Whether the begin token of each caption counts."""
-    include_padding: bool = False
-    """Whether captions are padded to the encoder's length and the padding counts."""
+    include_padding: bool = True
+    """Whether captions are padded to the encoder's length and the padding counts (not so as released)."""
     shrinkage: float = 0.0
     """Share of the identity (of equal trace) mixed in; helps small corpora."""
 
@@ -130,6 +134,9 @@ _RELEASED_OFFSETS = OffsetSettings(
     keep_unconverged=True,
 )
 _RELEASED_UPDATE = UpdateSettings(residual="mlp", anchor="first", keys="mean")
+
+RELEASED_CORPUS = CorpusSettings(count=100_000, include_padding=False)
+"""Of the same configurations; one for all of them."""
 
 PUBLISHED: Mapping[str, tuple[OffsetSettings, UpdateSettings]] = MappingProxyType(
     {

@@ -112,7 +112,7 @@ def collect_statistics(
         tokenizer: Its tokenizer.
         captions: Ordinary prompts, whose behaviour is to be kept.
         layers: Text blocks.
-        settings: Which tokens count; the released choice (begin token, no padding) when left out.
+        settings: Which tokens count; all 77 of each caption when left out.
         store: Where results are kept.
         digest: The encoder's ``weights_digest``, where the caller has it.
 
