@@ -79,7 +79,7 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     meaning: dict[str, JSON] = {
         "offsets": as_json(offsets),
         "update": as_json(update),
-        "corpus": as_json(_corpus(entry)),
+        "corpus": as_json(corpus_of(entry)),
         "rules": as_json(_rules(entry)),
         "captions": _digest(captions),
         "preserve": sorted(entry.preserve),
@@ -118,7 +118,7 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         offsets,
         update,
         captions,
-        corpus=_corpus(entry),
+        corpus=corpus_of(entry),
         rules=_rules(entry),
         preserve=entry.preserve,
         store=store,
@@ -156,7 +156,8 @@ def _models(pipeline: Any) -> EmcidModels:
     )
 
 
-def _corpus(entry: Emcid) -> CorpusSettings:
+def corpus_of(entry: Emcid) -> CorpusSettings:
+    """The preset's choice of tokens, with the keys that the entry gives on top."""
     start = RELEASED_CORPUS if (entry.preset or "").startswith("published-") else _CORPUS
     given = entry.corpus.given()
     return replace(start, **{name: value for name, value in given.items() if name != "captions"})

@@ -28,7 +28,7 @@ from tests.support.concepts import CAT, DOCTOR, FORGET, PIZZA, captions
 
 TEXT = OffsetSettings(mode="text", steps=30, batch=2)
 PLAIN = UpdateSettings(ridge=1.0)
-CORPUS = CorpusSettings(shrinkage=0.1)
+CORPUS = CorpusSettings(shrinkage=0.1, include_padding=False)
 EDITS = [CAT, PIZZA, DOCTOR, FORGET]
 
 

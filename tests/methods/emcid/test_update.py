@@ -30,7 +30,9 @@ PLAIN = UpdateSettings(layers=LAYERS, ridge=50.0, keys="mean")
 
 @pytest.fixture(scope="module")
 def statistics(encoder: Any, tokenizer: Any) -> KeyStatistics:
-    return collect_statistics(encoder, tokenizer, captions(), LAYERS, CorpusSettings(shrinkage=0.1))
+    return collect_statistics(
+        encoder, tokenizer, captions(), LAYERS, CorpusSettings(shrinkage=0.1, include_padding=False)
+    )
 
 
 @pytest.fixture(scope="module")
