@@ -96,7 +96,7 @@ def run(recipe: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
         "--cache",
         f"{out}-cache",
     ]
-    return subprocess.Popen([*command, *options], start_new_session=True)
+    return subprocess.Popen([*command, *options], start_new_session=True, stdout=subprocess.DEVNULL)
 
 
 def digests(out: Path) -> dict[str, str]:

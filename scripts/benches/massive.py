@@ -39,7 +39,7 @@ def compare(options: argparse.Namespace) -> None:
 evaluate: {{samples: {options.samples}, held_out: {options.held_out}}}
 """
     for kind, residual, mode in product(options.kinds, options.residuals, options.modes):
-        recipe = recipe_of(options, edits, kind, residual, mode, looked_at)
+        recipe = recipe_of(options, edits, kind, residual, mode, looked_at, options.sweeps)
         effect, elapsed = measured(recipe, base, models, words, judge, Store(options.store))
         cells = "".join(f"{shown(effect, name):>24}" for name in COLUMNS)
         print(f"{kind:8}{residual:10}{mode:7}{cells}{elapsed:10.1f}", flush=True)
@@ -60,6 +60,7 @@ def recipe_of(
     residual: str,
     mode: str,
     more: str = "",
+    sweeps: int | None = None,
 ) -> Recipe:
     concepts = "\n".join(
         f"        - {{source: {s}{f', destination: {d}' if kind == 'update' else ''}}}" for s, d in edits
@@ -75,7 +76,7 @@ edits:
       concepts:
 {concepts}
       offsets: {{mode: {mode}}}
-      update: {{residual: {residual}}}
+      update: {{residual: {residual}{"" if sweeps is None else f", sweeps: {sweeps}"}}}
 {more}"""
     )
 
