@@ -1,4 +1,4 @@
-"""The README: every `surgery …` line and every Python block in it runs, in order, in one folder."""
+"""The README: every `surgery …` line, command in its text and Python block runs, in one folder."""
 
 import os
 import re
@@ -102,6 +102,11 @@ def test_commands_in_running_text_work(step: Step, folder: Path) -> None:
     if "MODEL.ckpt" in step.text:
         pickled(folder)
     run(step, folder)
+
+
+def test_commands_in_running_text_are_found() -> None:
+    assert "surgery recipes schema" in {step.text for step in inline()}
+    assert any("--allow-pickle" in step.text for step in inline())
 
 
 def test_the_line_for_the_shell_completes() -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from textwrap import shorten
 from threading import Lock
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from surgery.diffusion.models import Tokenizer, config_of
 from surgery.diffusion.offload import device_and_dtype, resident
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, brief
 
 _log = logging.getLogger(__name__)
 
@@ -96,9 +95,9 @@ def _warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
         if len(ids) > room:
             lost = tokenizer.decode(ids[room - 1 : -1])
             _log.warning(
-                "prompt %r has %d tokens, of which %d fit; not read: %r",
-                shorten(prompt, 60, placeholder="…"),
+                "prompt %s has %d tokens, of which %d fit; not read: %s",
+                brief(prompt),
                 len(ids),
                 room,
-                shorten(lost, 60, placeholder="…"),
+                brief(lost),
             )

@@ -69,7 +69,8 @@ class Painter:
         prompts = [t.replace("{}", phrase) for t in templates for _ in range(self.sampling.samples)]
         numbers = list(range(self.sampling.samples)) * len(templates)
         seeds = [own_seed(self.sampling.seed, p, number) for p, number in zip(prompts, numbers, strict=True)]
-        return halving(self.sampling.batch, lambda batch: self._kept(prompts, seeds, batch))
+        most = min(self.sampling.batch, len(prompts))
+        return halving(most, lambda batch: self._kept(prompts, seeds, batch))
 
     def _kept(self, prompts: list[str], seeds: list[int], batch: int) -> Pictures:
         # each size of batch has a key of its own, since regrouping changes the last bits

@@ -49,6 +49,8 @@ class Concept(Part):
 class Offsets(Knobs):
     """Stage I: how the offset of each concept is learned."""
 
+    nullable = frozenset({"patience"})
+
     mode: Literal["text", "noise", "both"] | None = None
     """What the offset is taught by: text features, noise predictions, or both."""
     steps: Count | None = None
@@ -68,7 +70,7 @@ class Offsets(Knobs):
     images: Literal["source", "destination", "none", "given"] | None = None
     """Which pictures the noise loss looks at."""
     samples: Count | None = None
-    """Pictures for each prompt, in the modes noise and both."""
+    """Rows of the noise loss for each prompt: as many drawn pictures, or turns of own ones."""
     target: Literal["teacher", "truth"] | None = None
     """What the noise prediction is compared with: the teacher's, or the noise that was added."""
     context: Literal["full", "concept"] | None = None
@@ -98,6 +100,8 @@ class Offsets(Knobs):
 class Update(Knobs):
     """Stage II: how the offsets become weight changes."""
 
+    nullable = frozenset({"attained_share", "null_space_threshold"})
+
     layers: Layers | None = None
     """Text-encoder blocks whose second MLP matrix changes: a list, or text such as ``0-10``."""
     ridge: Positive | None = None
@@ -122,6 +126,8 @@ class Update(Knobs):
 
 class Corpus(Knobs):
     """Captions whose keys say what must not change."""
+
+    nullable = frozenset({"count"})
 
     captions: Phrase = "pocket"
     """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""

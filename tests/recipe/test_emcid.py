@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
+from surgery.errors import RecipeError
 from surgery.methods.emcid.recipe import PRESETS
 from surgery.methods.emcid.settings import (
     PUBLISHED,
@@ -50,6 +51,12 @@ def test_the_rules_of_the_recipe_have_the_method_s_defaults() -> None:
 
 def test_the_presets_of_the_recipe_are_the_method_s() -> None:
     assert set(get_args(Preset)) == set(PRESETS)
+
+
+@pytest.mark.parametrize("key", ["offsets.samples", "update.ridge", "corpus.include_padding"])
+def test_a_key_without_a_value_is_refused(key: str) -> None:
+    with pytest.raises(RecipeError, match="found null, expected a value"):
+        parse_recipe(SMALL, overrides={f"edits[0].emcid.{key}": "null"})
 
 
 def test_patience_may_be_switched_off() -> None:

@@ -80,7 +80,8 @@ def check(
 ) -> None:
     """Check a recipe and report all its faults at once.
 
-    Nothing but the recipe is read; whether it fits its base, 'plan' tells.
+    Nothing but the recipe is read. Whether the base has what it changes, 'plan' tells; whether its words and
+    pictures suit, 'run' tells before any work.
     """
     try:
         checked = load_recipe(recipe, overrides)

@@ -179,8 +179,8 @@ class _Work:
                 raise
             if len(concepts) == 1:
                 raise MethodError(
-                    f"{concepts[0].label} alone does not fit into memory; expected room for its "
-                    f"{len(concepts[0].spans)} prompts. Use fewer templates or another device."
+                    f"{concepts[0].label} alone does not fit into memory; expected room for all of its "
+                    "prompts and pictures. Use fewer of them, fewer offsets.samples, or another device."
                 ) from error
         half = len(concepts) // 2
         _log.warning("out of memory with %d concepts at once; going on with halves", len(concepts))

@@ -212,7 +212,7 @@ def _edit_json(concept: ConceptEdit) -> dict[str, JSON]:
 
 def _cost(edits: tuple[ConceptEdit, ...], offsets: OffsetSettings) -> dict[str, int]:
     """At most so many prompts through the UNet; early stops make it less."""
-    prompts = sum(offsets.views(len(_templates(concept)), len(concept.images)) for concept in edits)
+    prompts = sum(offsets.view_count(len(_templates(concept)), len(concept.images)) for concept in edits)
     if offsets.mode == "text":
         return {"text_prompts": prompts * (offsets.steps + 1)}
     drawn = 0 if offsets.images in ("none", "given") else prompts * offsets.sampling_steps * 2

@@ -35,7 +35,7 @@ class OffsetSettings:
     images: Images = "destination"
     """Pictures that the noise loss looks at; "none" uses nearly pure noise, "given" the edit's own files."""
     samples: int = 1
-    """Pictures, and so rows of the noise loss, for each prompt."""
+    """Rows of the noise loss for each prompt: as many drawn pictures, or turns of an edit's own ones."""
     target: Literal["teacher", "truth"] = "teacher"
     """What the noise prediction is compared with: the teacher's, or the noise that was added."""
     context: Literal["full", "concept"] = "full"
@@ -61,7 +61,7 @@ class OffsetSettings:
     keep_unconverged: bool = False
     """Whether a concept whose loss did not fall is edited all the same."""
 
-    def views(self, templates: int, images: int) -> int:
+    def view_count(self, templates: int, images: int) -> int:
         """Rows of a concept's loss: ``samples`` for each template, and one for each further picture."""
         return max(templates * (1 if self.mode == "text" else self.samples), images)
 

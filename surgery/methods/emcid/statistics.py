@@ -40,11 +40,14 @@ _TOKENS_PER_DIRECTION = 5
 class KeyStatistics:
     """E[k kᵀ] of each layer as a packed float32 triangle, with what it was collected from.
 
+    ``word_count`` is the tokens without padding: that of one caption is nearly the same everywhere.
+
     Sums are packed before anything reads them, so that fresh and stored statistics are the same numbers.
     """
 
     moments: Mapping[int, Float[Tensor, "triangle"]]
     token_count: int
+    word_count: int
     caption_count: int
     encoder_digest: str
     corpus_digest: str
@@ -83,10 +86,10 @@ class KeyStatistics:
 
     def findings(self, width: int) -> tuple[Finding, ...]:
         """A warning when there are too few tokens for a matrix of this width."""
-        if self.token_count >= _TOKENS_PER_DIRECTION * width:
+        if self.word_count >= _TOKENS_PER_DIRECTION * width:
             return ()
         message = (
-            f"{self.token_count} tokens for a second moment of width {width}; expected "
+            f"{self.word_count} tokens without padding for a second moment of width {width}; expected "
             f"{_TOKENS_PER_DIRECTION * width} or more. Give more captions, or set corpus.shrinkage."
         )
         return (warning("few-tokens", "key statistics", message),)
@@ -141,6 +144,7 @@ def collect_statistics(
     return KeyStatistics(
         moments=moments,
         token_count=count,
+        word_count=sum(len(one) for one in ids) - (0 if settings.include_bos else len(ids)),
         caption_count=len(ids),
         encoder_digest=digest,
         corpus_digest=corpus_digest,

@@ -195,14 +195,15 @@ def _key_condition(
 ) -> tuple[float, tuple[int, int] | None]:
     """Condition of Kᵀ B⁻¹ K scaled to a unit diagonal: how well the prior can tell the concepts apart.
 
-    With it the two concepts that have most of the smallest eigenvector, None where there is only one.
+    With it the two concepts whose keys are most alike to it, None where there is only one.
     """
     inner = keys if known.basis is None else known.basis.T @ keys
     gram = inner.T @ known.factor.solve(inner)
     scale = gram.diagonal().clamp_min(1e-300).sqrt()
-    values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
+    alike = gram / scale / scale[:, None]
+    values = torch.linalg.eigvalsh(alike)
     condition = float(values[-1] / values[0].clamp_min(1e-300))
     if len(values) == 1:
         return condition, None
-    one, other = sorted(vectors[:, 0].abs().topk(2).indices.tolist())
+    one, other = divmod(int(alike.triu(1).abs().argmax()), len(alike))
     return condition, (one, other)

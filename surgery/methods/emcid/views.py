@@ -59,7 +59,7 @@ def views_of(concepts: Sequence[Concept], settings: OffsetSettings) -> tuple[Vie
     return tuple(
         View(owner=owner, number=number, concept=concept, template=number % len(concept.spans))
         for owner, concept in enumerate(concepts)
-        for number in range(settings.views(len(concept.spans), len(concept.edit.images)))
+        for number in range(settings.view_count(len(concept.spans), len(concept.edit.images)))
     )
 
 

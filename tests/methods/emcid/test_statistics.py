@@ -102,10 +102,10 @@ def test_statistics_of_another_model_layer_or_width_are_refused_together(
 
 
 def test_a_tiny_sample_is_a_warning(encoder: Any, tokenizer: Any) -> None:
-    found = collect_statistics(encoder, tokenizer, captions(), (0,), CorpusSettings(include_padding=False))
+    found = collect_statistics(encoder, tokenizer, captions(), (0,))
     (finding,) = found.findings(128)
     assert (finding.kind, finding.severity) == ("few-tokens", "warning")
-    assert found.findings(found.token_count // 5) == ()
+    assert found.findings(found.word_count // 5) == ()
 
 
 def test_no_captions_are_an_error(encoder: Any, tokenizer: Any) -> None:
