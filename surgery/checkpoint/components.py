@@ -15,8 +15,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizerFast, PreTrainedModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast, PreTrainedModel
 
 from surgery.checkpoint.header import read_header
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
@@ -31,8 +36,8 @@ Device = str | torch.device
 
 def load_pipeline(
     path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32, tokenizer: Path | None = None
-) -> StableDiffusionPipeline:
-    """The whole pipeline, without safety checker.
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The whole pipeline, without safety checker and watermark.
 
     Args:
         path: A diffusers folder or a single file.
@@ -44,33 +49,48 @@ def load_pipeline(
         CheckpointError: when a part is missing or damaged, or the checkpoint is another kind of pipeline.
     """
     with _opened(path, tokenizer) as source:
-        kind = _read_json(source.folder / "model_index.json").get("_class_name")
-        if kind != "StableDiffusionPipeline":
+        index = _read_json(source.folder / "model_index.json")
+        kind = index.get("_class_name")
+        if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
             raise CheckpointError(
-                f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x, 2.x) was expected."
+                f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x, 2.x) or a "
+                "StableDiffusionXLPipeline was expected."
+            )
+        parts = {
+            "vae": _load(source, "vae", AutoencoderKL, device, dtype),
+            "text_encoder": _load(source, "text_encoder", CLIPTextModel, device, dtype),
+            "tokenizer": load_tokenizer(source.folder),
+            "unet": _load(source, "unet", UNet2DConditionModel, device, dtype),
+            "scheduler": load_scheduler(source.folder),
+        }
+        if kind == "StableDiffusionXLPipeline":
+            return StableDiffusionXLPipeline(
+                **parts,
+                text_encoder_2=_load(source, "text_encoder_2", CLIPTextModelWithProjection, device, dtype),
+                tokenizer_2=load_tokenizer(source.folder, "tokenizer_2"),
+                force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+                add_watermarker=False,
             )
         return StableDiffusionPipeline(
-            vae=_load(source, "vae", AutoencoderKL, device, dtype),
-            text_encoder=_load(source, "text_encoder", CLIPTextModel, device, dtype),
-            tokenizer=load_tokenizer(source.folder),
-            unet=_load(source, "unet", UNet2DConditionModel, device, dtype),
-            scheduler=load_scheduler(source.folder),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
 
 
 def load_text_encoder(
-    path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
-) -> CLIPTextModel:
-    """The CLIP text encoder of a checkpoint.
+    path: Path,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    component: str = "text_encoder",
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A CLIP text encoder of a checkpoint; ``text_encoder_2`` is SDXL's other one.
 
     Raises:
         CheckpointError: when a weight is missing or has another shape than the configuration says.
     """
+    kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
     with _opened(path) as source:
-        return _load(source, "text_encoder", CLIPTextModel, device, dtype)
+        return _load(source, component, kind, device, dtype)
 
 
 def load_unet(
@@ -95,14 +115,14 @@ def load_vae(path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.f
         return _load(source, "vae", AutoencoderKL, device, dtype)
 
 
-def load_tokenizer(path: Path) -> CLIPTokenizerFast:
-    """The tokenizer of a checkpoint, of the kind that knows which letters a token came from.
+def load_tokenizer(path: Path, component: str = "tokenizer") -> CLIPTokenizerFast:
+    """A tokenizer of a checkpoint, of the kind that knows which letters a token came from.
 
     Raises:
         CheckpointError: when its files are missing or damaged.
     """
     with _opened(path) as source:
-        folder = _component(source.folder, "tokenizer")
+        folder = _component(source.folder, component)
         try:
             return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the library answers false files with whatever happens first

@@ -25,7 +25,7 @@ INTERRUPTED: Final = 130
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "Recipes": {"recipes": "recipes", "show": "recipes", "copy": "recipes", "check": "recipes"},
     "Look": {"inspect": "look", "locate": "look"},
-    "Run": {"plan": "run", "run": "run", "sample": "sample"},
+    "Run": {"plan": "run", "run": "run", "sample": "sample", "statistics": "statistics"},
     "Patches": {
         "apply": "patches",
         "revert": "patches",

@@ -131,6 +131,8 @@ class Corpus(Knobs):
 
     captions: Phrase = "pocket"
     """``pocket`` for the captions beside the checkpoint, or a text file with one caption per line."""
+    statistics: Phrase | None = None
+    """In place of captions: a file that ``surgery statistics`` made of this very base."""
     count: Count | None = None
     """Captions used, from the file's start; 5,000 when left out (published: 100,000), ``null`` for all."""
     shrinkage: Share | None = None

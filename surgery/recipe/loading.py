@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
 from surgery.recipe.document import Place, read_document
+from surgery.recipe.emcid import Corpus
 from surgery.recipe.faults import fault_lines, where
 from surgery.recipe.overrides import overridden
 from surgery.recipe.schema import Recipe
@@ -81,6 +82,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
                 (*place, "corpus", "captions"),
                 f"no file {recipe.file(emcid.corpus.captions)}. Is the path right?",
             )
+        if emcid.corpus.statistics is not None:
+            yield from _about_statistics(recipe, (*place, "corpus"), emcid.corpus)
         if emcid.offsets.timesteps and emcid.offsets.timesteps[0] > emcid.offsets.timesteps[1]:
             yield (*place, "offsets", "timesteps"), "the first is above the last. Swap them."
         for number, concept in enumerate(emcid.concepts):
@@ -92,3 +95,13 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
             for picture, name in enumerate(concept.images):
                 if not recipe.file(name).is_file():
                     yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"
+
+
+def _about_statistics(recipe: Recipe, place: Place, corpus: Corpus) -> Iterator[tuple[Place, str]]:
+    """The file must exist, and what was decided when it was made cannot be said again."""
+    assert corpus.statistics is not None
+    path = recipe.file(corpus.statistics)
+    if not path.is_file():
+        yield (*place, "statistics"), f"no file {path}. Is the path right?"
+    for name in sorted(corpus.given().keys() - {"statistics", "shrinkage"}):
+        yield (*place, name), "'statistics' has its captions and tokens counted already. Keep one of them."

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from surgery.checkpoint.components import load_pipeline
+from surgery.checkpoint.components import load_pipeline, load_text_encoder, load_tokenizer
 from surgery.diffusion import offload
 
 _log = logging.getLogger(__name__)
@@ -31,3 +31,13 @@ def pipeline_on(path: Path, device: str, dtype: torch.dtype, *, offloaded: bool 
     if offloaded:
         offload(pipeline, device)
     return pipeline
+
+
+def text_tower_on(path: Path, component: str, device: str) -> tuple[Any, Any]:
+    """A text encoder of a checkpoint in float32 on a device, and its tokenizer; nothing else is loaded.
+
+    Raises:
+        CheckpointError: when either is missing or damaged.
+    """
+    encoder = load_text_encoder(path, device=device, component=component)
+    return encoder, load_tokenizer(path, component.replace("text_encoder", "tokenizer"))

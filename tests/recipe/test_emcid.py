@@ -26,7 +26,7 @@ from tests.recipe.examples import SMALL
     [
         (Offsets, OffsetSettings, set()),
         (Update, UpdateSettings, set()),
-        (Corpus, CorpusSettings, {"captions"}),
+        (Corpus, CorpusSettings, {"captions", "statistics"}),
         (Rules, ConceptRules, set()),
     ],
 )

@@ -184,3 +184,12 @@ def test_a_number_of_seeds_counts_from_zero() -> None:
 def test_seeds_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"sample\.seeds"):
         parse_recipe(SMALL, overrides={"sample.seeds": text})
+
+
+def test_finished_statistics_stand_in_place_of_captions(tmp_path: Path) -> None:
+    overrides = {"edits[0].emcid.corpus": "{statistics: none.safetensors, count: 7, shrinkage: 0.1}"}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(SMALL, path=tmp_path / "recipe.yaml", overrides=overrides)
+    assert len(caught.value.faults) == 2
+    assert "no file" in caught.value.faults[0]
+    assert "corpus.count: 'statistics' has its captions and tokens counted already" in caught.value.faults[1]

@@ -6,6 +6,7 @@ does both.
 """
 
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES, prepare
+from surgery.methods.emcid.corpus import CaptionFile
 from surgery.methods.emcid.door import EmcidResult, edit
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import Concept, ConceptEdit, Kind
@@ -19,12 +20,14 @@ from surgery.methods.emcid.settings import (
     UpdateSettings,
 )
 from surgery.methods.emcid.statistics import KeyStatistics, collect_statistics
+from surgery.methods.emcid.statistics_file import load_statistics, save_statistics
 from surgery.methods.emcid.update import Update, solve_updates
 
 __all__ = [
     "OBJECT_TEMPLATES",
     "PUBLISHED",
     "STYLE_TEMPLATES",
+    "CaptionFile",
     "Concept",
     "ConceptEdit",
     "ConceptRules",
@@ -41,7 +44,9 @@ __all__ = [
     "UpdateSettings",
     "collect_statistics",
     "edit",
+    "load_statistics",
     "optimise_offsets",
     "prepare",
+    "save_statistics",
     "solve_updates",
 ]

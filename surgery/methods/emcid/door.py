@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,11 +54,12 @@ def edit(
     edits: Sequence[ConceptEdit],
     offsets: OffsetSettings,
     update: UpdateSettings,
-    captions: Sequence[str],
+    captions: Iterable[str],
     *,
     corpus: CorpusSettings | None = None,
     rules: ConceptRules | None = None,
     preserve: Sequence[str] = (),
+    statistics: Mapping[str, KeyStatistics] | None = None,
     store: Store | None = None,
     device: torch.device | str | None = None,
 ) -> EmcidResult:
@@ -71,10 +72,11 @@ def edit(
         edits: What shall become what.
         offsets: Stage I, learning what to write.
         update: Stage II, writing it.
-        captions: Ordinary prompts whose behaviour is kept; some thousand.
+        captions: Ordinary prompts whose behaviour is kept: some thousand, or a ``CaptionFile`` of any size.
         corpus: Which of their tokens count.
         rules: What to do with concepts that can be read in two ways.
         preserve: Names that must keep their meaning beyond what the captions protect.
+        statistics: Finished key statistics by component, in place of captions.
         store: Where intermediate results are kept, so that a killed run goes on where it was.
         device: Where to compute, if not where the models lie: copies are moved, the models stay.
 
@@ -89,16 +91,8 @@ def edit(
     stack = text_stack(working.text_encoder)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     digest = weights_digest(working.text_encoder)
-    statistics = collect_statistics(
-        working.text_encoder,
-        working.tokenizer,
-        captions,
-        update.layers,
-        corpus,
-        store=store,
-        digest=digest,
-    )
-    found += statistics.findings(stack.mlp_width)
+    known = _statistics(working, captions, update, corpus, statistics, store, digest)
+    found += known.findings(stack.mlp_width)
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
     learned = optimise_offsets(working, ordered, offsets, layer=update.layers[-1], store=store)
@@ -107,7 +101,7 @@ def edit(
     solved = solve_updates(
         working.text_encoder,
         targets,
-        statistics,
+        known,
         update,
         preserve=kept,
         stored=models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype,
@@ -128,7 +122,7 @@ def edit(
         layers=solved.layers,
         findings=tuple(found),
         targets=tuple(targets[index] for index in back),
-        statistics=statistics,
+        statistics=known,
         sweeps=solved.sweeps,
     )
 
@@ -166,6 +160,36 @@ def _prepared(
     check_models(models, concepts, offsets)
     kept, notes = _kept(preserve, concepts, models, stack.positions)
     return concepts, kept, [*findings, *notes]
+
+
+def _statistics(
+    models: EmcidModels,
+    captions: Iterable[str],
+    update: UpdateSettings,
+    corpus: CorpusSettings | None,
+    given: Mapping[str, KeyStatistics] | None,
+    store: Store | None,
+    digest: str,
+) -> KeyStatistics:
+    """The key statistics of the edited layers: the given ones where they fit, else of the captions."""
+    if given is None:
+        return collect_statistics(
+            models.text_encoder,
+            models.tokenizer,
+            captions,
+            update.layers,
+            corpus,
+            store=store,
+            digest=digest,
+        )
+    known = given.get("text_encoder")
+    if known is None:
+        raise MethodError(
+            f"the key statistics are of {', '.join(given)}; expected those of the text_encoder. "
+            "Collect them for this checkpoint."
+        )
+    known.check(text_stack(models.text_encoder), digest, update.layers)
+    return known
 
 
 def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:

@@ -1,9 +1,10 @@
 """EMCID as recipes ask for it: a recipe's entry to settings, and the result to an outcome."""
 
 import hashlib
+from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,6 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import MethodError
 from surgery.methods import Outcome, Replacement
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from surgery.methods.emcid.corpus import CaptionFile
 from surgery.methods.emcid.door import EmcidResult, check_edit, edit
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit
@@ -25,6 +27,8 @@ from surgery.methods.emcid.settings import (
     as_json,
     check_settings,
 )
+from surgery.methods.emcid.statistics import KeyStatistics
+from surgery.methods.emcid.statistics_file import load_statistics
 from surgery.names import canonical
 from surgery.recipe import Emcid, Recipe
 from surgery.record import JSON, Work
@@ -45,6 +49,7 @@ PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingPro
     }
 )
 _POCKET_CAPTIONS: Final = "captions.txt"
+_FILES: Final = ("captions", "statistics")
 _CORPUS: Final = CorpusSettings(count=5000)
 
 
@@ -74,14 +79,14 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     """What the entry will do, from headers alone."""
     offsets, update = settings_of(entry)
     check_settings(offsets, update, _blocks(base))
-    edits, captions = edits_of(entry, recipe), _captions_path(entry, recipe, base)
+    edits = edits_of(entry, recipe)
     full, rest = divmod(len(edits), offsets.batch)
     meaning: dict[str, JSON] = {
         "offsets": as_json(offsets),
         "update": as_json(update),
         "corpus": as_json(corpus_of(entry)),
         "rules": as_json(_rules(entry)),
-        "captions": _digest(captions),
+        "captions": _digest(_source_of(entry, recipe, base)),
         "preserve": sorted(entry.preserve),
         "edits": sorted((_edit_json(edit_) for edit_ in edits), key=str),
     }
@@ -101,7 +106,9 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
         SurgeryError: as ``door.edit``.
     """
     offsets, update = settings_of(entry)
-    read_captions(_captions_path(entry, recipe, base))
+    if _statistics(entry, recipe) is None:
+        captions = CaptionFile(path=_captions_path(entry, recipe, base))
+        deque(islice(captions, corpus_of(entry).count), maxlen=0)  # that they are text
     edits, rules = edits_of(entry, recipe), _rules(entry)
     concepts = check_edit(_models(models), edits, offsets, update, rules=rules, preserve=entry.preserve)
     return {concept.source_ids: concept.label for concept in concepts}
@@ -110,7 +117,8 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
 def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
-    captions = read_captions(_captions_path(entry, recipe, base))
+    statistics = _statistics(entry, recipe)
+    captions = () if statistics else CaptionFile(path=_captions_path(entry, recipe, base))
     stored = base.entry(_site(update.layers[0])).dtype
     result = edit(
         replace(_models(models), stored_dtype=stored),
@@ -119,6 +127,7 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         update,
         captions,
         corpus=corpus_of(entry),
+        statistics=statistics,
         rules=_rules(entry),
         preserve=entry.preserve,
         store=store,
@@ -159,8 +168,21 @@ def _models(pipeline: Any) -> EmcidModels:
 def corpus_of(entry: Emcid) -> CorpusSettings:
     """The preset's choice of tokens, with the keys that the entry gives on top."""
     start = RELEASED_CORPUS if (entry.preset or "").startswith("published-") else _CORPUS
-    given = entry.corpus.given()
-    return replace(start, **{name: value for name, value in given.items() if name != "captions"})
+    given = {name: value for name, value in entry.corpus.given().items() if name not in _FILES}
+    return replace(start, **given)
+
+
+def _source_of(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
+    """The file that the key statistics come from: captions, or finished statistics."""
+    if entry.corpus.statistics is not None:
+        return recipe.file(entry.corpus.statistics)
+    return _captions_path(entry, recipe, base)
+
+
+def _statistics(entry: Emcid, recipe: Recipe) -> dict[str, KeyStatistics] | None:
+    if entry.corpus.statistics is None:
+        return None
+    return load_statistics(recipe.file(entry.corpus.statistics), shrinkage=corpus_of(entry).shrinkage)
 
 
 def _rules(entry: Emcid) -> ConceptRules:
@@ -176,15 +198,6 @@ def _captions_path(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
             "Name a text file with one caption per line as corpus.captions."
         )
     return path
-
-
-def read_captions(path: Path) -> list[str]:
-    """One caption per line; empty lines and a byte order mark are none."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise MethodError(f"{path}: byte {error.start} is no UTF-8. Save the captions as UTF-8.") from error
-    return [line for line in lines if line.strip()]
 
 
 def _digest(path: Path) -> str:

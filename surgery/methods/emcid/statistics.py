@@ -1,9 +1,7 @@
 """Key statistics: the second moment of every layer's ``fc2`` inputs over a corpus of captions."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +16,10 @@ from surgery.anatomy import (
     frozen,
     mlp_keys,
     text_stack,
-    tokenize,
     weights_digest,
 )
 from surgery.errors import MethodError, raise_all
+from surgery.methods.emcid.corpus import Corpus, Ids, survey
 from surgery.methods.emcid.nouns import warning
 from surgery.methods.emcid.settings import CorpusSettings
 from surgery.numerics import MomentSum, pack, shrink, unpack
@@ -51,6 +49,8 @@ class KeyStatistics:
     caption_count: int
     encoder_digest: str
     corpus_digest: str
+    includes_bos: bool = True
+    includes_padding: bool = True
     shrinkage: float = 0.0
 
     def moment(self, layer: int) -> Float[Tensor, "d_in d_in"]:
@@ -98,7 +98,7 @@ class KeyStatistics:
 def collect_statistics(
     encoder: nn.Module,
     tokenizer: Tokenizer,
-    captions: Sequence[str],
+    captions: Iterable[str],
     layers: Sequence[int],
     settings: CorpusSettings | None = None,
     *,
@@ -107,13 +107,15 @@ def collect_statistics(
 ) -> KeyStatistics:
     """The key statistics of several layers from one pass over the captions.
 
-    Captions are grouped by length; their order does not matter. A token counts once for each time it occurs,
-    the begin token and the padding by ``settings``. Layers that the store knows are not computed again.
+    Captions are read and sorted by length in chunks of some thousand: memory does not grow with them, and
+    their order inside of a chunk does not matter. A token counts once for each time it occurs, the begin
+    token and the padding by ``settings``. Layers that the store knows are not computed again, and of a large
+    corpus a killed run loses one chunk.
 
     Args:
         encoder: A CLIP text encoder in float32.
         tokenizer: Its tokenizer.
-        captions: Ordinary prompts, whose behaviour is to be kept.
+        captions: Ordinary prompts, whose behaviour is to be kept: a list, or a ``CaptionFile`` of any size.
         layers: Text blocks.
         settings: Which tokens count; all 77 of each caption when left out.
         store: Where results are kept.
@@ -125,41 +127,34 @@ def collect_statistics(
     Source: 2.4 of the study (100,000 captions, one pass for each layer); here one pass serves all.
     """
     settings = settings or CorpusSettings()
-    ids = _corpus(tokenizer, captions[: settings.count], text_stack(encoder).positions)
-    corpus_digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    stack = text_stack(encoder)
+    corpus = survey(tokenizer, captions, stack.positions, settings.count)
     digest = digest or weights_digest(encoder)
-    pad = tokenizer.pad_token_id
-    common = _meaning(digest, corpus_digest, settings, pad, encoder)
+    common = _meaning(digest, corpus.digest, settings, tokenizer.pad_token_id, encoder)
     keys = {layer: {**common, "layer": layer} for layer in layers}
     moments = {} if store is None else _known(store, keys)
     missing = [layer for layer in layers if layer not in moments]
-    count = _token_count(ids, settings, text_stack(encoder).positions)
+    count = _token_count(corpus, settings, stack.positions)
     if missing:
-        sums = _collect(encoder, ids, missing, settings, pad)
-        for layer, total in sums.items():
+        resumed = None if store is None else _Resumed(store=store, meaning={**common, "layers": missing})
+        for layer, total in _collect(encoder, corpus, missing, settings, resumed).items():
             moments[layer] = pack(total.mean())
             if store is not None:
                 store.put(store.key(keys[layer]), {"moment": moments[layer]}, {"tokens": count})
-    _log.info("key statistics of %d tokens in %d captions, %d layers", count, len(ids), len(layers))
+        if resumed is not None:
+            resumed.forget()
+    _log.info("key statistics: %d tokens in %d captions, %d layers", count, corpus.caption_count, len(layers))
     return KeyStatistics(
         moments=moments,
         token_count=count,
-        word_count=sum(len(one) for one in ids) - (0 if settings.include_bos else len(ids)),
-        caption_count=len(ids),
+        word_count=corpus.word_count - (0 if settings.include_bos else corpus.caption_count),
+        caption_count=corpus.caption_count,
         encoder_digest=digest,
-        corpus_digest=corpus_digest,
+        corpus_digest=corpus.digest,
+        includes_bos=settings.include_bos,
+        includes_padding=settings.include_padding,
         shrinkage=settings.shrinkage,
     )
-
-
-def _corpus(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> list[tuple[int, ...]]:
-    if not captions:
-        raise MethodError(
-            "there are no captions for the key statistics; expected some thousand. Without them nothing "
-            "protects what is not edited."
-        )
-    ids = [tokenize(tokenizer, caption).cut(limit) for caption in captions]
-    return sorted(ids, key=lambda one: (len(one), one))
 
 
 def _meaning(
@@ -183,29 +178,72 @@ def _known(store: Store, keys: Mapping[int, Mapping[str, JSON]]) -> dict[int, Te
     return {layer: result.tensors()["moment"] for layer, result in found.items() if result is not None}
 
 
-def _token_count(ids: list[tuple[int, ...]], settings: CorpusSettings, positions: int) -> int:
-    total = len(ids) * positions if settings.include_padding else sum(len(one) for one in ids)
-    return total if settings.include_bos else total - len(ids)
+def _token_count(corpus: Corpus, settings: CorpusSettings, positions: int) -> int:
+    total = corpus.caption_count * positions if settings.include_padding else corpus.word_count
+    return total if settings.include_bos else total - corpus.caption_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Resumed:
+    """The sums over the chunks of a large corpus that were counted so far, for a run that is killed."""
+
+    store: Store
+    meaning: Mapping[str, JSON]
+
+    @property
+    def _key(self) -> str:
+        return self.store.key({**self.meaning, "result": "emcid/key-statistics so far"})
+
+    def take(self, sums: Mapping[int, MomentSum]) -> int:
+        """Bring the sums to where they were; the number of chunks that they hold."""
+        found = self.store.get(self._key)
+        if found is None or not found.data["chunks"]:
+            return 0
+        tensors = found.tensors()
+        for layer, total in sums.items():
+            total.total, total.weight = tensors[str(layer)], float(found.data["tokens"])
+        return int(found.data["chunks"])
+
+    def keep(self, sums: Mapping[int, MomentSum], chunks: int) -> None:
+        """Remember the sums over so many chunks."""
+        tokens = next(iter(sums.values())).weight
+        tensors = {str(layer): total.total for layer, total in sums.items()}
+        self.store.put(self._key, tensors, {"chunks": chunks, "tokens": tokens})
+
+    def forget(self) -> None:
+        """Free the place of sums that are not needed any more."""
+        if self.store.get(self._key) is not None:
+            self.store.put(self._key, {}, {"chunks": 0, "tokens": 0.0})
 
 
 @torch.no_grad()
 def _collect(
-    encoder: nn.Module, ids: list[tuple[int, ...]], layers: Sequence[int], settings: CorpusSettings, pad: int
+    encoder: nn.Module,
+    corpus: Corpus,
+    layers: Sequence[int],
+    settings: CorpusSettings,
+    resumed: _Resumed | None,
 ) -> dict[int, MomentSum]:
     stack = text_stack(encoder)
     sums = {layer: MomentSum(stack.mlp_width) for layer in layers}
     length = stack.positions if settings.include_padding else None
-    batches = list(_batches(ids, length))
-    with frozen(encoder):
-        for batch in progress.track(batches, "key statistics", unit="batch"):
-            tokens, counted = _padded(batch, length, pad)
-            counted[:, 0] = settings.include_bos
-            _count(stack, tokens.to(stack.device), counted.to(stack.device), sums)
+    done = 0 if resumed is None or corpus.only is not None else resumed.take(sums)
+    with frozen(encoder), progress.bar(corpus.caption_count, "key statistics", "caption") as bar:
+        for number, chunk in enumerate(corpus.chunks(), start=1):
+            for batch in _batches(chunk, length) if number > done else ():
+                tokens, counted = _padded(batch, length, corpus.tokenizer.pad_token_id)
+                counted[:, 0] = settings.include_bos
+                _count(stack, tokens.to(stack.device), counted.to(stack.device), sums)
+                bar.update(len(batch))
+            if number <= done:
+                bar.update(len(chunk))
+            elif resumed is not None and corpus.only is None:
+                resumed.keep(sums, number)
     return sums
 
 
-def _batches(ids: list[tuple[int, ...]], length: int | None) -> Iterator[list[tuple[int, ...]]]:
-    batch: list[tuple[int, ...]] = []
+def _batches(ids: Sequence[Ids], length: int | None) -> Iterator[list[Ids]]:
+    batch: list[Ids] = []
     for one in ids:  # ascending lengths: the newest is the longest
         if batch and (len(batch) + 1) * (length or len(one)) > _TOKENS_PER_BATCH:
             yield batch
@@ -214,7 +252,7 @@ def _batches(ids: list[tuple[int, ...]], length: int | None) -> Iterator[list[tu
     yield batch
 
 
-def _padded(batch: list[tuple[int, ...]], length: int | None, pad: int) -> tuple[Tensor, Tensor]:
+def _padded(batch: list[Ids], length: int | None, pad: int) -> tuple[Tensor, Tensor]:
     width = length or len(batch[-1])
     tokens = torch.tensor([[*one, *[pad] * (width - len(one))] for one in batch])
     lengths = torch.tensor([length or len(one) for one in batch])
