@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from surgery.evaluate.pictures import Sampling
 from surgery.judge import Labels, Trait
 
 
@@ -17,6 +18,7 @@ class Change:
         destination: The phrase whose prompts set the mark: how often the unedited model shows ``new`` there
             is what an edit can reach. None leaves the comparison out.
         templates: Prompts with one ``{}`` for the phrase, instead of those of the measurement.
+        beside: What the prompts name beside the phrase; a picture counts only where it shows that, too.
     """
 
     subject: str
@@ -24,6 +26,7 @@ class Change:
     new: Trait | None = None
     destination: str | None = None
     templates: tuple[str, ...] = ()
+    beside: Trait | None = None
 
     @property
     def title(self) -> str:
@@ -33,11 +36,32 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One phrase that was not edited, and what its prompts are to show all the same."""
+    """One phrase that was not edited, and what its prompts are to show all the same.
+
+    A picture counts only where it shows what is ``beside`` it in the prompts, too.
+    """
 
     subject: str
     shows: Trait
     templates: tuple[str, ...] = ()
+    beside: Trait | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Changes and probes that are measured together, their pictures drawn in one way.
+
+    Attributes:
+        sampling: How pictures are drawn, and the templates of those that have none of their own.
+        compared: Whether the probes' pictures are held against each other as well: how far each moved from
+            its partner of the same seed, and all together (Fréchet distance).
+    """
+
+    name: str
+    sampling: Sampling
+    changes: tuple[Change, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    compared: bool = False
 
 
 def faults(
@@ -54,9 +78,10 @@ def faults(
             found.append(
                 f"no templates for {item.subject!r}; expected at least one with '{{}}' in it. Pass some."
             )
-    asked = [trait for change in changes for trait in (change.old, change.new) if trait is not None]
-    asked += [probe.shows for probe in held_out]
-    found += [fault for trait in dict.fromkeys(asked) if (fault := labels.fault(trait)) is not None]
+    asked = [trait for change in changes for trait in (change.old, change.new)]
+    asked += [probe.shows for probe in held_out] + [item.beside for item in items]
+    named = (trait for trait in dict.fromkeys(asked) if trait is not None)
+    found += [fault for trait in named if (fault := labels.fault(trait)) is not None]
     if not found:
         found += [fault for change in changes if (fault := _twins(change, labels)) is not None]
     return found

@@ -30,6 +30,7 @@ class Sampling:
         steps: Steps of the checkpoint's scheduler.
         guidance: Guidance scale.
         batch: Pictures at a time, at most.
+        clip_skip: Text blocks left out at the end, as many people set it.
     """
 
     templates: tuple[str, ...]
@@ -38,6 +39,7 @@ class Sampling:
     steps: int = 25
     guidance: float = 5.0
     batch: int = 16
+    clip_skip: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +97,16 @@ class Painter:
             steps=knobs.steps,
             guidance=knobs.guidance,
             batch=batch,
+            clip_skip=knobs.clip_skip,
             progress=False,
             halve=False,
         )
 
     def _meaning(self, prompts: list[str], seeds: list[int], batch: int) -> dict[str, Any]:
         device, dtype = device_and_dtype(self.models.unet)
+        skipped: dict[str, Any] = {"clip_skip": self.sampling.clip_skip} if self.sampling.clip_skip else {}
         return {
+            **skipped,
             "result": "evaluate.pictures",
             "version": 1,
             "weights": self.weights,

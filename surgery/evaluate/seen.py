@@ -1,7 +1,7 @@
 """What a judge saw of one phrase, picture by picture, and the shares over many phrases."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,15 @@ class Pair:
     after: Hits
 
     @classmethod
-    def of(cls, trait: Trait, before: Verdicts, after: Verdicts) -> "Pair":
-        """The pair for one trait."""
-        return cls(before=before.shows(trait), after=after.shows(trait))
+    def of(cls, trait: Trait, before: Verdicts, after: Verdicts, beside: Trait | None = None) -> "Pair":
+        """The pair for one trait, or for two at once."""
+        return cls(before=shows(trait, before, beside), after=shows(trait, after, beside))
+
+
+def shows(trait: Trait, verdicts: Verdicts, beside: Trait | None = None) -> Hits:
+    """Whether each picture shows a trait, and what is to be ``beside`` it."""
+    hits = verdicts.shows(trait)
+    return hits if beside is None else np.asarray(hits & verdicts.shows(beside))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,9 @@ def change_scores(seen: Sequence[Seen]) -> Iterator[Score]:
     if old is not None:
         yield share("old_before", old.before, old.phrases)
         yield share("old_after", old.after, old.phrases)
+        left = ratio("forgotten", old.after, old.before, old.phrases)
+        if left is not None:
+            yield replace(left, value=1 - left.value, low=1 - left.high, high=1 - left.low)
     if new is not None:
         yield share("new_before", new.before, new.phrases)
         yield share("new_after", new.after, new.phrases)

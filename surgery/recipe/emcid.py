@@ -141,6 +141,10 @@ class Corpus(Knobs):
     """Whether the begin token counts."""
     include_padding: bool | None = None
     """Whether the padding up to 77 tokens counts, as it does by default (published: not)."""
+    word_weight: Positive | None = None
+    """Weight of each word against a token of padding; 7 when left out (published: 1)."""
+    include_sources: bool | None = None
+    """Whether captions that name a source protect it, too; not by default (published: yes)."""
 
 
 class Rules(Part):

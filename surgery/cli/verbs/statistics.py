@@ -24,6 +24,13 @@ from surgery.shelf import checkpoint_path
 @click.option("--captions", type=FILE, help="One caption a line, any number; left out, those beside BASE.")
 @click.option("--count", type=click.IntRange(min=1), help="Captions used, from the start; all when left out.")
 @click.option("--no-padding", is_flag=True, help="Leave out the padding that the U-Net reads too.")
+@click.option(
+    "--word-weight",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="Weight of a word against a token of padding.",
+)
 @click.option("--no-bos", is_flag=True, help="Leave out the begin token of each caption.")
 @click.option("--layers", help="Blocks of the text encoder, for example 0-10; left out, those edits change.")
 @click.option("--layers-2", help="The same of SDXL's second text encoder.")
@@ -37,6 +44,7 @@ def statistics(
     captions: Path | None,
     count: int | None,
     no_padding: bool,
+    word_weight: float,
     no_bos: bool,
     layers: str | None,
     layers_2: str | None,
@@ -63,11 +71,14 @@ def statistics(
     from surgery.store import Store
     from surgery.study.statistics import statistics_of
 
+    settings = CorpusSettings(
+        count=count, include_bos=not no_bos, include_padding=not no_padding, word_weight=word_weight
+    )
     use_threads(threads)
     found = statistics_of(
         place,
         CaptionFile(path=path),
-        CorpusSettings(count=count, include_bos=not no_bos, include_padding=not no_padding),
+        settings,
         layers={component: numbers for component, numbers in chosen.items() if numbers},
         device=chosen_device(device),
         store=None if cache is None else Store(cache),

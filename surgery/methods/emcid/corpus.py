@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,7 @@ class Corpus:
     captions: Iterable[str]
     tokenizer: Tokenizer
     limit: int
+    without: frozenset[Ids]
     caption_count: int
     word_count: int
     digest: str
@@ -76,7 +77,8 @@ class Corpus:
             yield self.only
             return
         digest = hashlib.sha256()
-        for chunk in _chunks(self.tokenizer, islice(self.captions, self.caption_count), self.limit):
+        tokens = _tokens(self.tokenizer, self.captions, self.limit, self.without)
+        for chunk in _chunks(islice(tokens, self.caption_count)):
             digest.update(_text(chunk))
             yield chunk
         if digest.hexdigest() != self.digest:
@@ -85,7 +87,13 @@ class Corpus:
             )
 
 
-def survey(tokenizer: Tokenizer, captions: Iterable[str], limit: int, count: int | None = None) -> Corpus:
+def survey(
+    tokenizer: Tokenizer,
+    captions: Iterable[str],
+    limit: int,
+    count: int | None = None,
+    without: Collection[Ids] = (),
+) -> Corpus:
     """The corpus of some captions; they are gone through once here, and once more where they are many.
 
     Args:
@@ -93,25 +101,28 @@ def survey(tokenizer: Tokenizer, captions: Iterable[str], limit: int, count: int
         captions: Anything that can be gone through more than once.
         limit: Positions of the encoder.
         count: Only so many of them, from the start.
+        without: Phrases as tokens; captions that hold one of them are passed over.
 
     Raises:
         MethodError: when there are none.
     """
     digest, captions_seen, words, first = hashlib.sha256(), 0, 0, None
-    counted = progress.track(islice(captions, count), "reading captions", unit="caption")
-    for number, chunk in enumerate(_chunks(tokenizer, counted, limit)):
+    phrases = frozenset(without)
+    tokens = islice(_tokens(tokenizer, captions, limit, phrases), count)
+    for number, chunk in enumerate(_chunks(progress.track(tokens, "reading captions", unit="caption"))):
         digest.update(_text(chunk))
         captions_seen, words = captions_seen + len(chunk), words + sum(len(one) for one in chunk)
         first = chunk if number == 0 else None
     if not captions_seen:
         raise MethodError(
-            "there are no captions for the key statistics; expected some thousand. Without them nothing "
-            "protects what is not edited."
+            f"there are no captions for the key statistics{' that name no edited source' * bool(phrases)}; "
+            "expected some thousand. Without them nothing protects what is not edited."
         )
     return Corpus(
         captions=captions,
         tokenizer=tokenizer,
         limit=limit,
+        without=phrases,
         caption_count=captions_seen,
         word_count=words,
         digest=digest.hexdigest(),
@@ -119,11 +130,21 @@ def survey(tokenizer: Tokenizer, captions: Iterable[str], limit: int, count: int
     )
 
 
-def _chunks(tokenizer: Tokenizer, captions: Iterable[str], limit: int) -> Iterator[tuple[Ids, ...]]:
-    rest = iter(captions)
+def _tokens(
+    tokenizer: Tokenizer, captions: Iterable[str], limit: int, without: frozenset[Ids]
+) -> Iterator[Ids]:
+    lengths = {len(phrase) for phrase in without}
+    for caption in captions:
+        ids = tokenize(tokenizer, caption).cut(limit)
+        parts = (ids[at : at + length] for length in lengths for at in range(len(ids) - length + 1))
+        if not any(part in without for part in parts):
+            yield ids
+
+
+def _chunks(tokens: Iterable[Ids]) -> Iterator[tuple[Ids, ...]]:
+    rest = iter(tokens)
     while part := list(islice(rest, CHUNK)):
-        ids = (tokenize(tokenizer, caption).cut(limit) for caption in part)
-        yield tuple(sorted(ids, key=lambda one: (len(one), one)))
+        yield tuple(sorted(part, key=lambda one: (len(one), one)))
 
 
 def _text(chunk: tuple[Ids, ...]) -> bytes:

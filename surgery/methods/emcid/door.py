@@ -73,10 +73,11 @@ def edit(
         offsets: Stage I, learning what to write.
         update: Stage II, writing it.
         captions: Ordinary prompts whose behaviour is kept: some thousand, or a ``CaptionFile`` of any size.
-        corpus: Which of their tokens count.
+        corpus: Which of them and of their tokens count.
         rules: What to do with concepts that can be read in two ways.
         preserve: Names that must keep their meaning beyond what the captions protect.
-        statistics: Finished key statistics by component, in place of captions.
+        statistics: Finished key statistics by component, in place of captions; those that name a source
+            are in them, too.
         store: Where intermediate results are kept, so that a killed run goes on where it was.
         device: Where to compute, if not where the models lie: copies are moved, the models stay.
 
@@ -91,7 +92,9 @@ def edit(
     stack = text_stack(working.text_encoder)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     digest = weights_digest(working.text_encoder)
-    known = _statistics(working, captions, update, corpus, statistics, store, digest)
+    corpus = corpus or CorpusSettings()
+    without = () if corpus.include_sources else [concept.source_ids for concept in concepts]
+    known = _statistics(working, captions, update, corpus, without, statistics, store, digest)
     found += known.findings(stack.mlp_width)
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
@@ -166,7 +169,8 @@ def _statistics(
     models: EmcidModels,
     captions: Iterable[str],
     update: UpdateSettings,
-    corpus: CorpusSettings | None,
+    corpus: CorpusSettings,
+    without: Sequence[tuple[int, ...]],
     given: Mapping[str, KeyStatistics] | None,
     store: Store | None,
     digest: str,
@@ -179,6 +183,7 @@ def _statistics(
             captions,
             update.layers,
             corpus,
+            without=without,
             store=store,
             digest=digest,
         )

@@ -106,6 +106,10 @@ class CorpusSettings:
     """Whether the begin token of each caption counts."""
     include_padding: bool = True
     """Whether captions are padded to the encoder's length and the padding counts (not so as released)."""
+    word_weight: float = 7.0
+    """Weight of each word against a token of padding, of which a caption has several times as many."""
+    include_sources: bool = False
+    """Whether captions that name an edited source count: they would protect what is to go (as released)."""
     shrinkage: float = 0.0
     """Share of the identity (of equal trace) mixed in; helps small corpora."""
 
@@ -135,7 +139,9 @@ _RELEASED_OFFSETS = OffsetSettings(
 )
 _RELEASED_UPDATE = UpdateSettings(residual="mlp", anchor="first", keys="mean")
 
-RELEASED_CORPUS = CorpusSettings(count=100_000, include_padding=False)
+RELEASED_CORPUS = CorpusSettings(
+    count=100_000, include_padding=False, word_weight=1.0, include_sources=True
+)
 """Of the same configurations; one for all of them."""
 
 PUBLISHED: Mapping[str, tuple[OffsetSettings, UpdateSettings]] = MappingProxyType(

@@ -1,7 +1,7 @@
 """Key statistics: the second moment of every layer's ``fc2`` inputs over a corpus of captions."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,7 @@ class KeyStatistics:
     corpus_digest: str
     includes_bos: bool = True
     includes_padding: bool = True
+    word_weight: float = 1.0
     shrinkage: float = 0.0
 
     def moment(self, layer: int) -> Float[Tensor, "d_in d_in"]:
@@ -102,6 +103,7 @@ def collect_statistics(
     layers: Sequence[int],
     settings: CorpusSettings | None = None,
     *,
+    without: Collection[Ids] = (),
     store: Store | None = None,
     digest: str | None = None,
 ) -> KeyStatistics:
@@ -118,6 +120,7 @@ def collect_statistics(
         captions: Ordinary prompts, whose behaviour is to be kept: a list, or a ``CaptionFile`` of any size.
         layers: Text blocks.
         settings: Which tokens count; all 77 of each caption when left out.
+        without: Phrases as tokens, where captions that hold one are passed over.
         store: Where results are kept.
         digest: The encoder's ``weights_digest``, where the caller has it.
 
@@ -128,7 +131,7 @@ def collect_statistics(
     """
     settings = settings or CorpusSettings()
     stack = text_stack(encoder)
-    corpus = survey(tokenizer, captions, stack.positions, settings.count)
+    corpus = survey(tokenizer, captions, stack.positions, settings.count, without)
     digest = digest or weights_digest(encoder)
     common = _meaning(digest, corpus.digest, settings, tokenizer.pad_token_id, encoder)
     keys = {layer: {**common, "layer": layer} for layer in layers}
@@ -153,6 +156,7 @@ def collect_statistics(
         corpus_digest=corpus.digest,
         includes_bos=settings.include_bos,
         includes_padding=settings.include_padding,
+        word_weight=settings.word_weight,
         shrinkage=settings.shrinkage,
     )
 
@@ -167,6 +171,7 @@ def _meaning(
         "corpus": corpus_digest,
         "include_bos": settings.include_bos,
         "padding": pad if settings.include_padding else None,
+        "word_weight": settings.word_weight,
         "tokens_per_batch": _TOKENS_PER_BATCH,
         "device": text_stack(encoder).device.type,
         "threads": torch.get_num_threads(),
@@ -231,9 +236,8 @@ def _collect(
     with frozen(encoder), progress.bar(corpus.caption_count, "key statistics", "caption") as bar:
         for number, chunk in enumerate(corpus.chunks(), start=1):
             for batch in _batches(chunk, length) if number > done else ():
-                tokens, counted = _padded(batch, length, corpus.tokenizer.pad_token_id)
-                counted[:, 0] = settings.include_bos
-                _count(stack, tokens.to(stack.device), counted.to(stack.device), sums)
+                tokens, weights = _padded(batch, settings, length, corpus.tokenizer.pad_token_id)
+                _count(stack, tokens.to(stack.device), weights.to(stack.device), sums)
                 bar.update(len(batch))
             if number <= done:
                 bar.update(len(chunk))
@@ -252,19 +256,27 @@ def _batches(ids: Sequence[Ids], length: int | None) -> Iterator[list[Ids]]:
     yield batch
 
 
-def _padded(batch: list[Ids], length: int | None, pad: int) -> tuple[Tensor, Tensor]:
+def _padded(
+    batch: list[Ids], settings: CorpusSettings, length: int | None, pad: int
+) -> tuple[Tensor, Tensor]:
+    """The tokens of some captions, and the weight of each; 0 for those that do not count."""
     width = length or len(batch[-1])
     tokens = torch.tensor([[*one, *[pad] * (width - len(one))] for one in batch])
-    lengths = torch.tensor([length or len(one) for one in batch])
-    return tokens, torch.arange(width)[None] < lengths[:, None]
+    lengths = torch.tensor([len(one) for one in batch])
+    words = torch.arange(width)[None] < lengths[:, None]
+    weights = torch.where(words, settings.word_weight, 0.0 if length is None else 1.0)
+    if not settings.include_bos:
+        weights[:, 0] = 0.0
+    return tokens, weights
 
 
-def _count(stack: TextStack, tokens: Tensor, counted: Tensor, sums: Mapping[int, MomentSum]) -> None:
+def _count(stack: TextStack, tokens: Tensor, weights: Tensor, sums: Mapping[int, MomentSum]) -> None:
+    counted = weights > 0
     # padding on the right is never read by the tokens before it, so no mask is needed
     stream = stack.embed(tokens)
     for layer, block in enumerate(stack.blocks[: max(sums) + 1]):
         middle = after_attention(block, stream)
         keys = mlp_keys(block, middle)
         if layer in sums:
-            sums[layer].add(keys[counted])
+            sums[layer].add(keys[counted], weights[counted])
         stream = middle + block.mlp.fc2(keys)

@@ -7,7 +7,7 @@ One safetensors file. Each layer of each text encoder is a tensor ``<component>/
 | key | value |
 |---|---|
 | ``sdstatistics.version`` | ``1`` |
-| ``sdstatistics.encoders`` | JSON by component: ``encoder`` and ``corpus`` (sha256 of the encoder's weights and of the tokenised captions), ``tokens``, ``words`` (tokens without padding), ``captions``, ``includes_bos``, ``includes_padding`` |
+| ``sdstatistics.encoders`` | JSON by component: ``encoder`` and ``corpus`` (sha256 of the encoder's weights and of the tokenised captions), ``tokens``, ``words`` (tokens without padding), ``captions``, ``includes_bos``, ``includes_padding``, ``word_weight`` |
 | ``sdstatistics.content`` | sha256 of the two texts above and of all tensors |
 | ``format`` | ``pt`` |
 """  # noqa: E501 - a table's row is one line
@@ -41,6 +41,7 @@ _FIELDS: Final = {
     "captions": "caption_count",
     "includes_bos": "includes_bos",
     "includes_padding": "includes_padding",
+    "word_weight": "word_weight",
 }
 
 
@@ -114,6 +115,7 @@ def _read(component: str, told: Any, tensors: Mapping[str, Tensor], shrinkage: f
         corpus_digest=str(told["corpus"]),
         includes_bos=bool(told["includes_bos"]),
         includes_padding=bool(told["includes_padding"]),
+        word_weight=float(told["word_weight"]),
         shrinkage=shrinkage,
     )
 

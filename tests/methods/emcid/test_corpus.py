@@ -102,3 +102,18 @@ def test_a_killed_run_goes_on_behind_the_last_chunk_to_the_same_bits(
     found = collect_statistics(encoder, tokenizer, captions(), (0, 10), store=Store(tmp_path))
     assert seen == [16, 16, 16, 16, 12]  # the third was lost and is the first of the second try
     assert all(torch.equal(found.moments[layer], wanted.moments[layer]) for layer in (0, 10))
+
+
+def test_captions_that_hold_a_phrase_are_passed_over(tokenizer: Any) -> None:
+    lines = ["a cat", "a photo of a catapult", "a dog and a cat here", "two cats", "a dog"]
+    phrase = tuple(tokenizer("cat").input_ids[1:-1])
+    found = survey(tokenizer, lines, 77, without=[phrase])
+    alone = [line for line in lines if line not in ("a cat", "a dog and a cat here")]
+    assert found.digest == survey(tokenizer, alone, 77).digest
+    assert survey(tokenizer, lines, 77, count=2, without=[phrase]).caption_count == 2
+
+
+def test_a_corpus_that_names_sources_alone_is_refused(tokenizer: Any) -> None:
+    phrase = tuple(tokenizer("cat").input_ids[1:-1])
+    with pytest.raises(MethodError, match="that name no edited source"):
+        survey(tokenizer, ["a cat"], 77, without=[phrase])

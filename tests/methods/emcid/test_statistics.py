@@ -19,15 +19,19 @@ LAYERS = (0, 5, 10)
 
 def plain_moment(encoder: Any, tokenizer: Any, layer: int, settings: CorpusSettings) -> tuple[Tensor, int]:
     """One caption at a time through the whole encoder."""
-    total, count = torch.zeros(128, 128, dtype=torch.float64), 0
+    total, count, weight = torch.zeros(128, 128, dtype=torch.float64), 0, 0.0
     for caption in captions():
         padding: Any = {"padding": "max_length", "max_length": 77} if settings.include_padding else {}
         ids = tokenizer(caption, return_tensors="pt", **padding).input_ids
         with torch.no_grad(), reading_inputs({"keys": encoder.encoder.layers[layer].mlp.fc2}) as seen:
             encoder(ids)
-        keys = seen["keys"][0, 0 if settings.include_bos else 1 :].double()
-        total, count = total + keys.T @ keys, count + len(keys)
-    return total / count, count
+        keys, words = seen["keys"][0].double(), len(tokenizer(caption).input_ids)
+        weights = torch.tensor([settings.word_weight if at < words else 1.0 for at in range(len(keys))])
+        first = 0 if settings.include_bos else 1
+        keys, weights = keys[first:], weights[first:].double()
+        total, count = total + keys.T @ (weights[:, None] * keys), count + len(keys)
+        weight += float(weights.sum())
+    return total / weight, count
 
 
 @pytest.mark.parametrize("include_bos", [True, False])
