@@ -145,7 +145,11 @@ def measure_sections(
 
 
 def _effect(
-    section: Section, before: Mapping[_Task, Look], after: Mapping[_Task, Look], judge: Judge, ideal: Look | None
+    section: Section,
+    before: Mapping[_Task, Look],
+    after: Mapping[_Task, Look],
+    judge: Judge,
+    ideal: Look | None,
 ) -> EditEffect:
     seen = [_seen(change, section.sampling, before, after) for change in section.changes]
     kept = [_kept(probe, section.sampling, before, after) for probe in section.probes]

@@ -144,7 +144,9 @@ def _style(material: Material, sampling: Sampling) -> list[Section]:
         for name in contents
     ]
     changes = [
-        edited.change(edited.subject, _styled(material, subject=name)) for edited in styles for name in contents
+        edited.change(edited.subject, _styled(material, subject=name))
+        for edited in styles
+        for name in contents
     ]
     return [
         _section("styles", material, sampling, changes),

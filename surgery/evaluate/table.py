@@ -26,11 +26,11 @@ def as_text(effect: EditEffect, phrases: bool = True) -> str:
     scores = [score for name in MEANING if (score := effect.score(name)) is not None]
     rows = [("", "", "95 % interval", "pictures")]
     rows += [(MEANING[score.name], _value(score), _interval(score), str(score.count)) for score in scores]
-    parts = [_aligned(rows)]
+    parts = [aligned(rows)]
     if phrases and effect.changes:
-        parts.append(_aligned(_change_rows(effect)))
+        parts.append(aligned(_change_rows(effect)))
     if phrases and effect.held_out:
-        parts.append(_aligned(_held_out_rows(effect)))
+        parts.append(aligned(_held_out_rows(effect)))
     parts.append(_small_print(effect))
     return "\n\n".join(parts)
 
@@ -68,11 +68,11 @@ def _change_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
     return [head] + [
         (
             row.change.title,
-            _percent(row.old_before),
-            _percent(row.old_after),
-            _percent(row.new_before),
-            _percent(row.new_after),
-            _percent(row.destination),
+            percent(row.old_before),
+            percent(row.old_after),
+            percent(row.new_before),
+            percent(row.new_after),
+            percent(row.destination),
         )
         for row in effect.changes
     ]
@@ -80,12 +80,12 @@ def _change_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
 
 def _held_out_rows(effect: EditEffect) -> Sequence[Sequence[str]]:
     head = ("held out", "before", "after")
-    return [head] + [(r.probe.subject, _percent(r.before), _percent(r.after)) for r in effect.held_out]
+    return [head] + [(r.probe.subject, percent(r.before), percent(r.after)) for r in effect.held_out]
 
 
 def _small_print(effect: EditEffect) -> str:
     questions = effect.judge_accuracy.items()
-    accuracy = ", ".join(f"{name.replace('_', ' ')} {_percent(value)}" for name, value in questions)
+    accuracy = ", ".join(f"{name.replace('_', ' ')} {percent(value)}" for name, value in questions)
     knobs = effect.sampling
     return (
         f"{knobs.samples} pictures for each of {len(knobs.templates)} templates, {knobs.steps} steps, "
@@ -103,11 +103,13 @@ def _interval(score: Score) -> str:
     return f"{100 * score.low:{sign}.1f} to {100 * score.high:{sign}.1f}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as whole per cent; a dash where there is none."""
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as columns of text: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

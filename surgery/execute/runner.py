@@ -58,7 +58,15 @@ def check_edits(recipe: Recipe, base: Checkpoint, models: Any) -> None:
     raise_all(MethodError, faults)
 
 
-def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, store: Store | None) -> Computed:
+def compute_patch(
+    recipe: Recipe,
+    plan: Plan,
+    base: Checkpoint,
+    models: Any,
+    store: Store | None,
+    *,
+    tuned: Recipe | None = None,
+) -> Computed:
     """The patch of a recipe. Every edit starts from the base, so their order changes nothing.
 
     Args:
@@ -67,12 +75,13 @@ def compute_patch(recipe: Recipe, plan: Plan, base: Checkpoint, models: Any, sto
         base: The checkpoint the patch is for.
         models: Its pipeline, or any object with its parts; left as it was.
         store: Where batches are kept so that a killed run goes on; None keeps nothing.
+        tuned: The recipe with what was tuned by pictures filled in; the patch remembers ``recipe`` itself.
 
     Raises:
         SurgeryError: when an edit cannot be computed.
     """
     outcomes, terms, elapsed = [], [], []
-    for step, (name, entry) in zip(plan.steps, map(_only, recipe.edits), strict=True):
+    for step, (name, entry) in zip(plan.steps, map(_only, (tuned or recipe).edits), strict=True):
         started = time.monotonic()
         _log.info("step %d of %d: %s", step.number, len(plan.steps), name)
         outcome = method(name).run(entry, recipe, base, models, store)

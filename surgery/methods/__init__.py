@@ -16,10 +16,34 @@ _HOME: Final = {"emcid": "surgery.methods.emcid.recipe"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One combination of attributes' values that a debiased phrase is to show.
+
+    Attributes:
+        values: (attribute, value) of each attribute.
+        phrase: What asks for it outright, such as ``female doctor``.
+        share: How often it is to be drawn (0 to 1).
+        weight: Its destination's part in the mixture.
+    """
+
+    values: tuple[tuple[str, str], ...]
+    phrase: str
+    share: float
+    weight: float
+
+    @property
+    def title(self) -> str:
+        """Its values, for tables."""
+        return ", ".join(value for _, value in self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replacement:
     """One phrase that an edit changes, and what its prompts are to show.
 
-    ``destination`` is None for nothing in particular, or for what a person's own ``pictures`` show.
+    ``destination`` is None for nothing in particular, or for what a person's own ``pictures`` show. A phrase
+    that is debiased keeps its meaning and has ``groups`` instead, whose shares add up to 1; ``asked_as`` is
+    how it stands in prompts.
     """
 
     source: str
@@ -27,10 +51,15 @@ class Replacement:
     kind: str
     templates: tuple[str, ...] = ()
     pictures: bool = False
+    groups: tuple[Group, ...] = ()
+    asked_as: str = "{}"
 
     @property
     def label(self) -> str:
         """How sheets name it."""
+        if self.groups:
+            shares = (f"{100 * group.share:.0f} % {group.title}" for group in self.groups)
+            return f"{self.source} → {' / '.join(shares)}"
         return f"{self.source} → {self.destination or ('its pictures' if self.pictures else 'nothing')}"
 
 

@@ -1,5 +1,6 @@
 """Recipes: what the user asks for, as strict YAML. Knows no model and loads no torch."""
 
+from surgery.recipe.debias import Debias, Joint, Mixed
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
 from surgery.recipe.loading import load_recipe, parse_recipe, recipe_text, recipe_titles
@@ -8,10 +9,13 @@ from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
 __all__ = [
     "Concept",
     "Corpus",
+    "Debias",
     "Document",
     "Edit",
     "Emcid",
     "Evaluate",
+    "Joint",
+    "Mixed",
     "Offsets",
     "Place",
     "Recipe",

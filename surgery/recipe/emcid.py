@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field
 
+from surgery.recipe.debias import Debias, Joint, Mixed, Shares
 from surgery.recipe.model import Knobs, Part
 from surgery.recipe.parameters import (
     Count,
@@ -24,7 +25,7 @@ from surgery.recipe.parameters import (
 Preset: TypeAlias = Literal[
     "pocket", "published-aice", "published-objects", "published-pictures", "published-styles"
 ]
-Kind: TypeAlias = Literal["update", "forget", "style", "rectify"]
+Kind: TypeAlias = Literal["update", "forget", "style", "rectify", "debias"]
 
 
 class Concept(Part):
@@ -44,6 +45,12 @@ class Concept(Part):
     """Own pictures of the destination, as paths relative to the recipe; for the modes noise and both."""
     seed: Seed | None = None
     """Seed of this concept's noise; without it, it follows from the recipe's seed and the concept's name."""
+    shares: dict[Phrase, Shares] | None = Field(default=None, min_length=1)
+    """To debias: attribute → value → share, or a list of values for equal shares."""
+    joint: tuple[Joint, ...] | None = Field(default=None, min_length=2)
+    """Shares of combinations of values, where the product of ``shares`` is not meant."""
+    mixture: tuple[Mixed, ...] | None = Field(default=None, min_length=2)
+    """The mixture, where it is known from an earlier run; nothing is tuned then."""
 
 
 class Offsets(Knobs):
@@ -170,3 +177,4 @@ class Emcid(Part):
     update: Update = Update()
     corpus: Corpus = Corpus()
     rules: Rules = Rules()
+    debias: Debias = Debias()

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
+from surgery.recipe.combinations import share_faults
 from surgery.recipe.document import Place, read_document
 from surgery.recipe.emcid import Corpus
 from surgery.recipe.faults import fault_lines, where
@@ -89,6 +90,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
         for number, concept in enumerate(emcid.concepts):
             here: Place = (*place, "concepts", number)
             kind = concept.kind or emcid.kind
+            yield from ((here, message) for message in share_faults(concept, kind))
             if concept.destination is None and not concept.images and kind in ("update", "rectify"):
                 hint = "Add one of them, or set 'kind' to forget or style."
                 yield here, f"kind {kind!r} needs a 'destination' or 'images' of one. {hint}"

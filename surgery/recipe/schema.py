@@ -40,6 +40,8 @@ class Evaluate(Part):
     """Pictures per prompt."""
     held_out: int = Field(default=40, ge=0)
     """Concepts that were not edited and are looked at too."""
+    group_samples: Count = 16
+    """Pictures per prompt of each debiased concept."""
     templates: Literal["test", "train"] = "test"
     """Which of the checkpoint's templates make the prompts."""
 

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from surgery.anatomy import settings_text
 from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
 from surgery.judge import Judge, Labels, Trait
 from surgery.methods import Outcome, Replacement
 from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
-from surgery.record import JSON, Finding
+from surgery.record import Finding
 from surgery.store import Store
+from surgery.study.weights import weights_names
 from surgery.study.words import Words
 
 
@@ -50,15 +50,7 @@ def measure_replacements(
         guidance=recipe.sample.guidance,
         **({} if batch is None else {"batch": batch}),
     )
-    roots = [patch.roots[name].bytes for name in sorted(patch.roots)]
-    parts = (models.text_encoder, models.unet, models.vae, models.scheduler)
-    base: dict[str, JSON] = {
-        "base": roots,
-        "settings": [settings_text(part) for part in parts],
-        "padding": models.tokenizer.pad_token_id,
-    }
-    before = Store.key(base)
-    after = Store.key({**base, "changes": {n: c.after.bytes for n, c in patch.changes.items()}})
+    before, after = weights_names(models, patch)
     cache = PictureCache(store=store, before=before, after=after)
     effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
     return effect, findings
@@ -79,9 +71,12 @@ def touched_names(outcomes: Sequence[Outcome], words: Words) -> set[str]:
 def changes_of(
     replacements: Sequence[Replacement], words: Words, labels: Labels
 ) -> tuple[list[Change], tuple[Finding, ...]]:
-    """What to look for in pictures of each replacement; those the judge has no name for are reported."""
+    """What to look for in pictures of each replacement; those the judge has no name for are reported.
+
+    What is debiased keeps its meaning and is measured by itself.
+    """
     changes, findings = [], []
-    for replacement in replacements:
+    for replacement in (one for one in replacements if not one.groups):
         old = _trait(replacement.source, replacement.kind, words, labels)
         new = _trait(replacement.destination, replacement.kind, words, labels)
         if old is None and new is None:

@@ -16,7 +16,7 @@ from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after
 from surgery.diffusion.sampling import SampleKnobs
 from surgery.errors import MethodError
-from surgery.evaluate import EditEffect, as_dict
+from surgery.evaluate import DebiasEffect, EditEffect, as_dict, debias_dict
 from surgery.execute import (
     Computed,
     RunFolder,
@@ -30,14 +30,17 @@ from surgery.execute import (
 from surgery.export import export_patch
 from surgery.judge import Judge, load_judge
 from surgery.methods import Outcome, Replacement
+from surgery.methods.emcid.debias import untuned
 from surgery.patch import Patch, applied, apply_patch, patch_digest, save_patch
 from surgery.plan import Plan
-from surgery.recipe import Recipe
+from surgery.recipe import Evaluate, Recipe
 from surgery.record import JSON, Finding
 from surgery.store import Store
+from surgery.study.balance import measure_debiased
 from surgery.study.effect import measure_replacements, replacements_of, touched_names
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import sheet_of, write_sheet
+from surgery.study.tuning import Tuned, check_groups, tune_recipe
 from surgery.study.words import Words, read_words
 
 _log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Run:
     plan: Plan
     patch: Patch
     effect: EditEffect | None
+    balance: DebiasEffect | None
     findings: tuple[Finding, ...]
     record: Mapping[str, JSON]
 
@@ -102,7 +106,7 @@ def run_recipe(
     plan = plan_recipe(recipe, checkpoint)
     words = read_words(checkpoint.path)
     # what is missing is said before minutes of work, not after
-    judge = None if recipe.evaluate is None else load_judge(recipe.evaluate.judge, device)
+    judge = _judge(recipe, device)
     refuse_overlap(checkpoint.path, out)
     _refuse_lossy(recipe, plan, checkpoint)
     with locked_folder(out):
@@ -115,6 +119,16 @@ def run_recipe(
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
         store = Store(cache or folder.cache)
         return _carry_out(recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch)
+
+
+def _judge(recipe: Recipe, device: str) -> Judge | None:
+    """The judge of the measurement, who also tunes; None where nobody asks for one."""
+    debiasing = any(untuned(edit.emcid) for edit in recipe.edits)
+    if recipe.evaluate is None and not debiasing:
+        return None
+    judge = load_judge((recipe.evaluate or Evaluate()).judge, device)
+    check_groups(recipe, judge)
+    return judge
 
 
 def _refuse_lossy(recipe: Recipe, plan: Plan, base: Checkpoint) -> None:
@@ -141,26 +155,39 @@ def _carry_out(
     device: str,
     batch: int | None,
 ) -> Run:
+    tuned = Tuned(recipe=recipe)
+    if judge is not None:
+        with clock.stage("tune"):
+            tuned = tune_recipe(recipe, checkpoint, words, models, judge, store, batch=batch)
     with clock.stage("edit"):
-        computed = compute_patch(recipe, plan, checkpoint, models, store)
+        computed = compute_patch(recipe, plan, checkpoint, models, store, tuned=tuned.recipe)
     with clock.stage("write"):
         unwritten = _write(recipe, computed.patch, checkpoint, folder)
     with clock.stage("sheet"):
         _draw_sheet(recipe, computed.outcomes, words, models, computed.patch, folder, batch)
-    effect: EditEffect | None = None
+    effect, balance = None, None
     unmeasured: tuple[Finding, ...] = ()
     if judge is not None:
         with clock.stage("evaluate"):
             effect, unmeasured = measure_replacements(
                 recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
             )
-    findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
+            balance = measure_debiased(
+                recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
+            )
+    noticed = (finding for outcome in computed.outcomes for finding in outcome.findings)
+    findings = (*tuned.findings, *noticed, *unwritten, *unmeasured)
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
+    if tuned.record:
+        record["tuning"] = tuned.record
+    if balance is not None:
+        record["debias"] = debias_dict(balance)
     return Run(
         folder=folder.finish(record),
         plan=plan,
         patch=computed.patch,
         effect=effect,
+        balance=balance,
         findings=findings,
         record=record,
     )
@@ -207,7 +234,10 @@ def _draw_sheet(
 def _edited_prompts(replacements: tuple[Replacement, ...], words: Words) -> dict[str, str]:
     """One prompt for each replacement, with the label of its row."""
     common = words.templates("test")[0]
-    return {(r.templates or (common,))[0].replace("{}", r.source): r.label for r in replacements}
+    return {
+        (r.templates or (common,))[0].replace("{}", r.asked_as.replace("{}", r.source)): r.label
+        for r in replacements
+    }
 
 
 def _record(

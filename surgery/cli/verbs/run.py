@@ -86,7 +86,7 @@ def run(
     """
     loaded = load_recipe(recipe, overrides if dtype is None else {**overrides, "dtype": dtype})
     place = _base(loaded, base)
-    from surgery.evaluate import as_text
+    from surgery.evaluate import as_text, debias_text
     from surgery.study.run import run_recipe
 
     use_threads(threads)
@@ -106,6 +106,8 @@ def run(
         return
     if finished.effect is not None:
         print(as_text(finished.effect))
+    if finished.balance is not None:
+        print(debias_text(finished.balance))
     print(finished.folder.path)
 
 

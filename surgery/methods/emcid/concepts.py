@@ -15,6 +15,7 @@ STYLE_TEMPLATES = ("painting by {}", "artwork by {}", "style of {}")
 # Where nothing is named. An empty destination leaves the template standing alone ("A photo of"), which asks
 # for no concept at all; a superclass, given by hand, keeps more of the picture.
 _NEUTRAL: dict[str, str] = {"forget": "", "style": "art"}
+_SLACK = 1e-6  # of weights that add up to 1
 
 
 def prepare(
@@ -53,7 +54,8 @@ def prepare(
 
 def _resolved(edit: ConceptEdit) -> ConceptEdit:
     templates = edit.templates or (STYLE_TEMPLATES if edit.kind == "style" else OBJECT_TEMPLATES)
-    destination = _NEUTRAL.get(edit.kind) if edit.destination is None else edit.destination
+    neutral = None if edit.blend else _NEUTRAL.get(edit.kind)
+    destination = neutral if edit.destination is None else edit.destination
     return replace(edit, templates=templates, destination=destination)
 
 
@@ -61,7 +63,9 @@ def _own_faults(edit: ConceptEdit) -> list[str]:
     faults = []
     if not edit.source.strip():
         faults.append(f"the source is {edit.source!r}; expected a name.")
-    if edit.destination is None and not edit.images:
+    if edit.blend:
+        faults += _blend_faults(edit)
+    elif edit.destination is None and not edit.images:
         faults.append(f"{edit.kind} has neither a destination nor pictures; expected one of them.")
     if edit.destination is not None and not edit.destination.strip() and edit.kind != "forget":
         faults.append(
@@ -81,6 +85,21 @@ def _own_faults(edit: ConceptEdit) -> list[str]:
     return faults
 
 
+def _blend_faults(edit: ConceptEdit) -> list[str]:
+    faults = []
+    if edit.destination is not None or edit.images:
+        faults.append("it has several destinations and another one or pictures; expected the several alone.")
+    for phrase, _ in edit.blend:
+        if phrase.split() == edit.source.split() or not phrase.strip():
+            faults.append(
+                f"the destination {phrase!r} says no more than the source; expected a phrase of its own."
+            )
+    total = sum(weight for _, weight in edit.blend)
+    if not abs(total - 1) <= _SLACK:
+        faults.append(f"the weights of its destinations add up to {total:g}; expected 1.")
+    return faults
+
+
 def _tokenised(
     edit: ConceptEdit,
     tokenizer: Tokenizer,
@@ -89,6 +108,8 @@ def _tokenised(
     faults: list[str],
     findings: list[Finding],
 ) -> Concept | None:
+    if edit.blend:
+        return _blended(edit, tokenizer, limit, rules, faults, findings)
     strict = rules.merged_spans == "refuse"
     spans: list[Span] = []
     goals: list[Span] = []
@@ -109,6 +130,26 @@ def _tokenised(
         source_ids=_bare(edit.source, tokenizer),
         goal_ids=None if edit.destination is None else _bare(edit.destination, tokenizer),
     )
+
+
+def _blended(
+    edit: ConceptEdit,
+    tokenizer: Tokenizer,
+    limit: int,
+    rules: ConceptRules,
+    faults: list[str],
+    findings: list[Finding],
+) -> Concept | None:
+    parts, notes = [], findings
+    for phrase, _ in edit.blend:
+        single = replace(edit, destination=phrase, blend=())
+        parts.append(_tokenised(single, tokenizer, limit, rules, faults, notes))
+        if faults:
+            return None
+        notes = []  # the source's spans are the same in every part: noted once
+    made = tuple(part for part in parts if part is not None)
+    first = made[0]
+    return replace(first, edit=edit, goals=None, goal_ids=None, parts=made)
 
 
 def _bare(phrase: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from surgery.delta import Delta
 from surgery.diffusion import device_and_dtype, is_offloaded
 from surgery.errors import ConceptError, MethodError, raise_all
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, prepare
+from surgery.methods.emcid.mixture import mixed, single
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import Concept, ConceptEdit, warning
 from surgery.methods.emcid.offsets import Target, check_models, findings_of, optimise_offsets
@@ -88,19 +89,20 @@ def edit(
 
     Source: arXiv 2403.13807.
     """
-    working = _working(models, device)
+    working = working_models(models, device)
     stack = text_stack(working.text_encoder)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     digest = weights_digest(working.text_encoder)
     corpus = corpus or CorpusSettings()
-    without = () if corpus.include_sources else [concept.source_ids for concept in concepts]
-    known = _statistics(working, captions, update, corpus, without, statistics, store, digest)
+    # what a blend mixes keeps its meaning
+    gone = () if corpus.include_sources else [one.source_ids for one in concepts if not one.parts]
+    known = _statistics(working, captions, update, corpus, gone, statistics, store, digest)
     found += known.findings(stack.mlp_width)
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
-    learned = optimise_offsets(working, ordered, offsets, layer=update.layers[-1], store=store)
+    learned = optimise_offsets(working, single(ordered), offsets, layer=update.layers[-1], store=store)
     found += findings_of(learned, left_out=not offsets.keep_unconverged)
-    targets = _usable(learned, offsets)
+    targets = _usable(mixed(learned, ordered), offsets)
     solved = solve_updates(
         working.text_encoder,
         targets,
@@ -160,7 +162,7 @@ def _prepared(
     stack = text_stack(models.text_encoder)
     check_settings(offsets, update, len(stack.blocks))
     concepts, findings = prepare(edits, models.tokenizer, limit=stack.positions, rules=rules)
-    check_models(models, concepts, offsets)
+    check_models(models, single(concepts), offsets)
     kept, notes = _kept(preserve, concepts, models, stack.positions)
     return concepts, kept, [*findings, *notes]
 
@@ -197,7 +199,7 @@ def _statistics(
     return known
 
 
-def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
+def working_models(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
     """The models in the type and place they are worked with: copies where that is not theirs already."""
     weight = text_stack(models.text_encoder).weight(0)
     place = torch.device(device) if device is not None else device_and_dtype(models.text_encoder)[0]

@@ -16,6 +16,9 @@ class ConceptEdit:
 
     ``update`` and ``rectify`` (alias → name) need a destination, or pictures of their own; ``forget`` without
     one gives the empty prompt, ``style`` gives "art". Without templates the kind's published ones are used.
+
+    A ``blend`` stands in place of the destination: several destinations, each with its weight. Weights add up
+    to 1 and may lie outside of 0 to 1, where the blend leans further to one than that one itself does.
     """
 
     source: str
@@ -25,10 +28,13 @@ class ConceptEdit:
     weight: float = 1.0
     images: tuple[Path, ...] = ()
     seed: int = 0
+    blend: tuple[tuple[str, float], ...] = ()
 
     @property
     def label(self) -> str:
         """How reports name the edit."""
+        if self.blend:
+            return f"{self.source} → {' | '.join(repr(phrase) for phrase, _ in self.blend)}"
         return f"{self.source} → {'its pictures' if self.destination is None else repr(self.destination)}"
 
 
@@ -37,7 +43,8 @@ class Concept:
     """A checked edit with its tokens: for each template the span of the source and of the destination.
 
     ``goals`` and ``goal_ids`` are None where only pictures say what to draw. ``source_ids`` and ``goal_ids``
-    are the bare phrases' tokens, by which concepts are told apart.
+    are the bare phrases' tokens, by which concepts are told apart. A blend has no goals itself; its ``parts``
+    are the same source with one of its destinations each.
     """
 
     edit: ConceptEdit
@@ -45,6 +52,7 @@ class Concept:
     goals: tuple[Span, ...] | None
     source_ids: tuple[int, ...]
     goal_ids: tuple[int, ...] | None
+    parts: "tuple[Concept, ...]" = ()
 
     @property
     def label(self) -> str:

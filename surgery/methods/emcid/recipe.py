@@ -14,9 +14,20 @@ from surgery.errors import MethodError
 from surgery.methods import Outcome, Replacement
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from surgery.methods.emcid.corpus import CaptionFile
+from surgery.methods.emcid.debias import (
+    DEBIAS_TEMPLATES,
+    debias_json,
+    groups_of,
+    is_debiasing,
+    preserved,
+    refuse_untuned,
+    untuned,
+    with_mixtures,
+)
+from surgery.methods.emcid.distance import distant_weights
 from surgery.methods.emcid.door import EmcidResult, check_edit, edit
 from surgery.methods.emcid.models import EmcidModels
-from surgery.methods.emcid.nouns import ConceptEdit
+from surgery.methods.emcid.nouns import ConceptEdit, Kind
 from surgery.methods.emcid.settings import (
     PUBLISHED,
     RELEASED_CORPUS,
@@ -31,6 +42,7 @@ from surgery.methods.emcid.statistics import KeyStatistics
 from surgery.methods.emcid.statistics_file import load_statistics
 from surgery.names import canonical
 from surgery.recipe import Emcid, Recipe
+from surgery.recipe.emcid import Kind as RecipeKind
 from surgery.record import JSON, Work
 from surgery.store import Store
 
@@ -65,14 +77,20 @@ def edits_of(entry: Emcid, recipe: Recipe) -> tuple[ConceptEdit, ...]:
         ConceptEdit(
             source=concept.source,
             destination=concept.destination,
-            kind=concept.kind or entry.kind,
-            templates=concept.templates or (),
+            kind=_kind(concept.kind or entry.kind),
+            templates=concept.templates or (() if concept.shares is None else DEBIAS_TEMPLATES),
             weight=concept.weight,
             images=tuple(recipe.file(name) for name in concept.images),
             seed=_seed(recipe.seed, concept.source) if concept.seed is None else concept.seed,
+            blend=tuple((group.phrase, group.weight) for group in groups_of(concept, entry)),
         )
         for concept in entry.concepts
     )
+
+
+def _kind(kind: RecipeKind) -> Kind:
+    """A debiased concept is updated to several destinations at once."""
+    return "update" if kind == "debias" else kind
 
 
 def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
@@ -80,16 +98,19 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     offsets, update = settings_of(entry)
     check_settings(offsets, update, _blocks(base))
     edits = edits_of(entry, recipe)
-    full, rest = divmod(len(edits), offsets.batch)
+    learned = sum(len(edit_.blend) or 1 for edit_ in edits)
+    full, rest = divmod(learned, offsets.batch)
     meaning: dict[str, JSON] = {
         "offsets": as_json(offsets),
         "update": as_json(update),
         "corpus": as_json(corpus_of(entry)),
         "rules": as_json(_rules(entry)),
         "captions": _digest(_source_of(entry, recipe, base)),
-        "preserve": sorted(entry.preserve),
+        "preserve": sorted(preserved(entry)),
         "edits": sorted((_edit_json(edit_) for edit_ in edits), key=str),
     }
+    if is_debiasing(entry):
+        meaning["debias"] = debias_json(entry)
     return Work(
         method="emcid",
         meaning=meaning,
@@ -110,13 +131,16 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
         captions = CaptionFile(path=_captions_path(entry, recipe, base))
         deque(islice(captions, corpus_of(entry).count), maxlen=0)  # that they are text
     edits, rules = edits_of(entry, recipe), _rules(entry)
-    concepts = check_edit(_models(models), edits, offsets, update, rules=rules, preserve=entry.preserve)
+    concepts = check_edit(_models(models), edits, offsets, update, rules=rules, preserve=preserved(entry))
     return {concept.source_ids: concept.label for concept in concepts}
 
 
 def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
+    if entry.debias.tuning == "distance":
+        entry = with_mixtures(entry, distant_mixtures(entry, recipe, models, store))
+    refuse_untuned(entry)
     statistics = _statistics(entry, recipe)
     captions = () if statistics else CaptionFile(path=_captions_path(entry, recipe, base))
     stored = base.entry(_site(update.layers[0])).dtype
@@ -129,13 +153,13 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         corpus=corpus_of(entry),
         statistics=statistics,
         rules=_rules(entry),
-        preserve=entry.preserve,
+        preserve=preserved(entry),
         store=store,
     )
     return Outcome(
         delta=result.delta,
-        replacements=_replacements(result),
-        preserved=tuple(entry.preserve),
+        replacements=_replacements(result, entry),
+        preserved=preserved(entry),
         report=_report(result),
         findings=result.findings,
     )
@@ -220,12 +244,17 @@ def _edit_json(concept: ConceptEdit) -> dict[str, JSON]:
         "images": [_digest(path) for path in concept.images],
         "seed": concept.seed,
     }
+    if concept.blend:
+        plain["blend"] = [list(part) for part in concept.blend]
     return plain
 
 
 def _cost(edits: tuple[ConceptEdit, ...], offsets: OffsetSettings) -> dict[str, int]:
     """At most so many prompts through the UNet; early stops make it less."""
-    prompts = sum(offsets.view_count(len(_templates(concept)), len(concept.images)) for concept in edits)
+    prompts = sum(
+        (len(concept.blend) or 1) * offsets.view_count(len(_templates(concept)), len(concept.images))
+        for concept in edits
+    )
     if offsets.mode == "text":
         return {"text_prompts": prompts * (offsets.steps + 1)}
     drawn = 0 if offsets.images in ("none", "given") else prompts * offsets.sampling_steps * 2
@@ -241,8 +270,29 @@ def _templates(concept: ConceptEdit) -> tuple[str, ...]:
     return concept.templates or (STYLE_TEMPLATES if concept.kind == "style" else OBJECT_TEMPLATES)
 
 
-def _replacements(result: EmcidResult) -> tuple[Replacement, ...]:
+def distant_mixtures(
+    entry: Emcid, recipe: Recipe, models: Any, store: Store | None
+) -> dict[str, tuple[float, ...]]:
+    """The mixture of each debiased concept that gives none, from distances alone: no picture is drawn."""
+    offsets, update = settings_of(entry)
+    wanted = untuned(entry)
+    asked = [edit_ for edit_ in edits_of(entry, recipe) if edit_.source in wanted]
+    shares = [tuple(group.share for group in wanted[edit_.source]) for edit_ in asked]
+    found = distant_weights(
+        _models(models),
+        asked,
+        shares,
+        offsets,
+        layer=update.layers[-1],
+        reach=entry.debias.reach,
+        store=store,
+    )
+    return {edit_.source: weights for edit_, weights in zip(asked, found, strict=True)}
+
+
+def _replacements(result: EmcidResult, entry: Emcid) -> tuple[Replacement, ...]:
     """Styles are looked for in prompts that name one, everything else in the measurement's own prompts."""
+    groups = {concept.source: groups_of(concept, entry) for concept in entry.concepts}
     found = []
     for target in result.targets:
         asked = target.concept.edit
@@ -250,9 +300,11 @@ def _replacements(result: EmcidResult) -> tuple[Replacement, ...]:
             Replacement(
                 source=asked.source,
                 destination=asked.destination or None,
-                kind=asked.kind,
+                kind="debias" if asked.blend else asked.kind,
                 templates=asked.templates if asked.kind == "style" else (),
                 pictures=bool(asked.images),
+                groups=groups[asked.source] if asked.blend else (),
+                asked_as=entry.debias.asked_as if asked.blend else "{}",
             )
         )
     return tuple(found)
@@ -263,6 +315,11 @@ def _report(result: EmcidResult) -> dict[str, JSON]:
         "method": "emcid",
         "sweeps": result.sweeps,
         "corpus_tokens": result.statistics.token_count,
+        "mixtures": {
+            target.concept.edit.source: dict(target.concept.edit.blend)
+            for target in result.targets
+            if target.concept.edit.blend
+        },
         "edits": [asdict(report) for report in result.edits],
         "layers": [asdict(report) for report in result.layers],
     }

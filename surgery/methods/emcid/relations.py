@@ -39,7 +39,7 @@ def _without_identities(concepts: list[Concept], findings: list[Finding]) -> lis
 def _merged(concepts: list[Concept], findings: list[Finding]) -> list[Concept]:
     alike: dict[tuple[object, ...], list[Concept]] = {}
     for concept in concepts:
-        key = (concept.source_ids, concept.goal_ids, concept.edit.images)
+        key = (concept.source_ids, concept.goal_ids, concept.edit.images, concept.edit.blend)
         alike.setdefault(key, []).append(concept)
         if len(alike[key]) > 1:
             message = "given twice; merged into one with the templates of both and the larger weight."
@@ -63,7 +63,8 @@ def _joined(one: Concept, other: Concept) -> Concept:
     if goals is not None and other.goals is not None:
         goals = (*goals, *(other.goals[index] for index in new))
     spans = (*one.spans, *(other.spans[index] for index in new))
-    return replace(one, edit=edit, spans=spans, goals=goals)
+    parts = tuple(_joined(part, twin) for part, twin in zip(one.parts, other.parts, strict=True))
+    return replace(one, edit=edit, spans=spans, goals=goals, parts=parts)
 
 
 def _without_conflicts(

@@ -139,9 +139,7 @@ _RELEASED_OFFSETS = OffsetSettings(
 )
 _RELEASED_UPDATE = UpdateSettings(residual="mlp", anchor="first", keys="mean")
 
-RELEASED_CORPUS = CorpusSettings(
-    count=100_000, include_padding=False, word_weight=1.0, include_sources=True
-)
+RELEASED_CORPUS = CorpusSettings(count=100_000, include_padding=False, word_weight=1.0, include_sources=True)
 """Of the same configurations; one for all of them."""
 
 PUBLISHED: Mapping[str, tuple[OffsetSettings, UpdateSettings]] = MappingProxyType(

@@ -1,0 +1,87 @@
+"""Pictures of debiased phrases counted by group, each phrase stored by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+
+from surgery.diffusion import at_once, device_and_dtype, in_order
+from surgery.evaluate import Painter, Sampling, Wanted, counted, sorted_into
+from surgery.judge import Judge, Trait
+from surgery.judge.labels import Axis
+from surgery.methods import Group, Replacement
+from surgery.progress import Bar
+from surgery.record import JSON
+from surgery.store import Store
+
+
+def wanted_of(replacement: Replacement) -> tuple[Wanted, ...]:
+    """The groups of a debiased phrase as a judge looks for them, and what asks for each outright."""
+    return tuple(
+        Wanted(
+            traits=traits_of(group),
+            share=group.share,
+            explicit=replacement.asked_as.replace("{}", group.phrase),
+        )
+        for group in replacement.groups
+    )
+
+
+def traits_of(group: Group) -> tuple[Trait, ...]:
+    """What pictures of a group show; whether a judge knows it is for ``group_faults`` to say."""
+    return tuple(Trait(value, cast(Axis, attribute)) for attribute, value in group.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counter:
+    """Draws phrases with one set of weights and counts the groups they show.
+
+    ``weights`` is the digest of all that the pictures depend on in ``models``.
+    """
+
+    models: Any
+    weights: str
+    sampling: Sampling
+    judge: Judge
+    store: Store
+
+    def counts(
+        self, wanted: Mapping[str, Sequence[Wanted]], shown: Bar
+    ) -> dict[str, tuple[tuple[int, ...], int]]:
+        """For each phrase the pictures of each of its groups, and those of none of them."""
+        phrases = list(wanted)
+
+        def one(phrase: str) -> tuple[tuple[int, ...], int]:
+            key = Store.key(self._meaning(phrase, wanted[phrase]))
+            stored = self.store.remember(key, lambda: ({}, self._counted(phrase, wanted[phrase])))
+            return tuple(stored.data["counts"]), int(stored.data["others"])
+
+        workers = at_once(self.models.unet, len(phrases))
+        found = {}
+        for phrase, counts in zip(phrases, in_order(one, phrases, workers), strict=True):
+            found[phrase] = counts
+            shown.update(1)
+        return found
+
+    def _counted(self, phrase: str, wanted: Sequence[Wanted]) -> dict[str, JSON]:
+        painter = Painter(models=self.models, sampling=self.sampling)
+        verdicts = self.judge.score(painter.pictures(phrase, self.sampling.templates))
+        counts, others = counted(wanted, sorted_into(wanted, verdicts))
+        return {"counts": list(counts), "others": others}
+
+    def _meaning(self, phrase: str, wanted: Sequence[Wanted]) -> dict[str, JSON]:
+        device, dtype = device_and_dtype(self.models.unet)
+        sampling: dict[str, JSON] = asdict(self.sampling)
+        return {
+            "result": "study.groups",
+            "version": 1,
+            "weights": self.weights,
+            "phrase": phrase,
+            "groups": [[[trait.axis, trait.name] for trait in group.traits] for group in wanted],
+            "sampling": {**sampling, "templates": list(self.sampling.templates)},
+            "judge": [self.judge.name, dict(self.judge.accuracy)],
+            "dtype": str(dtype),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
