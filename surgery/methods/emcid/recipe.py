@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from surgery.methods import Outcome, Replacement
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from surgery.methods.emcid.corpus import CaptionFile
 from surgery.methods.emcid.door import EmcidResult, check_edit, edit
+from surgery.methods.emcid.earlier import keys_from, written_by
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit
 from surgery.methods.emcid.settings import (
@@ -114,7 +115,14 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
     return {concept.source_ids: concept.label for concept in concepts}
 
 
-def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
+def run(
+    entry: Emcid,
+    recipe: Recipe,
+    base: Checkpoint,
+    models: Any,
+    store: Store | None,
+    earlier: Sequence[JSON] = (),
+) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
     statistics = _statistics(entry, recipe)
@@ -130,12 +138,14 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         statistics=statistics,
         rules=_rules(entry),
         preserve=entry.preserve,
+        earlier=keys_from(earlier),
         store=store,
     )
     return Outcome(
         delta=result.delta,
         replacements=_replacements(result),
         preserved=tuple(entry.preserve),
+        keys=tuple(key.as_json() for key in written_by(result.targets)),
         report=_report(result),
         findings=result.findings,
     )
