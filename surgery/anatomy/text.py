@@ -56,6 +56,11 @@ class TextStack:
         return int(self.embeddings.position_embedding.weight.shape[0])
 
     @property
+    def vocabulary(self) -> int:
+        """How many different tokens it knows."""
+        return int(self.embeddings.token_embedding.weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         device: torch.device = self.blocks[0].mlp.fc2.weight.device

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import MethodError, raise_all
+from surgery.execute.earlier import digests_of, keys_of
 from surgery.methods import Outcome, method
 from surgery.patch import Patch, Term, make_patch
 from surgery.plan import Plan, build_plan
@@ -34,6 +35,9 @@ def plan_recipe(recipe: Recipe, base: Checkpoint) -> Plan:
         MethodError: when the base does not have what an edit needs.
     """
     works = [method(name).work(entry, recipe, base) for name, entry in map(_only, recipe.edits)]
+    if recipe.after:
+        digests = digests_of(recipe)
+        works = [replace(work, meaning={**work.meaning, "after": digests}) for work in works]
     return build_plan(recipe, base, works)
 
 
@@ -41,9 +45,11 @@ def check_edits(recipe: Recipe, base: Checkpoint, models: Any) -> None:
     """Refuse edits whose faults show before anything is computed.
 
     Raises:
-        SurgeryError: with what ``compute_patch`` would find wrong with concepts, settings or models, or when
-            two edits are about the same source: each writes the whole change, and they would be added up.
+        SurgeryError: with what ``compute_patch`` would find wrong with concepts, settings, models or earlier
+            patches, or when two edits are about the same source: each writes the whole change, and they would
+            be added up.
     """
+    keys_of(recipe, base)
     first: dict[Hashable, str] = {}
     faults = []
     for number, (name, entry) in enumerate(map(_only, recipe.edits)):
@@ -81,15 +87,17 @@ def compute_patch(
         SurgeryError: when an edit cannot be computed.
     """
     outcomes, terms, elapsed = [], [], []
+    earlier = keys_of(recipe, base)
     for step, (name, entry) in zip(plan.steps, map(_only, (tuned or recipe).edits), strict=True):
         started = time.monotonic()
         _log.info("step %d of %d: %s", step.number, len(plan.steps), name)
-        outcome = method(name).run(entry, recipe, base, models, store)
+        outcome = method(name).run(entry, recipe, base, models, store, earlier)
         elapsed.append(time.monotonic() - started)
         outcomes.append(outcome)
         if outcome.delta.terms:
             terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
-    patch = make_patch(terms, base, provenance(recipe, plan))
+    keys = [*(key for outcome in outcomes for key in outcome.keys), *earlier]
+    patch = make_patch(terms, base, {**provenance(recipe, plan), **({"keys": keys} if keys else {})})
     return Computed(patch=patch, outcomes=tuple(outcomes), elapsed_s=tuple(elapsed))
 
 

@@ -1,6 +1,6 @@
 """The methods by the name that recipes call them, each loaded when it is first used."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final, Protocol
@@ -71,6 +71,7 @@ class Outcome:
         delta: The weight change; the models it was computed with are as they were.
         replacements: The edited phrases, for sheets and for measuring the effect.
         preserved: Phrases that were kept on purpose; no measure of what was left alone by itself.
+        keys: What it wrote at, as plain data for the patch to carry, so that a later edit leaves it there.
         report: Per edit and per layer figures, plain data.
         findings: What a person should know.
     """
@@ -78,6 +79,7 @@ class Outcome:
     delta: Delta
     replacements: tuple[Replacement, ...]
     preserved: tuple[str, ...] = ()
+    keys: tuple[JSON, ...] = ()
     report: Mapping[str, JSON] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -94,8 +96,19 @@ class Method(Protocol):
         Returns the label of each source by a key that is the same however the source is spelled.
         """
 
-    def run(self, entry: Any, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
-        """The edit itself; ``models`` is the base's pipeline and is left as it was."""
+    def run(
+        self,
+        entry: Any,
+        recipe: Recipe,
+        base: Checkpoint,
+        models: Any,
+        store: Store | None,
+        earlier: Sequence[JSON] = (),
+    ) -> Outcome:
+        """The edit itself; ``models`` is the base's pipeline and is left as it was.
+
+        ``earlier`` are the ``keys`` of the edits that the base has in it already.
+        """
 
 
 def method(name: str) -> Method:

@@ -75,6 +75,9 @@ def parse_recipe(
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     """What no single key shows: keys that need each other, and files that must exist."""
+    for number, name in enumerate(recipe.after):
+        if not recipe.file(name).is_file():
+            yield ("after", number), f"no file {recipe.file(name)}. Is the path right?"
     for index, edit in enumerate(recipe.edits):
         place: Place = ("edits", index, "emcid")
         emcid = edit.emcid

@@ -59,6 +59,8 @@ class Recipe(Part):
     """Where all randomness starts."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Compute dtype of the models; closed forms always solve in float64."""
+    after: tuple[Phrase, ...] = ()
+    """Patches that the base has in it already, paths relative to the recipe: what they did is protected."""
     edits: tuple[Edit, ...] = Field(min_length=1)
     sample: Sample = Sample()
     evaluate: Evaluate | None = None
@@ -86,7 +88,8 @@ class Recipe(Part):
 
     def meaning(self) -> dict[str, Any]:
         """The recipe as plain JSON with defaults filled in, without what changes no result."""
-        return self.model_dump(mode="json", exclude={"title"})
+        without = {"title"} if self.after else {"title", "after"}
+        return self.model_dump(mode="json", exclude=without)
 
     @property
     def digest(self) -> str:

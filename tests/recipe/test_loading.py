@@ -72,8 +72,8 @@ def test_all_faults_are_reported_at_once_with_line_key_and_nearest_name() -> Non
         "bad.yaml:11: edits[0].emcid.update.alpha: found 2; input should be less than 1.",
         "bad.yaml:12: edits[0].emcid.corpus.include_bos: found the text 'yes', expected true or false.",
         "bad.yaml:13: sample.seeds: found a list of 0, expected at least 1.",
-        "bad.yaml:14: colour: unknown key. Known here: base, dtype, edits, evaluate, export, sample, seed, "
-        "surgery, title.",
+        "bad.yaml:14: colour: unknown key. Known here: after, base, dtype, edits, evaluate, export, sample, "
+        "seed, surgery, title.",
         "bad.yaml:15: dtype: found the text 'fp32', expected 'float32', 'float16' or 'bfloat16'.",
     ]
 

@@ -70,7 +70,7 @@ def test_the_patch_remembers_the_recipe_and_no_clock_or_place(recipe: Recipe, tm
     assert provenance["recipe_digest"] == recipe.digest
     assert provenance["plan"] == run.plan.identity
     assert set(provenance) == {
-        "base", "overrides", "plan", "recipe", "recipe_digest", "seed", "title", "versions"
+        "base", "keys", "overrides", "plan", "recipe", "recipe_digest", "seed", "title", "versions"
     }  # fmt: skip
 
 

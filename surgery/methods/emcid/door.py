@@ -12,6 +12,7 @@ from surgery.delta import Delta
 from surgery.diffusion import device_and_dtype, is_offloaded
 from surgery.errors import ConceptError, MethodError, raise_all
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, prepare
+from surgery.methods.emcid.earlier import WrittenKey, still_valid
 from surgery.methods.emcid.mixture import mixed, single
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import Concept, ConceptEdit, warning
@@ -60,6 +61,7 @@ def edit(
     corpus: CorpusSettings | None = None,
     rules: ConceptRules | None = None,
     preserve: Sequence[str] = (),
+    earlier: Sequence[WrittenKey] = (),
     statistics: Mapping[str, KeyStatistics] | None = None,
     store: Store | None = None,
     device: torch.device | str | None = None,
@@ -77,6 +79,7 @@ def edit(
         corpus: Which of them and of their tokens count.
         rules: What to do with concepts that can be read in two ways.
         preserve: Names that must keep their meaning beyond what the captions protect.
+        earlier: What the edits that the checkpoint has in it already wrote at; it is left where it is.
         statistics: Finished key statistics by component, in place of captions; those that name a source
             are in them, too.
         store: Where intermediate results are kept, so that a killed run goes on where it was.
@@ -98,6 +101,8 @@ def edit(
     gone = () if corpus.include_sources else [one.source_ids for one in concepts if not one.parts]
     known = _statistics(working, captions, update, corpus, gone, statistics, store, digest)
     found += known.findings(stack.mlp_width)
+    protected, notes = still_valid(earlier, concepts, stack.vocabulary)
+    found += notes
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
     learned = optimise_offsets(working, single(ordered), offsets, layer=update.layers[-1], store=store)
@@ -109,6 +114,7 @@ def edit(
         known,
         update,
         preserve=kept,
+        earlier=protected,
         stored=models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype,
         digest=digest,
     )

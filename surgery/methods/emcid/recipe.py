@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from surgery.methods.emcid.debias import (
 )
 from surgery.methods.emcid.distance import distant_weights
 from surgery.methods.emcid.door import EmcidResult, check_edit, edit
+from surgery.methods.emcid.earlier import keys_from, written_by
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit, Kind
 from surgery.methods.emcid.settings import (
@@ -135,7 +136,14 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
     return {concept.source_ids: concept.label for concept in concepts}
 
 
-def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None) -> Outcome:
+def run(
+    entry: Emcid,
+    recipe: Recipe,
+    base: Checkpoint,
+    models: Any,
+    store: Store | None,
+    earlier: Sequence[JSON] = (),
+) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
     offsets, update = settings_of(entry)
     if entry.debias.tuning == "distance":
@@ -154,12 +162,14 @@ def run(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Stor
         statistics=statistics,
         rules=_rules(entry),
         preserve=preserved(entry),
+        earlier=keys_from(earlier),
         store=store,
     )
     return Outcome(
         delta=result.delta,
         replacements=_replacements(result, entry),
         preserved=preserved(entry),
+        keys=tuple(key.as_json() for key in written_by(result.targets)),
         report=_report(result),
         findings=result.findings,
     )

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from surgery import progress
 from surgery.anatomy import Span, TextStack
 from surgery.errors import MethodError
+from surgery.methods.emcid.earlier import WrittenKey
 from surgery.methods.emcid.grouping import Grouping
 from surgery.methods.emcid.offsets import Target
 from surgery.methods.emcid.settings import UpdateSettings
@@ -44,6 +45,8 @@ class Course:
     stack: TextStack
     subjects: tuple[Stretch, ...]
     kept: tuple[Stretch, ...]
+    earlier: tuple[Stretch, ...]
+    earlier_weights: Float[Tensor, "earlier"]
     grouping: Grouping
     weights: Float[Tensor, "concepts"]
     offsets: Float[Tensor, "concepts width"]
@@ -90,6 +93,43 @@ def kept_of(preserve: Sequence[Span]) -> tuple[Stretch, ...]:
     return tuple(Stretch(ids=span.ids, start=span.start, end=len(span.ids)) for span in preserve)
 
 
+def earlier_of(keys: Sequence[WrittenKey]) -> tuple[Stretch, ...]:
+    """The prompts of earlier edits, each looked at where that edit wrote."""
+    return tuple(Stretch(ids=key.ids, start=len(key.ids) - 1, end=len(key.ids)) for key in keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Guards:
+    """What is to stay as it is, on its way through the blocks beside the subjects."""
+
+    kept: Walk | None
+    earlier: Walk | None
+    earlier_weights: Tensor
+
+    def step(self, weights: Mapping[int, Tensor]) -> None:
+        for walk in (self.kept, self.earlier):
+            if walk is not None:
+                walk.step(weights)
+
+    def added_to(self, matrix: Tensor, settings: UpdateSettings) -> Tensor:
+        """B + β Kₚ Kₚᵀ + α K₀ diag(w₀) K₀ᵀ, as far as there are such keys."""
+        if self.kept is not None:
+            keys = self.kept.keys().double()
+            matrix = matrix + settings.preserve_weight * keys.T @ keys
+        if self.earlier is not None:
+            keys = self.earlier.keys().double()
+            matrix = matrix + keys.T @ (settings.alpha * self.earlier_weights[:, None] * keys)
+        return matrix
+
+
+def _guards(course: Course) -> _Guards:
+    return _Guards(
+        kept=Walk(course.stack, course.kept) if course.kept else None,
+        earlier=Walk(course.stack, course.earlier) if course.earlier else None,
+        earlier_weights=course.earlier_weights,
+    )
+
+
 def measure(
     stack: TextStack, subjects: Sequence[Stretch], layers: Sequence[int]
 ) -> tuple[list[Float[Tensor, "prompts d_in"]], Float[Tensor, "prompts width"]]:
@@ -125,15 +165,14 @@ def _sweep(
     weights: dict[int, Tensor],
 ) -> Tensor:
     walk = Walk(course.stack, course.subjects)
-    kept = Walk(course.stack, course.kept) if course.kept else None
+    guards = _guards(course)
     for layer in range(settings.layers[-1] + 1):
         if layer in sites:
-            left, right = _solve(course, statistics, settings, sites[layer], walk, kept, weights)
+            left, right = _solve(course, statistics, settings, sites[layer], walk, guards, weights)
             before = weights.get(layer, course.stack.weight(layer))
             weights[layer] = before + (left @ right).to(before.device, before.dtype)
         walk.step(weights)
-        if kept is not None:
-            kept.step(weights)
+        guards.step(weights)
     return walk.stream()
 
 
@@ -143,7 +182,7 @@ def _solve(
     settings: UpdateSettings,
     site: Site,
     walk: Walk,
-    kept: Walk | None,
+    guards: _Guards,
     weights: Mapping[int, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """One layer: ΔW = R (A⁻¹ K diag(a))ᵀ as its two factors, noted at its site."""
@@ -154,7 +193,7 @@ def _solve(
     columns, column_weights = keys, grouping.spread(course.weights / grouping.counts)
     if settings.keys == "mean":
         columns, residual, column_weights = grouping.mean(keys), grouping.mean(residual), course.weights
-    known = _prior(statistics, settings, layer, kept)
+    known = _prior(statistics, settings, layer, guards)
     solution = solve(known, columns.double().T, settings.alpha * column_weights.double())
     factors = residual.double().T, solution.solved.T
     if not all(bool(torch.isfinite(factor).all()) for factor in factors):
@@ -180,12 +219,9 @@ def _current(
         return linear(keys.to(weight.device), weight, fc2.bias).cpu()
 
 
-def _prior(statistics: KeyStatistics, settings: UpdateSettings, layer: int, kept: Walk | None) -> Prior:
+def _prior(statistics: KeyStatistics, settings: UpdateSettings, layer: int, guards: _Guards) -> Prior:
     moment = statistics.moment(layer)
-    matrix = (1 - settings.alpha) * settings.ridge * moment
-    if kept is not None:
-        keys = kept.keys().double()
-        matrix = matrix + settings.preserve_weight * keys.T @ keys
+    matrix = guards.added_to((1 - settings.alpha) * settings.ridge * moment, settings)
     threshold = settings.null_space_threshold
     return prior(matrix, None if threshold is None else null_space(moment, threshold))
 

@@ -10,6 +10,7 @@ from surgery.anatomy import Span, TextStack, frozen, text_stack, weights_digest
 from surgery.delta import Delta, Dense, LowRank
 from surgery.errors import MethodError, raise_all
 from surgery.methods.emcid.duplicates import reconcile
+from surgery.methods.emcid.earlier import WrittenKey
 from surgery.methods.emcid.offsets import Target
 from surgery.methods.emcid.reports import (
     EditReport,
@@ -21,7 +22,7 @@ from surgery.methods.emcid.reports import (
 )
 from surgery.methods.emcid.settings import UpdateSettings
 from surgery.methods.emcid.statistics import KeyStatistics
-from surgery.methods.emcid.sweeps import Course, kept_of, measure, subjects_of, sweep_layers
+from surgery.methods.emcid.sweeps import Course, earlier_of, kept_of, measure, subjects_of, sweep_layers
 from surgery.numerics import break_even_rank, join_terms
 from surgery.record import Finding
 
@@ -44,6 +45,7 @@ def solve_updates(
     settings: UpdateSettings,
     *,
     preserve: Sequence[Span] = (),
+    earlier: Sequence[WrittenKey] = (),
     stored: torch.dtype | None = None,
     digest: str | None = None,
 ) -> Update:
@@ -51,7 +53,8 @@ def solve_updates(
 
     Layer by layer in ascending order, with the layers before already changed: keys and the residual still
     missing are measured, the residual is divided by the number of layers left, and
-    ΔW = R (A⁻¹ K diag(a))ᵀ with A = (1 - α) λ C + K diag(a) Kᵀ + β Kₚ Kₚᵀ and aₑ = α · weight of the edit.
+    ΔW = R (A⁻¹ K diag(a))ᵀ with A = (1 - α) λ C + K diag(a) Kᵀ + β Kₚ Kₚᵀ + K₀ diag(a₀) K₀ᵀ and
+    aₑ = α · weight of the edit; K₀ are the keys that earlier edits wrote at, with the weights they had then.
     Further sweeps do the same again on the changed weights. The encoder is read and never changed.
 
     Args:
@@ -60,6 +63,7 @@ def solve_updates(
         statistics: Key statistics of this encoder for all edited layers.
         settings: Stage II.
         preserve: Prompts whose tokens, from the phrase to the end, are to keep their meaning.
+        earlier: What edits that are in this encoder already wrote at; they are to keep what they attained.
         stored: Type of the weights on disk, for the report of what rounding loses.
         digest: The encoder's ``weights_digest``, where the caller has it.
 
@@ -68,8 +72,8 @@ def solve_updates(
         ConceptError: when near-duplicate sources have different destinations.
         NumericsError: when a system cannot be solved.
 
-    Source: 2.1 to 2.3 and 8.2 of the study. One walk instead of two passes per layer, prompts cut at the
-    subject, Cholesky and Woodbury instead of LU: the same numbers up to rounding (tests/parity).
+    Source: 2.1 to 2.3, 7 (lever 8) and 8.2 of the study. One walk instead of two passes per layer, prompts
+    cut at the subject, Cholesky and Woodbury instead of LU: the same numbers up to rounding (tests/parity).
     """
     if not targets:
         return Update(delta=Delta())
@@ -78,7 +82,7 @@ def solve_updates(
     _check(targets, settings, digest)
     statistics.check(stack, digest, settings.layers)
     with frozen(encoder):
-        course, settled, findings = _course(stack, targets, settings, preserve)
+        course, settled, findings = _course(stack, targets, settings, preserve, earlier)
         sweeps = sweep_layers(course, statistics, settings)
     terms = {layer: join_terms(site.terms) for layer, site in sweeps.sites.items()}
     dtype = stored or stack.weight(0).dtype
@@ -117,7 +121,11 @@ def _check(targets: Sequence[Target], settings: UpdateSettings, digest: str) -> 
 
 
 def _course(
-    stack: TextStack, targets: Sequence[Target], settings: UpdateSettings, preserve: Sequence[Span]
+    stack: TextStack,
+    targets: Sequence[Target],
+    settings: UpdateSettings,
+    preserve: Sequence[Span],
+    earlier: Sequence[WrittenKey],
 ) -> tuple[Course, list[Target], list[Finding]]:
     subjects, grouping = subjects_of(targets)
     keys, unedited = measure(stack, subjects, settings.layers)
@@ -130,6 +138,8 @@ def _course(
         stack=stack,
         subjects=subjects,
         kept=kept_of(preserve),
+        earlier=earlier_of(earlier),
+        earlier_weights=torch.tensor([key.weight for key in earlier], dtype=torch.float64),
         grouping=grouping,
         weights=torch.tensor([target.concept.edit.weight for target in settled], dtype=torch.float64),
         offsets=offsets,
