@@ -36,3 +36,19 @@ def tiny_in(tmp_path_factory: pytest.TempPathFactory) -> BuildTiny:
 def tiny_pipeline(tiny_in: BuildTiny) -> Path:
     """The tiny random pipeline as a folder of half-precision files; never write into it."""
     return tiny_in(torch.float16)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SDXL as a folder of half-precision files; never write into it."""
+    from tests.support.families import build_xl
+
+    return build_xl(tmp_path_factory.mktemp("tiny") / "xl")
+
+
+@pytest.fixture(scope="session")
+def tiny_v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Stable Diffusion 2.x as a folder of half-precision files; never write into it."""
+    from tests.support.families import build_v2
+
+    return build_v2(tmp_path_factory.mktemp("tiny") / "v2")

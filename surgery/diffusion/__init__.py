@@ -1,6 +1,7 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
 from surgery.diffusion.batches import halving, in_batches, out_of_memory
+from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, two_encoders
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -13,6 +14,7 @@ from surgery.diffusion.workers import at_once, in_order
 __all__ = [
     "Models",
     "PictureTable",
+    "Reading",
     "SampleKnobs",
     "Scheduler",
     "Tokenizer",
@@ -29,8 +31,11 @@ __all__ = [
     "offload",
     "out_of_memory",
     "predict_noise",
+    "read_prompts",
     "resident",
     "sample",
     "sample_latents",
     "sample_table",
+    "size_conditions",
+    "two_encoders",
 ]

@@ -58,7 +58,9 @@ def offload(models: Models, device: torch.device | str, *, move: Move = _moved) 
         move: Moves a module to a device.
     """
     group = _Group(torch.device(device), move)
-    _GROUPS.update(dict.fromkeys((models.text_encoder, models.unet, models.vae), group))
+    second = getattr(models, "text_encoder_2", None)  # SDXL's
+    parts = (models.text_encoder, models.unet, models.vae, *([] if second is None else [second]))
+    _GROUPS.update(dict.fromkeys(parts, group))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Latents to pixels, in batches."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ def decode(
     Source: ``VaeImageProcessor.postprocess`` of diffusers 0.42, with the same order of roundings.
     """
     device, dtype = device_and_dtype(vae)
+    if dtype == torch.float16 and getattr(config_of(vae), "force_upcast", False):
+        # SDXL's overflows in half precision; a copy of its own, since the caller's stays as it is
+        vae, dtype = copy.deepcopy(vae).to(device, torch.float32), torch.float32
 
     def work(part: slice) -> np.ndarray[Any, Any]:
         scaled = latents[part].to(device, dtype) / config_of(vae).scaling_factor

@@ -1,5 +1,6 @@
 """One noise prediction, plain or with classifier-free guidance."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ def predict_noise(
     latents: Float[Tensor, "pictures channels height width"],
     timestep: Any,
     text: Float[Tensor, "pictures tokens width"],
+    added: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """The U-Net's output for noisy latents: the noise, or the velocity where the checkpoint predicts that.
 
-    Gradients flow through when the caller asks for them.
+    Gradients flow through when the caller asks for them. ``added`` are SDXL's further conditions
+    (``size_conditions``).
     """
-    noise: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
+    more: dict[str, Any] = {} if added is None else {"added_cond_kwargs": dict(added)}
+    noise: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False, **more)[0]
     return noise
 
 
@@ -28,12 +32,18 @@ def guided_noise(
     text: Float[Tensor, "pictures tokens width"],
     unconditional: Float[Tensor, "pictures tokens width"],
     guidance: float,
+    added: Mapping[str, Tensor] | None = None,
+    unconditional_added: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """The prediction moved away from the unconditional one; both come from one pass of twice the batch.
 
     Source: Ho and Salimans 2022, eq. 6 in the form of Stable Diffusion, u + guidance · (c - u): guidance 1
     is the plain conditional prediction.
     """
-    both = predict_noise(unet, torch.cat([latents, latents]), timestep, torch.cat([unconditional, text]))
+    joined = None
+    if added is not None and unconditional_added is not None:
+        joined = {name: torch.cat([unconditional_added[name], value]) for name, value in added.items()}
+    doubled = torch.cat([latents, latents])
+    both = predict_noise(unet, doubled, timestep, torch.cat([unconditional, text]), joined)
     without, conditional = both.chunk(2)
     return without + guidance * (conditional - without)

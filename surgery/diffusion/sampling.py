@@ -10,15 +10,15 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery import progress as shown
 from surgery.diffusion.batches import in_batches
+from surgery.diffusion.conditions import Reading, read_prompts, read_without
 from surgery.diffusion.models import Models, Scheduler, config_of
 from surgery.diffusion.offload import device_and_dtype, resident
 from surgery.diffusion.pixels import decode, scale_factor
 from surgery.diffusion.predict import guided_noise, predict_noise
-from surgery.diffusion.text import encode_prompts
 from surgery.errors import SurgeryError, raise_all
 from surgery.progress import Bar
 
@@ -112,17 +112,17 @@ def sample_latents(
     """
     raise_all(SurgeryError, _faults(models, prompts, seeds, steps, guidance, size))
     device, dtype = device_and_dtype(models.unet)
-    text = _encoded(models, prompts, clip_skip)
-    without = encode_prompts(models.tokenizer, models.text_encoder, [negative]) if guidance > 1 else None
+    text = read_prompts(models, prompts, clip_skip)
+    without = read_without(models, negative) if guidance > 1 else None
     shape = _latent_shape(models, size)
     total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:
 
         def work(part: slice) -> Tensor:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
-            drawn = [torch.randn((1, *shape), generator=own, dtype=text.dtype) for own in generators]
+            drawn = [torch.randn((1, *shape), generator=own, dtype=text.features.dtype) for own in generators]
             noise = torch.cat(drawn).to(device, dtype)
-            predict = _predictor(models.unet, text[part].to(noise), without, guidance)
+            predict = _predictor(models, text.select(part).to(noise), without, guidance, shape)
             with resident(models.unet):
                 latents = _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
             if not bool(torch.isfinite(latents).all()):
@@ -135,20 +135,23 @@ def sample_latents(
         return torch.cat(in_batches(len(prompts), batch, work, halve=halve))
 
 
-def _encoded(models: Models, prompts: Sequence[str], clip_skip: int) -> Tensor:
-    """Features of each prompt (pictures, tokens, width); a prompt that comes again is encoded once."""
-    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    features = encode_prompts(models.tokenizer, models.text_encoder, list(place), clip_skip)
-    return features[[place[prompt] for prompt in prompts]]
-
-
 def _predictor(
-    unet: nn.Module, text: Tensor, without: Tensor | None, guidance: float
+    models: Models,
+    text: Reading,
+    without: Reading | None,
+    guidance: float,
+    shape: tuple[int, int, int],
 ) -> Callable[[Tensor, Any], Tensor]:
+    unet, features = models.unet, text.features
+    height, width = (side * scale_factor(models.vae) for side in shape[1:])
+    added = text.added(height, width)
     if without is None:
-        return lambda latents, timestep: predict_noise(unet, latents, timestep, text)
-    unconditional = without.to(text).expand(len(text), -1, -1)
-    return lambda latents, timestep: guided_noise(unet, latents, timestep, text, unconditional, guidance)
+        return lambda latents, timestep: predict_noise(unet, latents, timestep, features, added)
+    other = without.to(features).repeated(len(features))
+    unconditional, other_added = other.features, other.added(height, width)
+    return lambda latents, timestep: guided_noise(
+        unet, latents, timestep, features, unconditional, guidance, added, other_added
+    )
 
 
 def _denoise(

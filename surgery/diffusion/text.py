@@ -50,7 +50,7 @@ def encode_prompts(
             f"clip_skip is {clip_skip}; this text encoder has {blocks} blocks. Use 0 to {blocks - 1}."
         )
     unique = list(dict.fromkeys(prompts))
-    _warn_of_long_prompts(tokenizer, unique)
+    warn_of_long_prompts(tokenizer, unique)
     with resident(text_encoder):
         parts = [
             _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
@@ -62,14 +62,7 @@ def encode_prompts(
 
 def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int) -> Tensor:
     device, dtype = device_and_dtype(text_encoder)
-    with _tokenizing:
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+    tokens = tokens_of(tokenizer, prompts)
     # CLIP reads its padding; only some derived encoders ask for a mask in their config.
     masked = getattr(config_of(text_encoder), "use_attention_mask", False)
     mask = tokens.attention_mask.to(device) if masked else None
@@ -82,12 +75,25 @@ def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str
     return features.to(dtype)
 
 
+def tokens_of(tokenizer: Tokenizer, prompts: Sequence[str]) -> Any:
+    """The token ids of some prompts, cut and padded to the encoder's positions, as the pipelines do."""
+    with _tokenizing:
+        return tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+
+
 def _final_norm(text_encoder: nn.Module) -> Any:
     # transformers 5 took the level `text_model` out of CLIPTextModel
     return getattr(text_encoder, "text_model", text_encoder).final_layer_norm
 
 
-def _warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+def warn_of_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+    """Name the prompts that are too long in the log, and what of them is not read."""
     room = tokenizer.model_max_length
     with _tokenizing:
         tokens = tokenizer(list(prompts)).input_ids

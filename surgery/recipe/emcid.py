@@ -23,7 +23,12 @@ from surgery.recipe.parameters import (
 )
 
 Preset: TypeAlias = Literal[
-    "pocket", "published-aice", "published-objects", "published-pictures", "published-styles"
+    "pocket",
+    "published-aice",
+    "published-objects",
+    "published-pictures",
+    "published-styles",
+    "published-sdxl",
 ]
 Kind: TypeAlias = Literal["update", "forget", "style", "rectify", "debias"]
 
@@ -107,10 +112,12 @@ class Offsets(Knobs):
 class Update(Knobs):
     """Stage II: how the offsets become weight changes."""
 
-    nullable = frozenset({"attained_share", "null_space_threshold"})
+    nullable = frozenset({"attained_share", "layers_2", "null_space_threshold"})
 
     layers: Layers | None = None
     """Text-encoder blocks whose second MLP matrix changes: a list, or text such as ``0-10``."""
+    layers_2: Layers | None = None
+    """The same of SDXL's second text encoder, 26-30 when left out; ``null`` where there is one encoder."""
     ridge: Positive | None = None
     """How strongly everything else is protected (dimensionless; 4000 = like 4000 average tokens)."""
     alpha: float | None = Field(default=None, gt=0, lt=1)

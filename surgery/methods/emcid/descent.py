@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -83,7 +83,11 @@ class _Watch:
 
 
 def descend(
-    losses: Losses, source: Float[Tensor, "concepts width"], settings: OffsetSettings, cycle: int = 1
+    losses: Losses,
+    source: Float[Tensor, "concepts width"],
+    settings: OffsetSettings,
+    cycle: int = 1,
+    parts: Sequence[int] | None = None,
 ) -> Descent:
     """Offsets that lower each concept's loss, from zero, each inside its ball ‖δ‖ ≤ clamp · ‖source‖.
 
@@ -95,6 +99,8 @@ def descend(
         losses: The losses of some concepts at a step.
         source: The unedited streams at the subjects, which scale the clamp and the relative rate.
         settings: Steps, rate, clamp, tolerance, patience.
+        parts: Widths of the parts of ``source``, one for each text encoder: each has a ball and a rate of its
+            own. One part when left out.
         cycle: Steps after which the losses see the same noise again; running means span whole cycles.
 
     Source: 1.4 of the study. The early stop and the relative rate are ours; with patience None and rate
@@ -104,8 +110,12 @@ def descend(
         _Watch(max(cycle, _SHORTEST_WINDOW), settings.tolerance, settings.patience)
         for _ in range(len(source))
     ]
-    length = source.norm(dim=1, keepdim=True)
-    scale = length / math.sqrt(source.shape[1]) if settings.rate == "relative" else torch.ones_like(length)
+    widths = list(parts or [source.shape[1]])
+    length = _lengths(source, widths)
+    scale = torch.ones_like(source)
+    if settings.rate == "relative":
+        roots = [torch.full((width,), math.sqrt(width), device=source.device) for width in widths]
+        scale = length / torch.cat(roots)
     scaled = torch.zeros_like(source, requires_grad=True)
     adam = torch.optim.Adam([scaled], lr=settings.learning_rate)
     active = torch.arange(len(source), device=source.device)
@@ -118,7 +128,7 @@ def descend(
         (scaled.grad,) = torch.autograd.grad(found[sound.to(found.device)].sum(), [scaled])
         kept = scaled.detach().clone()
         adam.step()
-        _settle(scaled, kept, active[sound.to(active.device)], scale, settings.clamp * length)
+        _settle(scaled, kept, active[sound.to(active.device)], scale, settings.clamp * length, widths)
         done = [not ok or watches[index].see(value) for index, value, ok in _rows(active, values, sound)]
         active = active[~torch.tensor(done, device=active.device)]
         if len(active) == 0:
@@ -130,7 +140,7 @@ def descend(
         last=torch.tensor([watch.last for watch in watches]),
         steps=torch.tensor([watch.steps for watch in watches]),
         settled=torch.tensor([watch.settled for watch in watches]),
-        clamped=(offsets.norm(dim=1) > _ON_CLAMP * settings.clamp * length[:, 0]).cpu(),
+        clamped=(_lengths(offsets, widths) > _ON_CLAMP * settings.clamp * length).any(1).cpu(),
         finite=finite,
     )
 
@@ -139,11 +149,18 @@ def _rows(active: Tensor, values: Tensor, sound: Tensor) -> list[tuple[int, floa
     return list(zip(active.tolist(), values.tolist(), sound.tolist(), strict=True))
 
 
+def _lengths(vectors: Tensor, widths: list[int]) -> Tensor:
+    """For each element the length of the part that it belongs to."""
+    return torch.cat([part.norm(dim=1, keepdim=True).expand_as(part) for part in vectors.split(widths, 1)], 1)
+
+
 @torch.no_grad()
-def _settle(scaled: Tensor, kept: Tensor, moving: Tensor, scale: Tensor, largest: Tensor) -> None:
-    """Put resting rows back (Adam's momentum would carry them on) and moving ones onto their ball."""
+def _settle(
+    scaled: Tensor, kept: Tensor, moving: Tensor, scale: Tensor, largest: Tensor, widths: list[int]
+) -> None:
+    """Put resting rows back (Adam's momentum would carry them on) and moving ones onto their balls."""
     stepped = scaled[moving]
-    length = (stepped * scale[moving]).norm(dim=1, keepdim=True)
+    length = _lengths(stepped * scale[moving], widths)
     shrunk = stepped * (largest[moving] / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp(max=1.0)
     scaled.copy_(kept)
     scaled[moving] = shrunk

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from surgery.anatomy import Span, locate, text_stack, tokenize, weights_digest
+from surgery.anatomy import Span, fill, locate, text_stack, tokenize, weights_digest
 from surgery.delta import Delta
 from surgery.diffusion import device_and_dtype, is_offloaded
 from surgery.errors import ConceptError, MethodError, raise_all
 from surgery.methods.emcid.concepts import OBJECT_TEMPLATES, prepare
 from surgery.methods.emcid.earlier import WrittenKey, still_valid
 from surgery.methods.emcid.mixture import mixed, single
-from surgery.methods.emcid.models import EmcidModels
+from surgery.methods.emcid.models import EmcidModels, Tower
 from surgery.methods.emcid.nouns import Concept, ConceptEdit, warning
 from surgery.methods.emcid.offsets import Target, check_models, findings_of, optimise_offsets
 from surgery.methods.emcid.reports import EditReport, LayerReport
@@ -39,7 +39,8 @@ class EmcidResult:
 
     ``edits`` are in the order in which the concepts were given, less those that were skipped, merged or left
     out; ``findings`` says which and why, and everything else that was noticed. ``targets`` are in the same
-    order as ``edits``.
+    order as ``edits``. ``edits_2`` are the same edits as SDXL's second text encoder took them. ``statistics``
+    are by component.
     """
 
     delta: Delta
@@ -47,8 +48,9 @@ class EmcidResult:
     layers: tuple[LayerReport, ...]
     findings: tuple[Finding, ...]
     targets: tuple[Target, ...]
-    statistics: KeyStatistics
+    statistics: Mapping[str, KeyStatistics]
     sweeps: int
+    edits_2: tuple[EditReport, ...] = ()
 
 
 def edit(
@@ -93,32 +95,47 @@ def edit(
     Source: arXiv 2403.13807.
     """
     working = working_models(models, device)
-    stack = text_stack(working.text_encoder)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
-    digest = weights_digest(working.text_encoder)
     corpus = corpus or CorpusSettings()
     # what a blend mixes keeps its meaning
     gone = () if corpus.include_sources else [one.source_ids for one in concepts if not one.parts]
-    known = _statistics(working, captions, update, corpus, gone, statistics, store, digest)
-    found += known.findings(stack.mlp_width)
-    protected, notes = still_valid(earlier, concepts, stack.vocabulary)
+    digests = {tower.component: weights_digest(tower.encoder) for tower in working.towers}
+    known = {
+        tower.component: _statistics(
+            tower, captions, own, corpus, gone, statistics, store, digests[tower.component]
+        )
+        for tower, own in _by_tower(working, update)
+    }
+    for tower in working.towers:
+        found += _of(tower, known[tower.component].findings(tower.stack.mlp_width))
+    protected, notes = still_valid(earlier, concepts, working.towers[0].stack.vocabulary)
     found += notes
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)
-    learned = optimise_offsets(working, single(ordered), offsets, layer=update.layers[-1], store=store)
+    last_2 = None if update.layers_2 is None else update.layers_2[-1]
+    learned = optimise_offsets(
+        working, single(ordered), offsets, layer=update.layers[-1], layer_2=last_2, store=store
+    )
     found += findings_of(learned, left_out=not offsets.keep_unconverged)
     targets = _usable(mixed(learned, ordered), offsets)
-    solved = solve_updates(
-        working.text_encoder,
-        targets,
-        known,
-        update,
-        preserve=kept,
-        earlier=protected,
-        stored=models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype,
-        digest=digest,
-    )
-    found += solved.findings
+    solved = [
+        solve_updates(
+            tower.encoder,
+            own_targets,
+            known[tower.component],
+            own,
+            preserve=kept,
+            earlier=protected,
+            stored=models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype,
+            digest=digests[tower.component],
+            component=tower.component,
+        )
+        for (tower, own), own_targets in zip(
+            _by_tower(working, update), _by_encoder(targets, len(working.towers)), strict=True
+        )
+    ]
+    for tower, update_ in zip(working.towers, solved, strict=True):
+        found += _of(tower, update_.findings)
     for finding in found:
         _log.log(
             logging.INFO if finding.severity == "info" else logging.WARNING,
@@ -127,15 +144,39 @@ def edit(
             finding.message,
         )
     back = _given_order(targets, concepts)
+    edited = [tuple(one.edits[index] for index in back) for one in solved]
     return EmcidResult(
-        delta=solved.delta,
-        edits=tuple(solved.edits[index] for index in back),
-        layers=solved.layers,
+        delta=Delta({name: form for one in solved for name, form in one.delta.terms.items()}),
+        edits=edited[0],
+        edits_2=edited[1] if len(edited) > 1 else (),
+        layers=tuple(report for one in solved for report in one.layers),
         findings=tuple(found),
         targets=tuple(targets[index] for index in back),
         statistics=known,
-        sweeps=solved.sweeps,
+        sweeps=max(one.sweeps for one in solved),
     )
+
+
+def _by_tower(models: EmcidModels, update: UpdateSettings) -> list[tuple[Tower, UpdateSettings]]:
+    """Each text encoder with the settings of its own layers."""
+    layers = (update.layers, update.layers_2 or ())
+    return [
+        (tower, replace(update, layers=own, layers_2=None))
+        for tower, own in zip(models.towers, layers, strict=False)
+    ]
+
+
+def _by_encoder(targets: Sequence[Target], encoders: int) -> list[list[Target]]:
+    """The targets as the first text encoder sees them, and as the second does where there is one."""
+    seconds = [target.second for target in targets if target.second is not None]
+    return [list(targets), seconds][:encoders]
+
+
+def _of(tower: Tower, findings: Iterable[Finding]) -> list[Finding]:
+    """Findings with the text encoder they are about, where that is not the first."""
+    if tower.component == "text_encoder":
+        return list(findings)
+    return [replace(found, subject=f"{found.subject} ({tower.component})") for found in findings]
 
 
 def check_edit(
@@ -165,16 +206,18 @@ def _prepared(
     preserve: Sequence[str],
 ) -> tuple[tuple[Concept, ...], list[Span], list[Finding]]:
     """The concepts, the prompts to preserve, and what was noticed about both."""
-    stack = text_stack(models.text_encoder)
-    check_settings(offsets, update, len(stack.blocks))
+    stacks = [tower.stack for tower in models.towers]
+    stack = stacks[0]
+    check_settings(offsets, update, *(len(one.blocks) for one in stacks))
     concepts, findings = prepare(edits, models.tokenizer, limit=stack.positions, rules=rules)
+    _refuse_other_vocabulary(concepts, models)
     check_models(models, single(concepts), offsets)
     kept, notes = _kept(preserve, concepts, models, stack.positions)
     return concepts, kept, [*findings, *notes]
 
 
 def _statistics(
-    models: EmcidModels,
+    tower: Tower,
     captions: Iterable[str],
     update: UpdateSettings,
     corpus: CorpusSettings,
@@ -186,8 +229,8 @@ def _statistics(
     """The key statistics of the edited layers: the given ones where they fit, else of the captions."""
     if given is None:
         return collect_statistics(
-            models.text_encoder,
-            models.tokenizer,
+            tower.encoder,
+            tower.tokenizer,
             captions,
             update.layers,
             corpus,
@@ -195,25 +238,54 @@ def _statistics(
             store=store,
             digest=digest,
         )
-    known = given.get("text_encoder")
+    known = given.get(tower.component)
     if known is None:
         raise MethodError(
-            f"the key statistics are of {', '.join(given)}; expected those of the text_encoder. "
+            f"the key statistics are of {', '.join(given)}; expected those of the {tower.component} too. "
             "Collect them for this checkpoint."
         )
-    known.check(text_stack(models.text_encoder), digest, update.layers)
+    known.check(tower.stack, digest, update.layers)
     return known
+
+
+def _refuse_other_vocabulary(concepts: Sequence[Concept], models: EmcidModels) -> None:
+    """Refuse a second tokenizer that splits a prompt otherwise: spans hold for both encoders.
+
+    Raises:
+        MethodError: naming every such prompt.
+    """
+    faults = []
+    for tower in models.towers[1:]:
+        for concept in concepts:
+            for template, span in zip(concept.edit.templates, concept.spans, strict=True):
+                prompt = fill(template, concept.edit.source)
+                if tokenize(tower.tokenizer, prompt).ids[: span.end] != span.ids[: span.end]:
+                    faults.append(
+                        f"{prompt!r} has other tokens in the tokenizer of {tower.component}; expected "
+                        "those of the first one. Are both of one SDXL?"
+                    )
+    raise_all(MethodError, faults)
 
 
 def working_models(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
     """The models in the type and place they are worked with: copies where that is not theirs already."""
-    weight = text_stack(models.text_encoder).weight(0)
     place = torch.device(device) if device is not None else device_and_dtype(models.text_encoder)[0]
-    encoder = models.text_encoder
+    second = models.text_encoder_2
+    return replace(
+        models,
+        text_encoder=_single_at(models.text_encoder, place),
+        text_encoder_2=None if second is None else _single_at(second, place),
+        unet=_at(models.unet, place),
+        vae=_at(models.vae, place),
+    )
+
+
+def _single_at(encoder: torch.nn.Module, place: torch.device) -> torch.nn.Module:
+    weight = text_stack(encoder).weight(0)
     # an offloaded encoder would leave while the U-Net draws
     if weight.dtype != torch.float32 or weight.device != place or is_offloaded(encoder):
-        encoder = copy.deepcopy(encoder).to(place, torch.float32)
-    return replace(models, text_encoder=encoder, unet=_at(models.unet, place), vae=_at(models.vae, place))
+        return copy.deepcopy(encoder).to(place, torch.float32)
+    return encoder
 
 
 def _at(module: torch.nn.Module | None, place: torch.device) -> torch.nn.Module | None:

@@ -45,6 +45,7 @@ def mix_targets(targets: Sequence[Target], weights: Sequence[float], concept: Co
     worst = max(targets, key=lambda target: target.last_loss - target.first_loss)
     factors = torch.tensor(list(weights), dtype=torch.float64)
     offsets = torch.stack([target.offset for target in targets])
+    seconds = [target.second for target in targets if target.second is not None]
     return replace(
         first,
         concept=concept,
@@ -55,4 +56,5 @@ def mix_targets(targets: Sequence[Target], weights: Sequence[float], concept: Co
         settled=all(target.settled for target in targets),
         clamped=any(target.clamped for target in targets),
         finite=all(target.finite for target in targets),
+        second=mix_targets(seconds, weights, concept) if seconds else None,
     )

@@ -35,7 +35,8 @@ class Target:
 
     ``offset`` is to be added to the stream behind block ``layer`` at the subject; ``source`` is the
     unedited stream there for the first prompt, so that v* = source + offset. ``first_loss`` and
-    ``last_loss`` are means over the first and last window of steps.
+    ``last_loss`` are means over the first and last window of steps. ``second`` is the same for SDXL's second
+    text encoder; both were learned together.
     """
 
     concept: Concept
@@ -49,6 +50,7 @@ class Target:
     settled: bool
     clamped: bool
     finite: bool
+    second: "Target | None" = None
 
     @property
     def converged(self) -> bool:
@@ -62,6 +64,7 @@ def optimise_offsets(
     settings: OffsetSettings,
     *,
     layer: int = 10,
+    layer_2: int | None = None,
     store: Store | None = None,
 ) -> list[Target]:
     """The offset of each concept, in their order.
@@ -75,6 +78,7 @@ def optimise_offsets(
         concepts: What ``prepare`` made of the edits.
         settings: Stage I.
         layer: The block behind which the offset is added: the last one that Stage II edits.
+        layer_2: The same of SDXL's second text encoder.
         store: Where batches are kept.
 
     Raises:
@@ -87,10 +91,10 @@ def optimise_offsets(
     pictures = settings.mode != "text" and any(_has_picture(concept, settings) for concept in concepts)
     with_unet = settings.mode != "text" or settings.metric == "cross_attention"
     digests = models_digest(models, unet=with_unet, pictures=pictures)
-    work = _Work(models=models, settings=settings, layer=layer, store=store, digests=digests)
+    work = _Work(models=models, settings=settings, layer=layer, layer_2=layer_2, store=store, digests=digests)
     batches = [concepts[start : start + settings.batch] for start in range(0, len(concepts), settings.batch)]
     targets: list[Target] = []
-    with frozen(models.text_encoder, models.unet, models.vae):
+    with frozen(models.text_encoder, models.text_encoder_2, models.unet, models.vae):
         for batch in progress.track(batches, "concepts", unit="batch"):
             targets += work.batch(tuple(batch))
     return targets
@@ -168,6 +172,7 @@ class _Work:
     models: EmcidModels
     settings: OffsetSettings
     layer: int
+    layer_2: int | None
     store: Store | None
     digests: Mapping[str, JSON]
 
@@ -192,15 +197,26 @@ class _Work:
         else:
             key = self.store.key(self._meaning(concepts))
             tensors = self.store.remember(key, lambda: (self._compute(concepts), {})).tensors()
-        digest = str(self.digests["text_encoder"])
-        return [_target(tensors, row, concept, self.layer, digest) for row, concept in enumerate(concepts)]
+        return [self._target(tensors, row, concept) for row, concept in enumerate(concepts)]
+
+    def _target(self, tensors: Mapping[str, Any], row: int, concept: Concept) -> Target:
+        widths = [tower.stack.width for tower in self.models.towers]
+        layers = (self.layer,) if self.layer_2 is None else (self.layer_2, self.layer)
+        offsets, sources = (tensors[name][row].split(widths) for name in ("offset", "source"))
+        found: Target | None = None
+        places = zip(reversed(self.models.towers), layers, reversed(offsets), reversed(sources), strict=True)
+        for tower, layer, offset, source in places:
+            digest = str(self.digests[tower.component])
+            found = _target(tensors, row, concept, layer, digest, offset, source, found)
+        assert found is not None  # there is a text encoder
+        return found
 
     def _compute(self, concepts: tuple[Concept, ...]) -> dict[str, Tensor]:
         by_noise = self.settings.mode != "text"
         with resident(self.models.unet) if by_noise else nullcontext():
-            problem = problem_of(self.models, concepts, self.settings, self.layer)
+            problem = problem_of(self.models, concepts, self.settings, self.layer, self.layer_2)
             cycle = 1 if problem.teacher is None else problem.teacher.cycle
-            descent = descend(problem.losses, problem.source, self.settings, cycle)
+            descent = descend(problem.losses, problem.source, self.settings, cycle, problem.widths)
         return {"source": problem.source.cpu(), **_tensors(descent)}
 
     def _meaning(self, concepts: tuple[Concept, ...]) -> dict[str, JSON]:
@@ -211,6 +227,7 @@ class _Work:
             "models": self.digests,
             "settings": settings,
             "layer": self.layer,
+            **({} if self.layer_2 is None else {"layer_2": self.layer_2}),
             "concepts": [_concept_meaning(concept, self.settings) for concept in concepts],
         }
 
@@ -240,11 +257,21 @@ def _tensors(descent: Descent) -> dict[str, Tensor]:
     }
 
 
-def _target(tensors: Mapping[str, Any], row: int, concept: Concept, layer: int, digest: str) -> Target:
+def _target(
+    tensors: Mapping[str, Any],
+    row: int,
+    concept: Concept,
+    layer: int,
+    digest: str,
+    offset: Tensor,
+    source: Tensor,
+    second: Target | None,
+) -> Target:
     return Target(
         concept=concept,
-        offset=tensors["offset"][row],
-        source=tensors["source"][row],
+        offset=offset,
+        source=source,
+        second=second,
         layer=layer,
         encoder_digest=digest,
         steps=int(tensors["steps"][row]),

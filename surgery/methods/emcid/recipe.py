@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,10 +27,12 @@ from surgery.methods.emcid.debias import (
 from surgery.methods.emcid.distance import distant_weights
 from surgery.methods.emcid.door import EmcidResult, check_edit, edit
 from surgery.methods.emcid.earlier import keys_from, written_by
+from surgery.methods.emcid.layers import blocks, default_layers, site, text_components
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import ConceptEdit, Kind
 from surgery.methods.emcid.settings import (
     PUBLISHED,
+    PUBLISHED_XL,
     RELEASED_CORPUS,
     ConceptRules,
     CorpusSettings,
@@ -41,7 +43,6 @@ from surgery.methods.emcid.settings import (
 )
 from surgery.methods.emcid.statistics import KeyStatistics
 from surgery.methods.emcid.statistics_file import load_statistics
-from surgery.names import canonical
 from surgery.recipe import Emcid, Recipe
 from surgery.recipe.emcid import Kind as RecipeKind
 from surgery.record import JSON, Work
@@ -58,17 +59,25 @@ _POCKET: Final = (
 PRESETS: Final[Mapping[str, tuple[OffsetSettings, UpdateSettings]]] = MappingProxyType(
     {
         "pocket": _POCKET,
+        "published-sdxl": PUBLISHED_XL,
         **{f"published-{name}": settings for name, settings in PUBLISHED.items()},
     }
 )
 _POCKET_CAPTIONS: Final = "captions.txt"
+_CLAMP_XL: Final = 1.2  # as released
 _FILES: Final = ("captions", "statistics")
 _CORPUS: Final = CorpusSettings(count=5000)
 
 
-def settings_of(entry: Emcid) -> tuple[OffsetSettings, UpdateSettings]:
-    """The preset's settings, or the method's own defaults, with the keys that the entry gives on top."""
+def settings_of(entry: Emcid, base: Checkpoint) -> tuple[OffsetSettings, UpdateSettings]:
+    """The preset's settings, or the method's own for this family, with the keys that the entry gives."""
+    first, *others = text_components(base)
     offsets, update = PRESETS[entry.preset] if entry.preset else (OffsetSettings(), UpdateSettings())
+    if not entry.preset:
+        update = replace(update, layers=default_layers(base, first))
+        offsets = replace(offsets, clamp=_CLAMP_XL) if others else offsets
+    if others and update.layers_2 is None:
+        update = replace(update, layers_2=default_layers(base, others[0]))
     return replace(offsets, **entry.offsets.given()), replace(update, **entry.update.given())
 
 
@@ -96,8 +105,9 @@ def _kind(kind: RecipeKind) -> Kind:
 
 def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     """What the entry will do, from headers alone."""
-    offsets, update = settings_of(entry)
-    check_settings(offsets, update, _blocks(base))
+    offsets, update = settings_of(entry, base)
+    components = text_components(base)
+    check_settings(offsets, update, *(blocks(base, component) for component in components))
     edits = edits_of(entry, recipe)
     learned = sum(len(edit_.blend) or 1 for edit_ in edits)
     full, rest = divmod(learned, offsets.batch)
@@ -115,7 +125,11 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
     return Work(
         method="emcid",
         meaning=meaning,
-        sites=tuple(_site(layer) for layer in update.layers),
+        sites=tuple(
+            site(component, layer)
+            for component, layers in zip(components, (update.layers, update.layers_2 or ()), strict=False)
+            for layer in layers
+        ),
         batches=(offsets.batch,) * full + ((rest,) if rest else ()),
         cost=_cost(edits, offsets),
     )
@@ -127,7 +141,7 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
     Raises:
         SurgeryError: as ``door.edit``.
     """
-    offsets, update = settings_of(entry)
+    offsets, update = settings_of(entry, base)
     if _statistics(entry, recipe) is None:
         captions = CaptionFile(path=_captions_path(entry, recipe, base))
         deque(islice(captions, corpus_of(entry).count), maxlen=0)  # that they are text
@@ -145,13 +159,13 @@ def run(
     earlier: Sequence[JSON] = (),
 ) -> Outcome:
     """The joint edit of all of the entry's concepts; ``models`` is the base's pipeline and stays as it is."""
-    offsets, update = settings_of(entry)
+    offsets, update = settings_of(entry, base)
     if entry.debias.tuning == "distance":
-        entry = with_mixtures(entry, distant_mixtures(entry, recipe, models, store))
+        entry = with_mixtures(entry, distant_mixtures(entry, recipe, base, models, store))
     refuse_untuned(entry)
     statistics = _statistics(entry, recipe)
     captions = () if statistics else CaptionFile(path=_captions_path(entry, recipe, base))
-    stored = base.entry(_site(update.layers[0])).dtype
+    stored = base.entry(site("text_encoder", update.layers[0])).dtype
     result = edit(
         replace(_models(models), stored_dtype=stored),
         edits_of(entry, recipe),
@@ -175,20 +189,6 @@ def run(
     )
 
 
-def _site(layer: int) -> str:
-    return canonical("text_encoder", f"text_model.encoder.layers.{layer}.mlp.fc2.weight")
-
-
-def _blocks(base: Checkpoint) -> int:
-    """How many blocks the base's text encoder has."""
-    found = next((layer for layer in count() if _site(layer) not in base.tensors), 0)
-    if found == 0:
-        raise MethodError(
-            f"{base.path} has no text encoder of CLIP's kind; EMCID edits its feed-forward layers."
-        )
-    return found
-
-
 def _models(pipeline: Any) -> EmcidModels:
     return EmcidModels(
         tokenizer=pipeline.tokenizer,
@@ -196,6 +196,9 @@ def _models(pipeline: Any) -> EmcidModels:
         unet=pipeline.unet,
         vae=pipeline.vae,
         scheduler=pipeline.scheduler,
+        text_encoder_2=getattr(pipeline, "text_encoder_2", None),
+        tokenizer_2=getattr(pipeline, "tokenizer_2", None),
+        config=getattr(pipeline, "config", None),
     )
 
 
@@ -281,10 +284,10 @@ def _templates(concept: ConceptEdit) -> tuple[str, ...]:
 
 
 def distant_mixtures(
-    entry: Emcid, recipe: Recipe, models: Any, store: Store | None
+    entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any, store: Store | None
 ) -> dict[str, tuple[float, ...]]:
     """The mixture of each debiased concept that gives none, from distances alone: no picture is drawn."""
-    offsets, update = settings_of(entry)
+    offsets, update = settings_of(entry, base)
     wanted = untuned(entry)
     asked = [edit_ for edit_ in edits_of(entry, recipe) if edit_.source in wanted]
     shares = [tuple(group.share for group in wanted[edit_.source]) for edit_ in asked]
@@ -321,15 +324,17 @@ def _replacements(result: EmcidResult, entry: Emcid) -> tuple[Replacement, ...]:
 
 
 def _report(result: EmcidResult) -> dict[str, JSON]:
+    second: dict[str, JSON] = {"edits_2": [asdict(report) for report in result.edits_2]}
     return {
         "method": "emcid",
         "sweeps": result.sweeps,
-        "corpus_tokens": result.statistics.token_count,
+        "corpus_tokens": result.statistics["text_encoder"].token_count,
         "mixtures": {
             target.concept.edit.source: dict(target.concept.edit.blend)
             for target in result.targets
             if target.concept.edit.blend
         },
         "edits": [asdict(report) for report in result.edits],
+        **(second if result.edits_2 else {}),
         "layers": [asdict(report) for report in result.layers],
     }

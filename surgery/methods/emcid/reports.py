@@ -76,6 +76,7 @@ def layer_report(
     factors: tuple[Tensor, Tensor],
     stored: torch.dtype,
     labels: Sequence[str],
+    component: str = "text_encoder",
 ) -> LayerReport:
     """The report of one layer, from its first sweep and its whole change; ``labels`` name the concepts."""
     left, right = factors
@@ -83,7 +84,7 @@ def layer_report(
     size = float(change.norm())
     return LayerReport(
         layer=layer,
-        name=stack.name(layer),
+        name=stack.name(layer, component),
         rank=left.shape[1],
         change=size,
         drift=size / float(weight.double().norm()),

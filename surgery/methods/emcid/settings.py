@@ -72,6 +72,8 @@ class UpdateSettings:
 
     layers: tuple[int, ...] = tuple(range(11))
     """Text blocks whose ``fc2`` changes; the offset is learned at the output of the last of them."""
+    layers_2: tuple[int, ...] | None = None
+    """The same of SDXL's second text encoder; None where there is none."""
     ridge: float = 4000.0
     """λ: the behaviour on so many average tokens is protected (dimensionless)."""
     alpha: float = 0.5
@@ -163,18 +165,29 @@ Source: the released configurations and scripts of arXiv 2403.13807 (``methods/e
 """
 
 
-def check_settings(offsets: OffsetSettings, update: UpdateSettings, blocks: int) -> None:
+PUBLISHED_XL = (
+    replace(_RELEASED_OFFSETS, steps=100, learning_rate=0.1, clamp=1.2, norm_penalty=8e-3),
+    replace(_RELEASED_UPDATE, layers=(8, 9, 10), layers_2=(26, 27, 28, 29, 30)),
+)
+"""The released configuration for SDXL, which its authors call untuned. Its text weight of 0.005 for each
+encoder is ours of 0.01, since the mean is taken over both."""
+
+
+def check_settings(
+    offsets: OffsetSettings, update: UpdateSettings, blocks: int, blocks_2: int | None = None
+) -> None:
     """Refuse settings outside of their ranges, all faults at once.
 
     Args:
         offsets: Stage I.
         update: Stage II.
         blocks: How many blocks the text encoder has.
+        blocks_2: The same of SDXL's second one; None where there is none.
 
     Raises:
         MethodError: when a setting is out of its range.
     """
-    raise_all(MethodError, [*_offset_faults(offsets), *_update_faults(update, blocks)])
+    raise_all(MethodError, [*_offset_faults(offsets), *_update_faults(update, blocks, blocks_2)])
 
 
 def _offset_faults(settings: OffsetSettings) -> list[str]:
@@ -197,19 +210,14 @@ def _offset_faults(settings: OffsetSettings) -> list[str]:
     return _faults("offsets", settings, claims)
 
 
-def _update_faults(settings: UpdateSettings, blocks: int) -> list[str]:
+def _update_faults(settings: UpdateSettings, blocks: int, blocks_2: int | None) -> list[str]:
     share, threshold = settings.attained_share, settings.null_space_threshold
-    layers = settings.layers
+    second = settings.layers_2
     claims = {
-        # behind the last block nothing mixes tokens any more: an offset there would reach the subject alone
-        "layers": (
-            bool(layers)
-            and list(layers) == sorted(set(layers))
-            and layers[0] >= 0
-            and layers[-1] < blocks - 1,
-            f"ascending blocks from 0 to {blocks - 2} (this encoder has {blocks}, and the last one has to "
-            "carry the edit to the other tokens)",
-        ),
+        "layers": _layers_claim(settings.layers, blocks),
+        "layers_2": (second is None, "None, since there is one text encoder")
+        if blocks_2 is None
+        else _layers_claim(second or (), blocks_2),
         "ridge": (settings.ridge > 0, "a positive number"),
         "alpha": (0 < settings.alpha < 1, "between 0 and 1"),
         "sweeps": (settings.sweeps >= 1, "1 or more"),
@@ -218,6 +226,16 @@ def _update_faults(settings: UpdateSettings, blocks: int) -> list[str]:
         "null_space_threshold": (threshold is None or threshold > 0, "a positive number, or None"),
     }
     return _faults("update", settings, claims)
+
+
+def _layers_claim(layers: tuple[int, ...], blocks: int) -> tuple[bool, str]:
+    # behind the last block nothing mixes tokens any more: an offset there would reach the subject alone
+    ordered = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
+    return (
+        ordered and layers[-1] < blocks - 1,
+        f"ascending blocks from 0 to {blocks - 2} (this encoder has {blocks}, and the last one has to "
+        "carry the edit to the other tokens)",
+    )
 
 
 def _faults(

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surgery.anatomy import Past, TextStack, after_block, past_of, through_blocks
+from surgery.methods.emcid.models import Tower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,31 @@ class Prompts:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What is read of prompts: the features of all tokens, and the pooled one."""
+
+    features: Float[Tensor, "prompts tokens width"]
+    pooled: Float[Tensor, "prompts pooled"]
+
+
+@torch.no_grad()
+def read(tower: Tower, prompts: Prompts) -> Read:
+    """What the U-Net and the pooled losses read of whole prompts in one text encoder."""
+    stack = tower.stack
+    if not tower.behind:
+        features = encode(stack, prompts)
+        return Read(features=features, pooled=_projected(tower.projection, pooled(features, prompts.eos)))
+    stream = through_blocks(stack.blocks[:-1], stack.embed(prompts.ids), prompts.real)
+    last = after_block(stack.blocks[-1], stream, mask=prompts.real, queries=prompts.eos)
+    ends = torch.as_tensor(stack.final_norm(last))[:, 0]
+    return Read(features=stream, pooled=_projected(tower.projection, ends))
+
+
+def _projected(projection: Any, ends: Tensor) -> Tensor:
+    return ends if projection is None else torch.as_tensor(projection(ends))
+
+
 @torch.no_grad()
 def encode(stack: TextStack, prompts: Prompts) -> Float[Tensor, "prompts tokens width"]:
     """The encoder's features of whole prompts, as its ``forward`` gives them."""
@@ -59,7 +85,9 @@ class Tail:
     """The blocks behind the insertion point with all that an offset leaves as it is.
 
     ``stream`` holds the tokens from ``first`` on, entering the first of ``blocks``; ``before`` the finished
-    features of the tokens before them, ``pasts`` their keys and values in each block.
+    features of the tokens before them, ``pasts`` their keys and values in each block. The last ``behind``
+    blocks lie behind what the U-Net reads of the tokens: only the pooled feature goes through them, and where
+    there are any, no final norm belongs to the others.
     """
 
     blocks: tuple[Any, ...]
@@ -69,6 +97,8 @@ class Tail:
     before: Float[Tensor, "prompts early width"]
     pasts: tuple[Past, ...]
     prompts: Prompts
+    behind: int = 0
+    projection: Any = None
 
     @property
     def source(self) -> Float[Tensor, "prompts width"]:
@@ -77,22 +107,46 @@ class Tail:
 
     def features(self, offsets: Float[Tensor, "prompts width"]) -> Float[Tensor, "prompts tokens width"]:
         """The features of all tokens with each row's offset added to its subject."""
-        stream = self._steered(offsets)
-        for block, past in zip(self.blocks, self.pasts, strict=True):
-            stream = after_block(block, stream, past=past, mask=self.prompts.real)
-        return torch.cat([self.before, torch.as_tensor(self.final_norm(stream))], 1)
+        return self._joined(self._read_stream(offsets))
 
-    def pooled(self, offsets: Float[Tensor, "prompts width"]) -> Float[Tensor, "prompts width"]:
+    def pooled(self, offsets: Float[Tensor, "prompts width"]) -> Float[Tensor, "prompts pooled"]:
         """The pooled features alone: tokens behind the end are left out, the last block asks for one."""
-        stream = self._steered(offsets)
-        eos = self.prompts.eos - self.first
-        length = int(eos.max()) + 1
-        stream, mask = stream[:, :length], self.prompts.real
-        mask = None if mask is None else mask[:, : self.first + length]
+        stream, mask = self._to_the_ends(self._steered(offsets))
         for block, past in zip(self.blocks[:-1], self.pasts, strict=False):
             stream = after_block(block, stream, past=past, mask=mask)
+        return self._ends(stream, mask)
+
+    def both(self, offsets: Float[Tensor, "prompts width"]) -> Read:
+        """The features of all tokens and the pooled ones, from one pass."""
+        stream = self._read_stream(offsets)
+        features = self._joined(stream)
+        if self.behind:
+            return Read(features=features, pooled=self._ends(*self._to_the_ends(stream)))
+        ends = pooled(features, self.prompts.eos)
+        return Read(features=features, pooled=_projected(self.projection, ends))
+
+    def _read_stream(self, offsets: Tensor) -> Tensor:
+        """The stream of the late tokens where the U-Net reads it."""
+        stream = self._steered(offsets)
+        for block, past in zip(self.blocks[: len(self.blocks) - self.behind], self.pasts, strict=False):
+            stream = after_block(block, stream, past=past, mask=self.prompts.real)
+        return stream
+
+    def _joined(self, stream: Tensor) -> Tensor:
+        late = stream if self.behind else torch.as_tensor(self.final_norm(stream))
+        return torch.cat([self.before, late], 1)
+
+    def _to_the_ends(self, stream: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream and the mask as far as the last end token."""
+        length = int((self.prompts.eos - self.first).max()) + 1
+        mask = self.prompts.real
+        return stream[:, :length], None if mask is None else mask[:, : self.first + length]
+
+    def _ends(self, stream: Tensor, mask: Tensor | None) -> Tensor:
+        """The pooled feature of a stream before the last block."""
+        eos = self.prompts.eos - self.first
         last = after_block(self.blocks[-1], stream, past=self.pasts[-1], mask=mask, queries=eos)
-        return torch.as_tensor(self.final_norm(last))[:, 0]
+        return _projected(self.projection, torch.as_tensor(self.final_norm(last))[:, 0])
 
     def select(self, rows: Int[Tensor, "chosen"]) -> "Tail":
         """The tail of some of the prompts."""
@@ -110,6 +164,8 @@ class Tail:
                 eos=prompts.eos[rows],
                 real=None if prompts.real is None else prompts.real[rows],
             ),
+            behind=self.behind,
+            projection=self.projection,
         )
 
     def _steered(self, offsets: Tensor) -> Tensor:
@@ -119,21 +175,31 @@ class Tail:
 
 
 @torch.no_grad()
-def tail_of(stack: TextStack, prompts: Prompts, layer: int) -> Tail:
-    """The tail behind block ``layer`` for fixed prompts; everything before runs once, here."""
+def tail_of(
+    stack: TextStack, prompts: Prompts, layer: int, *, behind: int = 0, projection: Any = None
+) -> Tail:
+    """The tail behind block ``layer`` for fixed prompts; everything before runs once, here.
+
+    ``behind`` and ``projection`` are those of the ``Tower``.
+    """
     stream = through_blocks(stack.blocks[: layer + 1], stack.embed(prompts.ids), prompts.real)
     first = int(prompts.subject.min())
     before, pasts = stream[:, :first], []
     early = None if prompts.real is None else prompts.real[:, :first]
-    for block in stack.blocks[layer + 1 :]:
+    finished = before
+    for number, block in enumerate(stack.blocks[layer + 1 :], start=layer + 1):
         pasts.append(past_of(block, before))
         before = after_block(block, before, mask=early)
+        if number < len(stack.blocks) - behind:
+            finished = before
     return Tail(
         blocks=stack.blocks[layer + 1 :],
         final_norm=stack.final_norm,
         first=first,
         stream=stream[:, first:],
-        before=stack.final_norm(before),
+        before=finished if behind else stack.final_norm(finished),
         pasts=tuple(pasts),
         prompts=prompts,
+        behind=behind,
+        projection=projection,
     )

@@ -1,5 +1,6 @@
 """What the U-Net is asked and what it should answer: from a bank prepared once, or drawn afresh each step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class Lesson:
     rows: Rows
     goal: Float[Tensor, "rows tokens width"]
     settings: OffsetSettings
+    goal_pooled: Float[Tensor, "rows pooled"] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +78,9 @@ class Lesson:
         answer = self.schedule.truth(clean, noise, timesteps.cpu()).to(self.device)
         if self.settings.target == "teacher":
             read = None if self.rows.goal_read is None else self.rows.goal_read[rows]
-            told = predict(self.models.unet, noisy, timesteps, self.goal[rows], read)
+            pooled = None if self.goal_pooled is None else self.goal_pooled[rows]
+            added = self.models.added(pooled, noisy)
+            told = predict(self.models.unet, noisy, timesteps, self.goal[rows], read, added)
             answer = torch.where(self.rows.taught[rows][:, None, None, None], told, answer)
         return Question(noisy=noisy, timesteps=timesteps, answer=answer)
 
@@ -87,15 +91,18 @@ def predict(
     timesteps: Int[Tensor, "rows"],
     text: Float[Tensor, "rows tokens width"],
     read: Tensor | None,
+    added: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "rows channels height width"]:
-    """The U-Net's answer in float32; ``read`` marks the tokens that it may see."""
+    """The U-Net's answer in float32; ``read`` marks the tokens that it may see, ``added`` is for SDXL's."""
     dtype = next(unet.parameters()).dtype
+    more = {} if added is None else {"added_cond_kwargs": {key: one.to(dtype) for key, one in added.items()}}
     answer = unet(
         noisy.to(dtype),
         timesteps,
         encoder_hidden_states=text.to(dtype),
         encoder_attention_mask=None if read is None else read.long(),
         return_dict=False,
+        **more,
     )[0]
     return torch.as_tensor(answer).float()
 

@@ -48,6 +48,7 @@ def solve_updates(
     earlier: Sequence[WrittenKey] = (),
     stored: torch.dtype | None = None,
     digest: str | None = None,
+    component: str = "text_encoder",
 ) -> Update:
     """The change of ``fc2`` in every edited layer that carries all targets together.
 
@@ -66,6 +67,7 @@ def solve_updates(
         earlier: What edits that are in this encoder already wrote at; they are to keep what they attained.
         stored: Type of the weights on disk, for the report of what rounding loses.
         digest: The encoder's ``weights_digest``, where the caller has it.
+        component: Which of the checkpoint's text encoders it is.
 
     Raises:
         MethodError: when targets or statistics belong to another encoder or layer, or a number is not finite.
@@ -88,11 +90,12 @@ def solve_updates(
     dtype = stored or stack.weight(0).dtype
     labels = [target.concept.label for target in settled]
     layers = tuple(
-        layer_report(stack, layer, site, terms[layer], dtype, labels) for layer, site in sweeps.sites.items()
+        layer_report(stack, layer, site, terms[layer], dtype, labels, component)
+        for layer, site in sweeps.sites.items()
     )
     edits = edit_reports(settled, course, sweeps, settings)
     return Update(
-        delta=Delta({stack.name(layer): _form(*factors) for layer, factors in terms.items()}),
+        delta=Delta({stack.name(layer, component): _form(*factors) for layer, factors in terms.items()}),
         edits=edits,
         layers=layers,
         findings=(*findings, *layer_findings(layers), *edit_findings(edits)),

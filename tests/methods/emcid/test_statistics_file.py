@@ -102,7 +102,7 @@ def test_an_edit_with_the_file_is_the_edit_with_its_captions(models: EmcidModels
     offsets = OffsetSettings(mode="text", steps=3, keep_unconverged=True)
     update, corpus = UpdateSettings(layers=(9, 10)), CorpusSettings(shrinkage=0.1)
     plain = edit(models, [CAT], offsets, update, captions(), corpus=corpus)
-    save_statistics({"text_encoder": plain.statistics}, tmp_path / "file")
+    save_statistics(plain.statistics, tmp_path / "file")
     known = load_statistics(tmp_path / "file", shrinkage=0.1)
     again = edit(models, [CAT], offsets, update, (), statistics=known)
     for name in plain.delta.terms:
