@@ -61,7 +61,7 @@ class Concept(Part):
 class Offsets(Knobs):
     """Stage I: how the offset of each concept is learned."""
 
-    nullable = frozenset({"patience"})
+    nullable = frozenset({"patience", "rows_per_step"})
 
     mode: Literal["text", "noise", "both"] | None = None
     """What the offset is taught by: text features, noise predictions, or both."""
@@ -71,6 +71,10 @@ class Offsets(Knobs):
     """Adam's learning rate."""
     rate: Literal["absolute", "relative"] | None = None
     """What the learning rate is measured in: the stream's units, or the source vector's root mean square."""
+    decay: Literal["none", "cosine"] | None = None
+    """Whether the learning rate falls to nothing over the steps, or stays."""
+    rows_per_step: Count | None = None
+    """Rows of each concept that one step looks at, in turn; ``null`` looks at all in every step."""
     text_weight: NotNegative | None = None
     """Weight of the text loss beside the noise loss."""
     norm_penalty: NotNegative | None = None

@@ -121,6 +121,7 @@ def descend(
     active = torch.arange(len(source), device=source.device)
     finite = torch.ones(len(source), dtype=torch.bool)
     for step in progress.track(range(settings.steps), "offsets", unit="step"):
+        adam.param_groups[0]["lr"] = settings.learning_rate * _rate_left(step, settings)
         found = losses(step, (scaled * scale)[active], active)
         values = found.detach().double().cpu()
         sound = torch.isfinite(values)
@@ -143,6 +144,13 @@ def descend(
         clamped=(_lengths(offsets, widths) > _ON_CLAMP * settings.clamp * length).any(1).cpu(),
         finite=finite,
     )
+
+
+def _rate_left(step: int, settings: OffsetSettings) -> float:
+    """The share of the learning rate that is left at a step."""
+    if settings.decay == "none":
+        return 1.0
+    return (1 + math.cos(math.pi * step / settings.steps)) / 2
 
 
 def _rows(active: Tensor, values: Tensor, sound: Tensor) -> list[tuple[int, float, bool]]:

@@ -215,8 +215,7 @@ class _Work:
         by_noise = self.settings.mode != "text"
         with resident(self.models.unet) if by_noise else nullcontext():
             problem = problem_of(self.models, concepts, self.settings, self.layer, self.layer_2)
-            cycle = 1 if problem.teacher is None else problem.teacher.cycle
-            descent = descend(problem.losses, problem.source, self.settings, cycle, problem.widths)
+            descent = descend(problem.losses, problem.source, self.settings, problem.cycle, problem.widths)
         return {"source": problem.source.cpu(), **_tensors(descent)}
 
     def _meaning(self, concepts: tuple[Concept, ...]) -> dict[str, JSON]:

@@ -37,19 +37,28 @@ class Problem:
     metric: Float[Tensor, "width width"] | None
     teacher: Teacher | None
 
+    @property
+    def cycle(self) -> int:
+        """Steps after which the same rows are asked the same questions."""
+        if self.teacher is None:
+            return self.rows.round(self.settings.rows_per_step)
+        return self.teacher.cycle
+
     def losses(
         self, step: int, offsets: Float[Tensor, "active width"], active: Int[Tensor, "active"]
     ) -> Float[Tensor, "active"]:
-        """L = L_noise + w L_text + p ‖δ‖ / ‖v‖² of each active concept, its rows averaged.
+        """L = L_noise + w L_text + p ‖δ‖ / ‖v‖² of each active concept, the rows that are due averaged.
 
         Source: 1.4 of the study.
         """
         place = torch.full((len(self.source),), -1, device=active.device)
         place[active] = torch.arange(len(active), device=active.device)
-        rows = torch.nonzero(place[self.rows.owner] >= 0)[:, 0]
+        due = self.rows.due(step, self.settings.rows_per_step)
+        rows = torch.nonzero((place[self.rows.owner] >= 0) & due)[:, 0]
         owner = place[self.rows.owner[rows]]
-        losses = self._row_losses(step, offsets[owner], rows) * self.rows.share[rows]
+        losses = self._row_losses(step, offsets[owner], rows)
         total = torch.zeros(len(active), device=losses.device).index_add(0, owner, losses)
+        total = total / torch.bincount(owner, minlength=len(active))
         return total + self._penalty(offsets, self.source[active])
 
     def _penalty(self, offsets: Tensor, source: Tensor) -> Tensor:

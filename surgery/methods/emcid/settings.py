@@ -24,6 +24,10 @@ class OffsetSettings:
     """Adam's rate, in units of the stream (rate "absolute") or of the source vector's root mean square."""
     rate: Literal["absolute", "relative"] = "relative"
     """What the learning rate is measured in; "relative" suits encoders of any width and scale."""
+    decay: Literal["none", "cosine"] = "none"
+    """Whether the learning rate falls to nothing over the steps, along half a cosine, or stays."""
+    rows_per_step: int | None = None
+    """Rows of each concept that one step looks at, in turn; None looks at all in every step."""
     text_weight: float = 0.01
     """Weight of the text loss beside the noise loss; alone it stands as it is in mode "text"."""
     norm_penalty: float = 5e-4
@@ -64,6 +68,10 @@ class OffsetSettings:
     def view_count(self, templates: int, images: int) -> int:
         """Rows of a concept's loss: ``samples`` for each template, and one for each further picture."""
         return max(templates * (1 if self.mode == "text" else self.samples), images)
+
+    def rows_at_once(self, views: int) -> int:
+        """How many of a concept's rows one step looks at."""
+        return views if self.rows_per_step is None else min(views, self.rows_per_step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +202,10 @@ def _offset_faults(settings: OffsetSettings) -> list[str]:
     first, last = settings.timesteps
     claims = {
         "steps": (settings.steps >= 1, "1 or more"),
+        "rows_per_step": (
+            settings.rows_per_step is None or settings.rows_per_step >= 1,
+            "1 or more, or None",
+        ),
         "learning_rate": (0 < settings.learning_rate <= 1000, "above 0, at most 1000"),
         "text_weight": (settings.text_weight >= 0, "0 or more"),
         "norm_penalty": (settings.norm_penalty >= 0, "0 or more"),

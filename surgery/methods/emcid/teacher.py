@@ -141,24 +141,24 @@ class BankTeacher:
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
-        self.cycle = lesson.settings.bank_size
+        self._size = lesson.settings.bank_size
+        self.cycle = self._size * lesson.rows.round(lesson.settings.rows_per_step)
         everyone = torch.arange(len(lesson.rows.views), device=lesson.rows.owner.device)
         timesteps, noise, jitter = self._draws()
         questions = [
             lesson.question(everyone, timesteps[:, place], noise[:, place], jitter[:, place])
-            for place in progress.track(range(self.cycle), "teacher", unit="question")
+            for place in progress.track(range(self._size), "teacher", unit="question")
         ]
         self._noisy = torch.stack([question.noisy for question in questions])
         self._timesteps = torch.stack([question.timesteps for question in questions])
         self._answers = torch.stack([question.answer for question in questions])
         # rows of one concept start apart, so that a step sees different timesteps
-        numbers = [view.number for view in lesson.rows.views]
-        counts = torch.bincount(lesson.rows.owner.cpu())[lesson.rows.owner.cpu()]
-        self._start = torch.tensor(numbers) * (self.cycle // counts).clamp_min(1)
+        self._start = lesson.rows.number * (self._size // lesson.rows.count).clamp_min(1)
 
     def ask(self, step: int, rows: Int[Tensor, "chosen"]) -> Question:
         """The questions that are due."""
-        place = (step + self._start[rows.cpu()]).to(self._noisy.device) % self.cycle
+        turn = self.lesson.rows.turn(step, self.lesson.settings.rows_per_step)
+        place = (turn + self._start)[rows].to(self._noisy.device) % self._size
         chosen = rows.to(place.device)
         return Question(
             noisy=self._noisy[place, chosen],
@@ -171,9 +171,9 @@ class BankTeacher:
         timesteps, noise, jitter = [], [], []
         for row, view in enumerate(self.lesson.rows.views):
             generator = generator_for(view.concept.edit.seed, "bank", view.number)
-            timesteps.append(_strata(*self.lesson.range_of(row), self.cycle, generator))
-            noise.append(_opposites(self.cycle, shape, generator))
-            jitter.append(torch.randn((self.cycle, *shape), generator=generator))
+            timesteps.append(_strata(*self.lesson.range_of(row), self._size, generator))
+            noise.append(_opposites(self._size, shape, generator))
+            jitter.append(torch.randn((self._size, *shape), generator=generator))
         return torch.stack(timesteps), torch.stack(noise), torch.stack(jitter)
 
 

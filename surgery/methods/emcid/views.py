@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from surgery.anatomy import Span
@@ -39,19 +39,36 @@ class View:
 class Rows:
     """The views of a batch as tensors.
 
-    ``share`` weighs each row so that a concept's rows add up to 1; ``taught`` is False where no destination
-    teaches. ``source_read`` and ``goal_read`` mark the tokens that the U-Net sees, None where it sees all.
+    ``number`` counts the rows of each concept from 0 to its ``count``; ``taught`` is False where no
+    destination teaches. ``source_read`` and ``goal_read`` mark the tokens that the U-Net sees, None where it
+    sees all.
     """
 
     views: tuple[View, ...]
     owner: Int[Tensor, "rows"]
-    share: Float[Tensor, "rows"]
+    number: Int[Tensor, "rows"]
+    count: Int[Tensor, "rows"]
     taught: Bool[Tensor, "rows"]
     source: Prompts
     goal: Prompts
     source_read: Bool[Tensor, "rows tokens"] | None
     goal_read: Bool[Tensor, "rows tokens"] | None
     alignment: Alignment
+
+    def due(self, step: int, at_once: int | None) -> Bool[Tensor, "rows"]:
+        """The rows that a step looks at: ``at_once`` of each concept in turn, or all."""
+        if at_once is None:
+            return torch.ones_like(self.taught)
+        return (self.number - step * at_once) % self.count < at_once
+
+    def turn(self, step: int, at_once: int | None) -> Int[Tensor, "rows"]:
+        """How often each row was due before a step in which it is."""
+        at_once_of = self.count if at_once is None else self.count.clamp(max=at_once)
+        return (step * at_once_of + self.count - 1 - self.number) // self.count
+
+    def round(self, at_once: int | None) -> int:
+        """Steps after which every row was looked at."""
+        return 1 if at_once is None else -(-int(self.count.max()) // at_once)
 
 
 def views_of(concepts: Sequence[Concept], settings: OffsetSettings) -> tuple[View, ...]:
@@ -82,7 +99,8 @@ def rows_of(
     return Rows(
         views=views,
         owner=owner.to(device),
-        share=(1.0 / counts[owner].float()).to(device),
+        number=torch.tensor([view.number for view in views], device=device),
+        count=counts[owner].to(device),
         taught=torch.tensor([view.concept.goals is not None for view in views], device=device),
         source=source.to(device),
         goal=goal.to(device),
