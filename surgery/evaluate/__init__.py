@@ -3,6 +3,16 @@
 from surgery.evaluate.changes import Change, Probe
 from surgery.evaluate.effect import ChangeEffect, EditEffect, ProbeEffect, measure_edit
 from surgery.evaluate.pictures import Cache, Sampling
+from surgery.evaluate.sample_size import (
+    SampleSize,
+    Spread,
+    advice,
+    design_effect,
+    measured_spread,
+    sample_size,
+    smallest_loss,
+)
+from surgery.evaluate.significance import holm, p_value
 from surgery.evaluate.statistics import difference, ratio, share
 from surgery.evaluate.table import as_dict, as_text
 
@@ -13,11 +23,20 @@ __all__ = [
     "EditEffect",
     "Probe",
     "ProbeEffect",
+    "SampleSize",
     "Sampling",
+    "Spread",
+    "advice",
     "as_dict",
     "as_text",
+    "design_effect",
     "difference",
+    "holm",
     "measure_edit",
+    "measured_spread",
+    "p_value",
     "ratio",
+    "sample_size",
     "share",
+    "smallest_loss",
 ]
