@@ -6,22 +6,32 @@ only writes a warning (older transformers do so for a whole text encoder whose k
 Here that is an error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import diffusers
+import numpy as np
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizerFast,
+    PreTrainedModel,
+)
 
 from surgery.checkpoint.header import read_header
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
@@ -32,6 +42,10 @@ from surgery.errors import CheckpointError, nearest, raise_all
 from surgery.names import canonical, split
 
 Device = str | torch.device
+Prepare: TypeAlias = Callable[[np.ndarray[Any, Any]], Tensor]
+"""Bytes of pictures (n, rows, columns, 3) to what a model takes, on the CPU."""
+
+_PREFIX: Final = "Is the prefix 'text_model.' as this library wants it?"
 
 
 def load_pipeline(
@@ -122,13 +136,70 @@ def load_tokenizer(path: Path, component: str = "tokenizer") -> CLIPTokenizerFas
         CheckpointError: when its files are missing or damaged.
     """
     with _opened(path) as source:
-        folder = _component(source.folder, component)
-        try:
-            return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the library answers false files with whatever happens first
-            raise CheckpointError(
-                f"{folder} holds no tokenizer of CLIP's kind ({error}). Fetch it again."
-            ) from error
+        return _tokenizer(_component(source.folder, component))
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizerFast:
+    try:
+        return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library answers false files with whatever happens first
+        raise CheckpointError(
+            f"{folder} holds no tokenizer of CLIP's kind ({error}). Fetch it again."
+        ) from error
+
+
+def load_image_classifier(
+    folder: Path, architecture: str, *, device: Device = "cpu"
+) -> tuple[PreTrainedModel, Prepare]:
+    """A classifier of transformers in single precision, and what makes pictures fit for it.
+
+    Args:
+        folder: Where its config.json, weights and preprocessor_config.json are; no code is taken from there.
+        architecture: The model's class, as config.json names it.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: when a file is missing or damaged, or the library has no such class.
+    """
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        known = [name for name in dir(transformers) if name.endswith("ForImageClassification")]
+        raise CheckpointError(
+            f"{folder} names the model {architecture!r}, which transformers {transformers.__version__} does "
+            f"not have; nearest: {nearest(architecture, known)!r}. Is the library too old for it?"
+        )
+    return _alone(folder, kind, device), _processor(folder)
+
+
+def load_clip(folder: Path, *, device: Device = "cpu") -> tuple[CLIPModel, CLIPTokenizerFast, Prepare]:
+    """CLIP with both its encoders in single precision, its tokenizer, and what makes pictures fit for it.
+
+    Raises:
+        CheckpointError: when a file is missing or damaged.
+    """
+    return _alone(folder, CLIPModel, device), _tokenizer(folder), _processor(folder)
+
+
+def _processor(folder: Path) -> Prepare:
+    """The folder's image processor; that of Pillow everywhere, so that torchvision changes no verdict."""
+    pillow = {"use_fast": False} if int(transformers.__version__.split(".")[0]) < 5 else {"backend": "pil"}
+    try:
+        processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **pillow
+        )
+    except Exception as error:  # the library answers false files with whatever happens first
+        raise CheckpointError(
+            f"{folder} holds no image processor that can be used ({error}); the preprocessor_config.json "
+            "that the model was published with was expected. Fetch it, too."
+        ) from error
+
+    def prepare(pictures: np.ndarray[Any, Any]) -> Tensor:
+        values: Tensor = processor(
+            images=list(pictures), return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        return values
+
+    return prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,22 +245,34 @@ def load_scheduler(path: Path) -> Any:
 def _load(source: _Source, component: str, kind: Any, device: Device, dtype: torch.dtype) -> Any:
     """A model with every parameter filled from the checkpoint."""
     folder = _component(source.folder, component)
-    try:
+    with _telling(source.single.path if source.single else folder):
         if source.single is None:
             model = _from_folder(folder, component, kind, dtype)
         else:
             model = _from_single(folder, component, kind, dtype, source.single)
+        return model.to(device).requires_grad_(False).eval()
+
+
+def _alone(folder: Path, kind: Any, device: Device) -> Any:
+    """A model of transformers that is in no pipeline, with every parameter filled from its folder."""
+    with _telling(folder):
+        model = _from_folder(folder, "", kind, torch.float32, "Are config.json and the weights of one model?")
+        return model.to(device).requires_grad_(False).eval()
+
+
+@contextmanager
+def _telling(place: Path) -> Iterator[None]:
+    try:
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # the libraries answer a false configuration with whatever happens first
         raise CheckpointError(
-            f"{source.single.path if source.single else folder} cannot be loaded: {error} "
-            "Are the configuration and the weights of one model?"
+            f"{place} cannot be loaded: {error} Are the configuration and the weights of one model?"
         ) from error
-    return model.to(device).requires_grad_(False).eval()
 
 
-def _from_folder(folder: Path, component: str, kind: Any, dtype: torch.dtype) -> Any:
+def _from_folder(folder: Path, component: str, kind: Any, dtype: torch.dtype, hint: str = _PREFIX) -> Any:
     weights, faults = find_weights(folder, component)
     if weights is not None:  # what is damaged is told in our words, with the way out
         faults += [fault for file in weights.files for fault in read_header(file)[1]]
@@ -202,7 +285,7 @@ def _from_folder(folder: Path, component: str, kind: Any, dtype: torch.dtype) ->
         local_files_only=True,
         output_loading_info=True,
     )
-    _refuse_gaps(folder, report)
+    _refuse_gaps(folder, report, hint)
     return model
 
 
@@ -228,7 +311,7 @@ def _from_single(folder: Path, component: str, kind: Any, dtype: torch.dtype, si
     return built
 
 
-def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
+def _refuse_gaps(folder: Path, report: dict[str, Any], hint: str = _PREFIX) -> None:
     """Every parameter must have come from the file, and every weight must have gone into a parameter."""
     missing = sorted(report["missing_keys"])
     surplus = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
@@ -236,7 +319,7 @@ def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
     if missing:
         faults.append(
             f"{folder} has no weight for {len(missing)} parameters (the first is {missing[0]!r}), which "
-            "would be left at random numbers. Is the prefix 'text_model.' as this library wants it?"
+            f"would be left at random numbers. {hint}"
         )
     if surplus:
         faults.append(

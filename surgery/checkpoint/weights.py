@@ -13,6 +13,9 @@ from surgery.errors import brief, nearest
 PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 WEIGHT_SUFFIXES: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
 
+_ONE_MODEL: Final = "model"
+"""How the weight file of a folder begins that is no pipeline's: transformers' name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSet:
@@ -38,13 +41,13 @@ def find_weights(
 
     Args:
         folder: The component's.
-        component: Its name.
+        component: Its name; any other for the folder of a model that is in no pipeline.
         variant: Which one to take, where the folder has it, as libraries do. Without one the plain name is
             taken where it exists, else the only variant.
     """
     if not folder.is_dir():
         return None, [f"{folder} is missing, but model_index.json names it. Fetch the whole folder again."]
-    heads = _heads(folder, WEIGHT_STEMS[component])
+    heads = _heads(folder, WEIGHT_STEMS.get(component, _ONE_MODEL))
     if not heads:
         return None, [_no_weights(folder)]
     taken = variant if variant in heads else None

@@ -11,6 +11,7 @@ from surgery.evaluate.changes import Change, Probe, Section, faults
 from surgery.evaluate.likeness import Look, feature_faults, likeness_scores, look_at
 from surgery.evaluate.pictures import Cache, Painter, Pictures, Sampling
 from surgery.evaluate.seen import Pair, Seen, change_scores, held_out_scores, shows
+from surgery.evaluate.significance import holm, p_value
 from surgery.judge import Judge
 from surgery.progress import Bar, bar
 from surgery.record import Score
@@ -34,11 +35,16 @@ class ChangeEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeEffect:
-    """Shares (0 to 1) of one held-out phrase's pictures that show what they are to show."""
+    """Shares (0 to 1) of one held-out phrase's pictures that show what they are to show.
+
+    ``chance`` is how likely so large a change would be if nothing had changed, corrected for the number of
+    phrases (McNemar, Holm).
+    """
 
     probe: Probe
     before: float
     after: float
+    chance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +166,7 @@ def _effect(
     return EditEffect(
         scores=tuple(scores),
         changes=tuple(map(_change_effect, section.changes, seen)),
-        held_out=tuple(map(_probe_effect, section.probes, kept)),
+        held_out=_probe_effects(section.probes, kept),
         judge=judge.name,
         judge_accuracy=dict(judge.accuracy),
         sampling=section.sampling,
@@ -230,5 +236,11 @@ def _change_effect(change: Change, seen: Seen) -> ChangeEffect:
     )
 
 
-def _probe_effect(probe: Probe, pair: Pair) -> ProbeEffect:
-    return ProbeEffect(probe=probe, before=float(pair.before.mean()), after=float(pair.after.mean()))
+def _probe_effects(probes: Sequence[Probe], kept: Sequence[Pair]) -> tuple[ProbeEffect, ...]:
+    chances = holm([p_value(pair.before, pair.after) for pair in kept])
+    return tuple(
+        ProbeEffect(
+            probe=probe, before=float(pair.before.mean()), after=float(pair.after.mean()), chance=chance
+        )
+        for probe, pair, chance in zip(probes, kept, chances, strict=True)
+    )

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float
 
-from surgery.evaluate.statistics import Groups, Hits, difference, ratio, share
+from surgery.evaluate.statistics import Groups, Hits, Rows, bootstrap, difference, ratio, share
 from surgery.judge import Trait, Verdicts
 from surgery.record import Score
+
+# of so many phrases on the worst ones are looked at by themselves: so large a part of them
+_ENOUGH: Final = 20
+_TAIL: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,36 @@ def held_out_scores(pairs: Sequence[Pair]) -> Iterator[Score]:
         yield share("held_out_before", pair.before, pair.phrases)
         yield share("held_out_after", pair.after, pair.phrases)
         yield difference("held_out_change", pair.before, pair.after, pair.phrases)
+        worst = _worst(pair)
+        if worst is not None:
+            yield worst
+
+
+def _worst(pair: "_Joined") -> Score | None:
+    """The change of the phrases that lost most, 5 % of them; None for fewer than 20, or for one picture each.
+
+    One half of each phrase's pictures says which these are, and the other half how much they lost, and the
+    other way round: those that were unlucky once are not counted as harmed.
+    """
+    counts = np.bincount(pair.phrases)
+    if len(counts) < _ENOUGH or counts.min() < 2:
+        return None
+    changes = pair.after.astype(int) - pair.before.astype(int)
+    half = np.concatenate([np.arange(count) % 2 for count in counts])
+    most = max(1, round(_TAIL * len(counts)))
+
+    def lost(rows: Rows) -> float:
+        own = [_means(changes[part], pair.phrases[part]) for part in (rows[half[rows] == h] for h in (0, 1))]
+        orders = [np.argsort(means, kind="stable")[:most] for means in own]
+        return float((own[0][orders[1]].mean() + own[1][orders[0]].mean()) / 2)
+
+    return bootstrap("held_out_worst", pair.phrases, lost)
+
+
+def _means(values: Rows, phrases: Groups) -> Float[np.ndarray[Any, Any], " phrases"]:
+    names, which = np.unique(phrases, return_inverse=True)
+    means: np.ndarray[Any, Any] = np.bincount(which, weights=values) / np.bincount(which)
+    return means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from surgery.record import Score
 
 CONFIDENCE = 0.95
 _RESAMPLES = 4_000
-_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 Hits = Bool[np.ndarray[Any, Any], " pictures"]
 Groups = Int[np.ndarray[Any, Any], " pictures"]
@@ -86,7 +86,7 @@ def _regrouped(
 def _widened(score: Score, resampled: Float[np.ndarray[Any, Any], " resamples"]) -> Score:
     if not len(resampled):
         return score
-    low, high = np.quantile(resampled, _TAILS)
+    low, high = np.quantile(resampled, TAILS)
     return replace(score, low=min(score.low, float(low)), high=max(score.high, float(high)))
 
 
@@ -106,7 +106,7 @@ def _resampled(first: Hits, second: Hits, seed: int) -> Float[np.ndarray[Any, An
 
 
 def _score(name: str, value: float, resampled: np.ndarray[Any, Any], count: int) -> Score:
-    low, high = np.quantile(resampled, _TAILS)
+    low, high = np.quantile(resampled, TAILS)
     # the smoothing pulls the interval towards the middle; it always holds what was measured
     return Score(
         name=name, value=value, low=min(float(low), value), high=max(float(high), value), count=count
@@ -139,7 +139,7 @@ def bootstrap(
         statistic(np.concatenate([members[number] for number in rng.integers(0, len(members), len(members))]))
         for _ in range(resamples)
     ]
-    low, high = 2 * value - np.quantile(drawn, _TAILS[::-1])
+    low, high = 2 * value - np.quantile(drawn, TAILS[::-1])
     return Score(
         name=name,
         value=float(value),

@@ -29,8 +29,8 @@ class Trait:
 class Labels:
     """The names of each axis in the order of the judge's columns.
 
-    ``merged`` leads from a concept that no judge could tell from another (a colour-only twin) to the one that
-    stands for both; only that one has a column.
+    ``merged`` leads from a concept that no judge could tell from another (a colour-only twin), and from a
+    second name of a concept, to the one that stands for both; only that one has a column.
     """
 
     concept: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Judges from local folders; pocket-judge so far."""
+"""Judges from local folders, each told from its config.json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,93 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from surgery.errors import JudgeError, raise_all
+from surgery.judge.classifier import ClassifierJudge
+from surgery.judge.clip import ClipJudge, Questions
+from surgery.judge.labelled import measure_accuracy
 from surgery.judge.pocket import PocketJudgeConfig, PocketJudgeNet
 from surgery.judge.pocket_judge import LISTS, PocketJudge
-from surgery.judge.protocol import Judge
+from surgery.judge.protocol import FeatureJudge
 from surgery.shelf import checkpoint_path
 
 _NEEDED = ("size", "widths", *LISTS.values(), "merged", "accuracy", "shown_from")
 
+_AnyJudge = PocketJudge | ClassifierJudge | ClipJudge
 
-def load_judge(name_or_path: str | Path, device: str = "cpu") -> Judge:
+
+def load_judge(
+    name_or_path: str | Path,
+    device: str = "cpu",
+    *,
+    questions: Questions | None = None,
+    labelled: Path | None = None,
+) -> FeatureJudge:
     """The judge of that name on the shelf (``pocket-judge``), or in the folder at a path.
+
+    Args:
+        name_or_path: A folder with pocket-judge, with any image classifier of transformers, or with CLIP
+            (tokenizer and preprocessor_config.json included). Weights are safetensors; nothing is fetched.
+        device: Where it runs.
+        questions: The names that CLIP chooses from. The other judges have names of their own.
+        labelled: Pictures in one sub-folder for each name, on which the judge's own accuracy is measured
+            first; it then stands in the judge's ``accuracy``, and so in every result.
 
     Raises:
         SurgeryError: when there is no such folder.
-        JudgeError: when the folder holds no judge, another kind of judge, or one that is incomplete.
+        CheckpointError: when a model of transformers is incomplete, damaged, or a pickle.
+        JudgeError: when the folder holds no judge, or one that is incomplete; when names are given to a judge
+            that has its own, or lack where it has none; when ``labelled`` cannot be used.
     """
     folder = checkpoint_path(str(name_or_path))
     config = _read_config(folder)
-    kind = config.get("kind")
-    if kind != "pocket-judge":
+    judge = _built(folder, config, device, questions)
+    if labelled is not None:
+        judge.accuracy = {**judge.accuracy, **measure_accuracy(judge, labelled)}
+    return judge
+
+
+def _built(folder: Path, config: dict[str, Any], device: str, questions: Questions | None) -> _AnyJudge:
+    architecture = str(next(iter(config.get("architectures") or ()), ""))
+    if config.get("kind") is None and architecture == "CLIPModel":
+        return _clip(folder, device, questions)
+    if questions is not None:
         raise JudgeError(
-            f"{folder} holds a judge of kind {kind!r}; expected 'pocket-judge'. Name the folder of a judge."
+            f"names were given for the judge in {folder}, which has its own; expected names for CLIP alone. "
+            "Leave them out."
         )
+    if config.get("kind") is None and "ForImageClassification" in architecture:
+        return _classifier(folder, architecture, device)
+    if config.get("kind") == "pocket-judge":
+        return _pocket(folder, config, device)
+    found = f"a model {architecture!r}" if architecture else f"a judge of kind {config.get('kind')!r}"
+    raise JudgeError(
+        f"{folder} holds {found}; expected 'pocket-judge', an image classifier of transformers "
+        "(…ForImageClassification) or a whole CLIPModel. Name the folder of a judge."
+    )
+
+
+def _classifier(folder: Path, architecture: str, device: str) -> ClassifierJudge:
+    # the libraries of such models load slowly, and pocket-judge needs none of them
+    from surgery.checkpoint.components import load_image_classifier
+
+    model, prepare = load_image_classifier(folder, architecture, device=device)
+    several = model.config.problem_type == "multi_label_classification"
+    return ClassifierJudge(folder.name, model, prepare, model.config.id2label, exclusive=not several)
+
+
+def _clip(folder: Path, device: str, questions: Questions | None) -> ClipJudge:
+    from surgery.checkpoint.components import load_clip
+
+    if questions is None:
+        raise JudgeError(
+            f"{folder} holds CLIP, which has no names of its own; expected the names to choose from. Give "
+            "them as questions."
+        )
+    raise_all(JudgeError, questions.faults())
+    model, tokenizer, prepare = load_clip(folder, device=device)
+    return ClipJudge(folder.name, model, tokenizer, prepare, questions)
+
+
+def _pocket(folder: Path, config: dict[str, Any], device: str) -> PocketJudge:
     missing = [key for key in _NEEDED if key not in config]
     if missing:
         raise JudgeError(

@@ -66,8 +66,16 @@ class PocketJudgeNet(nn.Module):
         a softmax. It looks at every spot by itself, and the best spots count (log-mean-exp): of two concepts
         neither is diluted by the other. The other heads look at the mean of all spots.
         """
-        spots = self.stages(self.stem(pictures)).flatten(2).transpose(1, 2)
+        spots = self._spots(pictures)
         whole = spots.mean(dim=1)
         logits = {name: head(whole) for name, head in self.heads.items() if name != "concept"}
         best = torch.logsumexp(self.heads["concept"](spots), dim=1) - math.log(spots.shape[1])
         return {"concept": best, **logits}
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, height, width) in [−1, 1] → the mean of all spots (n, width), before any head."""
+        return self._spots(pictures).mean(dim=1)
+
+    def _spots(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.stages(self.stem(pictures))
+        return features.flatten(2).transpose(1, 2)

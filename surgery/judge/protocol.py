@@ -1,10 +1,10 @@
-"""The judge protocol: all that evaluation asks of a judge."""
+"""The judge protocols: all that evaluation asks of a judge, and of a judge whose features it compares."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from surgery.judge.labels import Labels
 from surgery.judge.verdicts import Verdicts
@@ -27,6 +27,19 @@ class Judge(Protocol):
 
     def score(self, pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]) -> Verdicts:
         """Verdicts on pictures of values 0 to 255.
+
+        Raises:
+            JudgeError: when the pictures have a size that it was not made for.
+        """
+
+
+class FeatureJudge(Judge, Protocol):
+    """A judge that also says how pictures look to it, for distances between sets of pictures."""
+
+    def features(
+        self, pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
+    ) -> Float32[np.ndarray[Any, Any], "pictures width"]:
+        """What the last layer of the judge sees of each picture.
 
         Raises:
             JudgeError: when the pictures have a size that it was not made for.

@@ -1,5 +1,6 @@
 """What a judge says about some pictures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ from surgery.judge.labels import Axis, Labels, Trait
 class Verdicts:
     """Probabilities for each picture, one array for each axis with the columns of ``labels``.
 
-    Concepts are independent of each other (a picture may show two, or none); on the other axes each row sums
-    to 1. An axis that the judge does not know has no columns.
+    On every axis but the first each row sums to 1. Concepts are independent of each other (a picture may show
+    two, or none), unless they are ``exclusive``. An axis that the judge does not know has no columns.
 
     Attributes:
         shown_from: A concept counts as shown from this probability on; several may be shown at once.
+        exclusive: Whether the concepts share one probability of 1 (a softmax), too. Then each picture shows
+            the likeliest and no other, as the field counts (top-1), and ``shown_from`` means nothing.
     """
 
     labels: Labels
@@ -27,6 +30,29 @@ class Verdicts:
     gender: Float[np.ndarray[Any, Any], "pictures genders"]
     skin: Float[np.ndarray[Any, Any], "pictures skins"]
     shown_from: float = 0.5
+    exclusive: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        labels: Labels,
+        columns: Mapping[Axis, np.ndarray[Any, Any]],
+        *,
+        shown_from: float = 0.5,
+        exclusive: bool = False,
+    ) -> "Verdicts":
+        """Verdicts from the probabilities of each axis that the judge knows; the others have no columns."""
+        none = np.zeros((len(columns["concept"]), 0), np.float32)
+        return cls(
+            labels=labels,
+            concept=columns["concept"],
+            style=columns.get("style", none),
+            background=columns.get("background", none),
+            gender=columns.get("gender", none),
+            skin=columns.get("skin", none),
+            shown_from=shown_from,
+            exclusive=exclusive,
+        )
 
     def __len__(self) -> int:
         return len(self.concept)
@@ -46,7 +72,7 @@ class Verdicts:
         Raises:
             JudgeError: when the judge does not know the trait.
         """
-        if trait.axis == "concept":
+        if trait.axis == "concept" and not self.exclusive:
             return np.asarray(self.probability(trait) >= self.shown_from)
         column = self.labels.column(trait)
         return np.asarray(getattr(self, trait.axis).argmax(axis=1) == column)

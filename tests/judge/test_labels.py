@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,13 @@ def test_a_concept_is_shown_from_one_half_on_beside_any_other() -> None:
     assert verdicts().shows(Trait("cat")).tolist() == [True, False, False]
     assert verdicts().shows(Trait("dog")).tolist() == [True, False, False]
     assert verdicts().shows(Trait("red circle")).tolist() == [False, True, False]
+
+
+def test_of_concepts_that_exclude_each_other_the_likeliest_is_shown_however_unlikely() -> None:
+    shares = np.array([[0.3, 0.4, 0.2, 0.1], [0.9, 0.1, 0.0, 0.0], [0.25, 0.2, 0.3, 0.25]], np.float32)
+    exclusive = replace(verdicts(), concept=shares, exclusive=True)
+    assert exclusive.shows(Trait("dog")).tolist() == [True, False, False]
+    assert exclusive.shows(Trait("blue circle")).tolist() == [False, False, True]
 
 
 def test_a_style_is_shown_where_it_is_the_likeliest() -> None:

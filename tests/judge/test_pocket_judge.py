@@ -95,6 +95,18 @@ def test_no_pictures_have_no_verdicts(folder: Path) -> None:
     assert verdicts.skin.shape == (0, 2)
 
 
+def test_features_are_what_the_heads_of_the_whole_picture_read(folder: Path) -> None:
+    features = load_judge(folder).features(pictures(3))
+    assert (features.dtype, features.shape) == (np.float32, (3, 8))
+    heads, logits = network().float().heads, plain_logits(3)
+    with torch.no_grad():
+        for axis in AXES[1:]:
+            np.testing.assert_allclose(heads[axis](torch.from_numpy(features)), logits[axis], atol=1e-5)
+    assert load_judge(folder).features(pictures(0)).shape == (0, 8)
+    with pytest.raises(JudgeError, match="expects squares"):
+        load_judge(folder).features(pictures(1)[:, :, :16])
+
+
 def test_a_judge_carries_its_name_and_its_own_accuracy(folder: Path) -> None:
     judge = load_judge(folder)
     assert judge.name == "little-judge"
@@ -140,6 +152,12 @@ def test_a_folder_without_settings_is_no_judge(tmp_path: Path) -> None:
 def test_another_kind_of_judge_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(JudgeError, match="kind 'clip'"):
         load_judge(written(tmp_path / "judge", settings | {"kind": "clip"}))
+
+
+def test_a_model_that_judges_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPTextModel"]}))
+    with pytest.raises(JudgeError, match="a model 'CLIPTextModel'; expected 'pocket-judge'"):
+        load_judge(tmp_path)
 
 
 def test_all_missing_settings_are_named(tmp_path: Path, settings: dict[str, Any]) -> None:
