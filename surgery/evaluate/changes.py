@@ -63,6 +63,11 @@ class Section:
     probes: tuple[Probe, ...] = ()
     compared: bool = False
 
+    @property
+    def items(self) -> tuple[Change | Probe, ...]:
+        """Everything whose pictures are drawn before and after."""
+        return *self.changes, *self.probes
+
 
 def faults(
     changes: Sequence[Change], held_out: Sequence[Probe], templates: Sequence[str], labels: Labels

@@ -136,7 +136,7 @@ def measure_sections(
     found = [f for s in sections for f in faults(s.changes, s.probes, s.sampling.templates, judge.labels)]
     found += feature_faults(judge) if any(section.compared for section in sections) else []
     raise_all(JudgeError, list(dict.fromkeys(found)))
-    both = list(dict.fromkeys(_task(item, s.sampling) for s in sections for item in (*s.changes, *s.probes)))
+    both = list(dict.fromkeys(_task(item, s.sampling) for s in sections for item in s.items))
     aims = [aim for s in sections for change in s.changes if (aim := _aim(change, s.sampling)) is not None]
     once = list(dict.fromkeys([*both, *aims]))
     closely = {_task(probe, s.sampling) for s in sections if s.compared for probe in s.probes}
@@ -210,11 +210,13 @@ def _seen(
 ) -> Seen:
     task, aim = _task(change, sampling), _aim(change, sampling)
     here = (before[task].verdicts, after[task].verdicts, change.beside)
-    unreached = aim is None or change.new is None
+    goal = None
+    if aim is not None and change.new is not None:
+        goal = shows(change.new, before[aim].verdicts, change.beside)
     return Seen(
         old=None if change.old is None else Pair.of(change.old, *here),
         new=None if change.new is None else Pair.of(change.new, *here),
-        destination=None if unreached else shows(change.new, before[aim].verdicts, change.beside),
+        destination=goal,
     )
 
 

@@ -103,7 +103,7 @@ def _worst(pair: "_Joined") -> Score | None:
 
 
 def _means(values: Rows, phrases: Groups) -> Float[np.ndarray[Any, Any], " phrases"]:
-    names, which = np.unique(phrases, return_inverse=True)
+    _, which = np.unique(phrases, return_inverse=True)
     means: np.ndarray[Any, Any] = np.bincount(which, weights=values) / np.bincount(which)
     return means
 
