@@ -34,6 +34,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "compose": "making",
         "audit": "audit",
     },
+    "Judge": {"evaluate": "evaluate"},
     "Other programs": {"export": "export", "simulate": "export", "prove": "export"},
     "Checkpoints": {"convert": "checkpoints"},
 }

@@ -21,7 +21,7 @@ from surgery.evaluate.sample_size import (
 from surgery.evaluate.significance import holm, p_value
 from surgery.evaluate.statistics import difference, ratio, share
 from surgery.evaluate.suites import SUITES, sections_of
-from surgery.evaluate.table import as_dict, as_text
+from surgery.evaluate.table import as_dict, as_text, evaluation_text
 
 __all__ = [
     "OTHER",
@@ -53,6 +53,7 @@ __all__ = [
     "debias_text",
     "design_effect",
     "difference",
+    "evaluation_text",
     "frechet_distance",
     "group_faults",
     "headlines",

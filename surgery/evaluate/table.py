@@ -15,10 +15,43 @@ MEANING: Final[Mapping[str, str]] = {
     "new_after": "edited prompts show the new concept, after",
     "destination": "destination prompts show the new concept, before",
     "reached": "new concept after, relative to the destination prompts",
+    "forgotten": "old concept gone, relative to before",
     "held_out_before": "held-out prompts show their concept, before",
     "held_out_after": "held-out prompts show their concept, after",
     "held_out_change": "held-out prompts, change in points",
+    "held_out_worst": "the worst 5 % of them, change in points",
+    "moved": "moved from the same seed's picture (1: as far as another seed's)",
+    "frechet": "Fréchet distance from the pictures before",
+    "frechet_drawings_before": "Fréchet distance from the drawings, before",
+    "frechet_drawings_after": "Fréchet distance from the drawings, after",
 }
+_POINTS: Final = frozenset({"held_out_change", "held_out_worst", "holdout_delta"})
+_NUMBERS: Final = frozenset(
+    {"moved", "frechet", "frechet_drawings_before", "frechet_drawings_after", "h_o", "h_c"}
+)
+# a held-out phrase counts as changed when chance alone is rarer than that
+_LEVEL: Final = 0.05
+
+
+def evaluation_text(headlines: Sequence[Score], sections: Mapping[str, EditEffect], phrases: bool) -> str:
+    """Several sections as plain text, the papers' numbers first."""
+    parts = []
+    if headlines:
+        head = ("", "", "95 % interval", "pictures")
+        rows = [(s.name, _value(s), _interval(s), str(s.count)) for s in headlines]
+        parts.append(aligned([head, *rows]))
+    for name, effect in sections.items():
+        parts.append(f"== {name}\n\n{as_text(effect, phrases)}{_changed(effect)}")
+    return "\n\n".join(parts)
+
+
+def _changed(effect: EditEffect) -> str:
+    """The held-out phrases whose change is more than chance, in words."""
+    rows = [row for row in effect.held_out if row.chance < _LEVEL]
+    if not rows:
+        return ""
+    listed = ", ".join(f"{r.probe.subject} ({percent(r.before)} to {percent(r.after)})" for r in rows)
+    return f"\nChanged beyond chance, corrected for {len(effect.held_out)} phrases: {listed}."
 
 
 def as_text(effect: EditEffect, phrases: bool = True) -> str:
@@ -55,7 +88,7 @@ def as_dict(effect: EditEffect) -> dict[str, JSON]:
             for row in effect.changes
         ],
         "held_out": [
-            {"subject": row.probe.subject, "before": row.before, "after": row.after}
+            {"subject": row.probe.subject, "before": row.before, "after": row.after, "chance": row.chance}
             for row in effect.held_out
         ],
         "judge": {"name": effect.judge, "accuracy": dict(effect.judge_accuracy)},
@@ -95,11 +128,15 @@ def _small_print(effect: EditEffect) -> str:
 
 
 def _value(score: Score) -> str:
-    return f"{100 * score.value:+.1f}" if score.name == "held_out_change" else f"{100 * score.value:.1f} %"
+    if score.name in _NUMBERS:
+        return f"{score.value:.3f}"
+    return f"{100 * score.value:+.1f}" if score.name in _POINTS else f"{100 * score.value:.1f} %"
 
 
 def _interval(score: Score) -> str:
-    sign = "+" if score.name == "held_out_change" else ""
+    if score.name in _NUMBERS:
+        return f"{score.low:.3f} to {score.high:.3f}"
+    sign = "+" if score.name in _POINTS else ""
     return f"{100 * score.low:{sign}.1f} to {100 * score.high:{sign}.1f}"
 
 

@@ -2,7 +2,7 @@
 
 from surgery.judge.classifier import ClassifierJudge
 from surgery.judge.clip import ClipJudge, Questions
-from surgery.judge.labelled import measure_accuracy
+from surgery.judge.labelled import measure_accuracy, pictures_in
 from surgery.judge.labels import AXES, Labels, Trait
 from surgery.judge.loading import load_judge
 from surgery.judge.pocket_judge import PocketJudge
@@ -22,4 +22,5 @@ __all__ = [
     "Verdicts",
     "load_judge",
     "measure_accuracy",
+    "pictures_in",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from surgery.errors import JudgeError, raise_all
@@ -41,6 +42,26 @@ def measure_accuracy(judge: Judge, folder: Path) -> dict[str, float]:
         shown += int(verdicts.shows(trait).sum())
         top += int((verdicts.concept.argmax(axis=1) == judge.labels.column(trait)).sum())
     return {"labelled_top": top / len(files), "labelled_shown": shown / len(files)}
+
+
+def pictures_in(folder: Path) -> UInt8[np.ndarray[Any, Any], "pictures side side 3"]:
+    """All pictures in a folder and its sub-folders, as a judge takes them.
+
+    Raises:
+        JudgeError: when there are none, one cannot be read, or they are not squares of one size.
+    """
+    files = [file for file in sorted(folder.rglob("*")) if _is_picture(file)]
+    if not files:
+        raise JudgeError(
+            f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}). Name a folder of some."
+        )
+    rows = _read(files)
+    sizes = sorted({row.shape[:2] for row in rows})
+    if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
+        raise JudgeError(
+            f"the pictures in {folder} have the sizes {sizes[:5]}; expected squares of one size. Crop them."
+        )
+    return np.stack(rows)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -43,7 +43,7 @@ class Replacement:
 
     ``destination`` is None for nothing in particular, or for what a person's own ``pictures`` show. A phrase
     that is debiased keeps its meaning and has ``groups`` instead, whose shares add up to 1; ``asked_as`` is
-    how it stands in prompts.
+    how it stands in prompts. ``taught`` are the templates that the edit is made with.
     """
 
     source: str
@@ -53,6 +53,7 @@ class Replacement:
     pictures: bool = False
     groups: tuple[Group, ...] = ()
     asked_as: str = "{}"
+    taught: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -85,7 +86,10 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A method as recipes use it: a module with these three functions."""
+    """A method as recipes use it: a module with these functions."""
+
+    def replacements(self, entry: Any, recipe: Recipe) -> tuple[Replacement, ...]:
+        """What ``entry`` asks for, before anything of it is left out; ``run`` says what came of it."""
 
     def work(self, entry: Any, recipe: Recipe, base: Checkpoint) -> Work:
         """What ``entry``, the method's part of an edit, will do; from headers alone."""

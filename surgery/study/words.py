@@ -1,8 +1,8 @@
 """The words a checkpoint was trained with, where it says so: names, aliases, prompt templates."""
 
 import json
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +21,20 @@ class Words:
         name_of: Concept of each alias and of each name itself, in small letters.
         train_templates: Prompts of the training, with one ``{}``.
         test_templates: Prompts that never appeared in training.
+        aliases: Other names of each concept.
+        group_of: The group that each concept belongs to.
+        styles: Names of styles that it draws.
+        style_templates: Prompts with one ``{style}`` and one ``{subject}``.
     """
 
     concepts: tuple[str, ...] = ()
     name_of: dict[str, str] | None = None
     train_templates: tuple[str, ...] = ()
     test_templates: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    group_of: Mapping[str, str] = field(default_factory=dict)
+    styles: tuple[str, ...] = ()
+    style_templates: tuple[str, ...] = ()
 
     def templates(self, kind: str) -> tuple[str, ...]:
         """Prompts of one kind, "train" or "test"; a plain one for checkpoints that name none."""
@@ -46,27 +54,40 @@ class Words:
         return [left[(2 * number + 1) * len(left) // (2 * count)] for number in range(count)]
 
 
-def read_words(checkpoint: Path) -> Words:
-    """The words beside a checkpoint folder.
+def read_words(checkpoint: Path, file: Path | None = None) -> Words:
+    """The words beside a checkpoint folder, or those of a ``file`` of the same form.
+
+    The form is that of ``checkpoints/pocket-sd/concepts.json``: ``concepts`` with ``name``, ``aliases`` and
+    ``subgroup`` each, and ``templates`` with ``train`` and ``test``; all else may be missing.
 
     Raises:
-        CheckpointError: when the file is there and cannot be read.
+        CheckpointError: when the file cannot be read, or ``file`` is none.
     """
-    path = checkpoint / _WORDS_FILE
-    if not path.is_file():
+    path = checkpoint / _WORDS_FILE if file is None else file
+    if file is None and not path.is_file():
         return Words()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        known = [*raw["concepts"], *raw["professions"]]
-        drawn = tuple(c["name"] for c in known if c["subgroup"] != raw["left_out_subgroup"])
+        known = [*raw["concepts"], *raw.get("professions", [])]
+        drawn = tuple(c["name"] for c in known if c["subgroup"] != raw.get("left_out_subgroup"))
         name_of = {_plainly(spelling): c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
-        templates = {kind: tuple(raw["templates"][kind]) for kind in ("train", "test")}
-    except (ValueError, KeyError, TypeError) as error:
+        aliases = {c["name"]: tuple(c["aliases"]) for c in known}
+        groups = {c["name"]: str(c["subgroup"]) for c in known}
+        templates = {kind: tuple(raw["templates"].get(kind, ())) for kind in ("train", "test", "style")}
+        styles = tuple(map(str, raw.get("styles", ())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}); expected the checkpoint's list of words. Restore it."
         ) from error
     return Words(
-        concepts=drawn, name_of=name_of, train_templates=templates["train"], test_templates=templates["test"]
+        concepts=drawn,
+        name_of=name_of,
+        train_templates=templates["train"],
+        test_templates=templates["test"],
+        aliases=aliases,
+        group_of=groups,
+        styles=styles,
+        style_templates=templates["style"],
     )
 
 

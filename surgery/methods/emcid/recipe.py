@@ -181,7 +181,7 @@ def run(
     )
     return Outcome(
         delta=result.delta,
-        replacements=_replacements(result, entry),
+        replacements=tuple(_replacement(target.concept.edit, entry) for target in result.targets),
         preserved=preserved(entry),
         keys=tuple(key.as_json() for key in written_by(result.targets)),
         report=_report(result),
@@ -303,24 +303,24 @@ def distant_mixtures(
     return {edit_.source: weights for edit_, weights in zip(asked, found, strict=True)}
 
 
-def _replacements(result: EmcidResult, entry: Emcid) -> tuple[Replacement, ...]:
+def replacements(entry: Emcid, recipe: Recipe) -> tuple[Replacement, ...]:
+    """What the entry asks for, before anything of it is left out."""
+    return tuple(_replacement(asked, entry) for asked in edits_of(entry, recipe))
+
+
+def _replacement(asked: ConceptEdit, entry: Emcid) -> Replacement:
     """Styles are looked for in prompts that name one, everything else in the measurement's own prompts."""
     groups = {concept.source: groups_of(concept, entry) for concept in entry.concepts}
-    found = []
-    for target in result.targets:
-        asked = target.concept.edit
-        found.append(
-            Replacement(
-                source=asked.source,
-                destination=asked.destination or None,
-                kind="debias" if asked.blend else asked.kind,
-                templates=asked.templates if asked.kind == "style" else (),
-                pictures=bool(asked.images),
-                groups=groups[asked.source] if asked.blend else (),
-                asked_as=entry.debias.asked_as if asked.blend else "{}",
-            )
-        )
-    return tuple(found)
+    return Replacement(
+        source=asked.source,
+        destination=asked.destination or None,
+        kind="debias" if asked.blend else asked.kind,
+        templates=asked.templates if asked.kind == "style" else (),
+        pictures=bool(asked.images),
+        groups=groups[asked.source] if asked.blend else (),
+        asked_as=entry.debias.asked_as if asked.blend else "{}",
+        taught=_templates(asked),
+    )
 
 
 def _report(result: EmcidResult) -> dict[str, JSON]:

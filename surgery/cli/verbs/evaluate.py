@@ -1,0 +1,129 @@
+"""The verb that measures an edit: evaluate."""
+
+import json
+from pathlib import Path
+
+import click
+
+from surgery.cli.devices import chosen_device, use_threads
+from surgery.cli.options import (
+    CHECKPOINT,
+    FILE,
+    RECIPE,
+    batch_option,
+    device_option,
+    dtype_option,
+    json_option,
+    offload_option,
+    output_option,
+    overwrite_option,
+    print_json,
+    threads_option,
+)
+from surgery.cli.program import Verb
+from surgery.recipe import load_recipe
+from surgery.shelf import checkpoint_path
+
+
+@click.command(cls=Verb)
+@click.argument("base", type=CHECKPOINT)
+@click.argument("edited", type=CHECKPOINT)
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    default=("update",),
+    show_default=True,
+    help="What to measure, any number of times: update, erase, style, quality, neighbours, composition, "
+    "conditions.",
+)
+@output_option("Folder for evaluation.json and evaluation.png.")
+@click.option("--recipe", type=RECIPE, help="Which edits were made, where EDITED does not remember.")
+@click.option("--judge", default="pocket-judge", show_default=True, help="Who looks: a name or a folder.")
+@click.option("--names", type=FILE, help="Names that a CLIP judge chooses from, one a line.")
+@click.option("--labelled", type=FILE, help="Pictures in one folder a name, to measure the judge on first.")
+@click.option("--words", type=FILE, help="Names, aliases and templates; those beside BASE when left out.")
+@click.option("--drawings", type=FILE, help="Pictures of how it should look, for the suite quality.")
+@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True, help="For each prompt.")
+@click.option("--held-out", type=click.IntRange(min=1), help="Unedited names looked at; all when left out.")
+@click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Of the sampler.")
+@click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale.")
+@click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all pictures.")
+@click.option("--phrases", is_flag=True, help="List every phrase, not only the sums.")
+@click.option("--cache", type=FILE, help="Folder of stored pictures, which evaluations share.")
+@overwrite_option
+@device_option
+@offload_option
+@dtype_option
+@threads_option
+@batch_option
+@json_option
+def evaluate(
+    base: str,
+    edited: str,
+    suites: tuple[str, ...],
+    output: Path,
+    recipe: str | None,
+    judge: str,
+    names: Path | None,
+    labelled: Path | None,
+    words: Path | None,
+    drawings: Path | None,
+    samples: int,
+    held_out: int | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+    phrases: bool,
+    cache: Path | None,
+    overwrite: bool,
+    device: str,
+    offload: bool,
+    dtype: str | None,
+    threads: int | None,
+    batch: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what an edit did: EDITED is a patch or a checkpoint, held against BASE seed by seed.
+
+    An evaluation that was stopped goes on when the same command is given again.
+    """
+    places = checkpoint_path(base), checkpoint_path(edited)
+    made = None if recipe is None else load_recipe(recipe)
+    import torch
+
+    from surgery.evaluate import evaluation_text
+    from surgery.judge import Questions, load_judge
+    from surgery.study.evaluation import RECORD, Wish, evaluate_edit
+    from surgery.study.words import read_words
+
+    use_threads(threads)
+    place = chosen_device(device)
+    asked = None if names is None else Questions(concepts=tuple(names.read_text("utf-8").splitlines()))
+    found = evaluate_edit(
+        *places,
+        output,
+        Wish(
+            suites=suites,
+            samples=samples,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            batch=batch,
+            held_out=held_out,
+            drawings=drawings,
+        ),
+        load_judge(judge, place, questions=asked, labelled=labelled),
+        recipe=made,
+        words=None if words is None else read_words(places[0], words),
+        device=place,
+        dtype=getattr(torch, dtype or "float32"),
+        offloaded=offload,
+        cache=cache,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json(json.loads((output / RECORD).read_bytes()))
+        return
+    print(evaluation_text(found.headlines, found.sections, phrases))
+    print(output)

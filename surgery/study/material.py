@@ -1,0 +1,111 @@
+"""What suites are made of, from the edits that were asked for and the words of the checkpoint."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from surgery.anatomy import locate
+from surgery.diffusion.text import encode_prompts
+from surgery.evaluate import Edited, Material
+from surgery.judge import Labels
+from surgery.methods import Replacement
+from surgery.record import Finding
+from surgery.study.effect import changes_of
+from surgery.study.words import Words
+
+# nearest names looked at for each edited one, by embedding and by group each
+_NEAREST: Final = 3
+_PROMPT: Final = "a photo of {}"
+
+
+def material_of(
+    replacements: Sequence[Replacement],
+    preserved: Iterable[str],
+    words: Words,
+    labels: Labels,
+    models: Any,
+    held_out: int | None = None,
+) -> tuple[Material, tuple[Finding, ...]]:
+    """The material, and which replacements the judge has no name for.
+
+    Held out are names that no edit names as source, destination or preserved, ``held_out`` of them or all;
+    neighbours may be destinations.
+
+    Args:
+        replacements: What was edited; debiased phrases, which keep their meaning, are passed over.
+        preserved: Names that were kept on purpose.
+        words: Of the checkpoint.
+        labels: What the judge can tell.
+        models: The unedited pipeline, whose text encoder says what is near.
+        held_out: How many names, evenly spread over the list.
+    """
+    replaced = [one for one in replacements if not one.groups]
+    changes, findings = changes_of(replaced, words, labels)
+    taught = {one.source: one.taught for one in replaced}
+    sources = {words.name(one.source) for one in replaced}
+    named = {words.name(phrase) for one in replaced for phrase in (one.source, one.destination or "")}
+    named |= {words.name(phrase) for phrase in preserved}
+    known = [name for name in words.concepts if name in labels.concept]
+    free = [name for name in known if name not in named]
+    spelled = {one.source for one in replaced}
+    edited = []
+    for change in changes:
+        others = [
+            alias for alias in words.aliases.get(words.name(change.subject), ()) if alias != change.subject
+        ]
+        edited.append(
+            Edited(
+                subject=change.subject,
+                old=change.old,
+                new=change.new,
+                destination=change.destination,
+                taught=taught[change.subject],
+                unseen=change.templates,
+                aliases=tuple(alias for alias in others if alias not in spelled),
+                given=tuple(alias for alias in others if alias in spelled),
+            )
+        )
+    count = len(free) if held_out is None else held_out
+    material = Material(
+        edited=tuple(edited),
+        held_out=tuple(name for name in words.others(named, count) if name in labels.concept),
+        unseen=words.templates("test"),
+        neighbours=_neighbours(
+            sorted(sources), [name for name in known if name not in sources], words, models
+        ),
+        styles=tuple(style for style in words.styles if style in labels.style and style not in spelled),
+        style_templates=words.style_templates,
+    )
+    return material, findings
+
+
+def _neighbours(
+    sources: Sequence[str], others: Sequence[str], words: Words, models: Any
+) -> dict[str, tuple[str, ...]]:
+    """For each source the unedited names nearest to it by the text encoder, then some of its group."""
+    if not sources or not others:
+        return {}
+    alike = _pooled(models, sources) @ _pooled(models, others).T
+    near = alike.argsort(dim=1, descending=True, stable=True)[:, :_NEAREST]
+    found: dict[str, tuple[str, ...]] = {}
+    for source, row in zip(sources, near.tolist(), strict=True):
+        closest = [others[place] for place in row]
+        found[source] = tuple(dict.fromkeys([*closest, *_of_group(source, others, words.group_of)]))
+    return found
+
+
+def _of_group(source: str, others: Sequence[str], group_of: Mapping[str, str]) -> list[str]:
+    group = group_of.get(source)
+    return [] if group is None else [name for name in others if group_of.get(name) == group][:_NEAREST]
+
+
+def _pooled(models: Any, names: Sequence[str]) -> Tensor:
+    """Unit features at the end token of a plain prompt of each name (names, width)."""
+    spans = [locate(models.tokenizer, _PROMPT, name, strict=False) for name in names]
+    features = encode_prompts(
+        models.tokenizer, models.text_encoder, [_PROMPT.replace("{}", name) for name in names]
+    )
+    return normalize(features[torch.arange(len(names)), [span.eos for span in spans]].float(), dim=1)
