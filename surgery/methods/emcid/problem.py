@@ -48,6 +48,8 @@ class Problem:
     ) -> Float[Tensor, "active"]:
         """L = L_noise + w L_text + p ‖δ‖ / ‖v‖² of each active concept, the rows that are due averaged.
 
+        The noise's part is missing in the first ``text_steps``.
+
         Source: 1.4 of the study.
         """
         place = torch.full((len(self.source),), -1, device=active.device)
@@ -71,7 +73,7 @@ class Problem:
         losses = torch.zeros(len(rows), device=features.device)
         if settings.mode != "noise":
             losses = losses + settings.text_weight * self._text_loss(features, rows)
-        if self.teacher is not None:
+        if self.teacher is not None and (settings.mode != "both" or step >= settings.text_steps):
             losses = losses + self._noise_loss(self.teacher, step, features, rows)
         return losses
 

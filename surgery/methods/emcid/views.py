@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from surgery.anatomy import Span
@@ -39,8 +39,9 @@ class View:
 class Rows:
     """The views of a batch as tensors.
 
-    ``number`` counts the rows of each concept from 0 to its ``count``; ``taught`` is False where no destination
-    teaches. ``source_read`` and ``goal_read`` mark the tokens that the U-Net sees, None where it sees all.
+    ``number`` counts the rows of each concept from 0 to its ``count``; ``taught`` is False where no
+    destination teaches. ``source_read`` and ``goal_read`` mark the tokens that the U-Net sees, None where it
+    sees all.
     """
 
     views: tuple[View, ...]

@@ -167,9 +167,7 @@ def _past(block: object, state: _State) -> Past | None:
     if state.common.shape[1] == 0:
         return None
     past, prompts = past_of(block, state.common), len(state.stream)
-    return Past(
-        keys=past.keys.expand(prompts, -1, -1, -1), values=past.values.expand(prompts, -1, -1, -1)
-    )
+    return Past(keys=past.keys.expand(prompts, -1, -1, -1), values=past.values.expand(prompts, -1, -1, -1))
 
 
 def _groups(stretches: Sequence[Stretch]) -> Iterator[tuple[list[int], int]]:
