@@ -30,11 +30,13 @@ class Solution:
     """X = A⁻¹ K diag(a) with A = B + K diag(a) Kᵀ, and how it was found.
 
     ``response`` is Kᵀ X: entry (e, f) is the share of column f's residual that arrives at column e. Its
-    diagonal is the gain, and off the diagonal stands the interference.
+    diagonal is the gain, and off the diagonal stands the interference. ``gram`` is Kᵀ B⁻¹ K, how alike the
+    columns are to the prior; None where the route does not come past it.
     """
 
     solved: Float[Tensor, "d_in columns"]
     response: Float[Tensor, "columns columns"]
+    gram: Float[Tensor, "columns columns"] | None
     route: Route
     jitter: float
     shrinkage: float
@@ -77,13 +79,15 @@ def solve(
     """
     _check(known, keys, weights)
     used: tuple[Factor, ...]
+    gram: Tensor | None = None
     keys, roots = keys.to(torch.float64), weights.to(torch.float64).sqrt()
     inner = keys if known.basis is None else known.basis.T @ keys
     if route is None:
         route = "woodbury" if inner.shape[1] < inner.shape[0] else "direct"
     if route == "woodbury":
         whitened = known.factor.solve(inner)
-        small = torch.eye(len(roots), dtype=torch.float64) + roots[:, None] * (inner.T @ whitened) * roots
+        gram = inner.T @ whitened
+        small = torch.eye(len(roots), dtype=torch.float64) + roots[:, None] * gram * roots
         used = (known.factor, factorise((small + small.T) / 2))
         solved = (whitened * roots) @ used[1].solve(torch.diag(roots))
     else:
@@ -96,6 +100,7 @@ def solve(
     return Solution(
         solved=solved,
         response=response,
+        gram=gram,
         route=route,
         jitter=max(factor.jitter for factor in used),
         shrinkage=max(factor.shrinkage for factor in used),

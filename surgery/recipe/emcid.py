@@ -67,6 +67,8 @@ class Offsets(Knobs):
     """What the offset is taught by: text features, noise predictions, or both."""
     steps: Count | None = None
     """Optimiser steps at most."""
+    text_steps: int | None = Field(default=None, ge=0)
+    """Of the steps of mode ``both``, so many at the start look at the text alone."""
     learning_rate: Positive | None = None
     """Adam's learning rate."""
     rate: Literal["absolute", "relative"] | None = None

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy import fill, locate, reading, reading_inputs, replacing
-from surgery.methods.emcid import OBJECT_TEMPLATES, ConceptEdit, UpdateSettings
+from surgery.diffusion import decode, sample_latents
+from surgery.methods.emcid import OBJECT_TEMPLATES, ConceptEdit, OffsetSettings, UpdateSettings
+from surgery.methods.emcid.pictures import derived_seed, generator_for
 
 Ask = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Gives the noisy latents, the timesteps and the noise of the next step."""
@@ -100,6 +102,40 @@ class Plain:
             behind = torch.stack(squares[1:]).mean()
             total = total + ((squares[0] + behind) / 2 if destination else behind)
         return text_weight * total / len(self.spans)
+
+
+def as_released(models: Any, plain: Plain, settings: OffsetSettings) -> Ask:
+    """The released questions: source pictures decoded, mirrored once, encoded again at every step."""
+    edit, rows = plain.edit, range(len(plain.edit.templates))
+    latents = sample_latents(
+        models,
+        [template.replace("{}", edit.source) for template in edit.templates],
+        [derived_seed(edit.seed, "picture", row) for row in rows],
+        steps=settings.sampling_steps,
+        guidance=settings.guidance,
+    )
+    pixels = torch.from_numpy(decode(models.vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    for row in rows:
+        if torch.rand((), generator=generator_for(edit.seed, "flip", row)) < 0.5:
+            pixels[row] = pixels[row].flip(-1)
+    generator = generator_for(edit.seed, "steps")
+    kept = models.scheduler.alphas_cumprod
+
+    def ask() -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            posterior = models.vae.encode(pixels).latent_dist
+        noisy, times, noises = [], [], []
+        for row in rows:
+            jitter = torch.randn(latents.shape[1:], generator=generator)
+            noise = torch.randn(latents.shape[1:], generator=generator)
+            time = torch.randint(0, 1000, (), generator=generator)
+            clean = (posterior.mean[row] + posterior.std[row] * jitter) * models.vae.config.scaling_factor
+            noisy.append(kept[time].sqrt() * clean + (1 - kept[time]).sqrt() * noise)
+            times.append(time)
+            noises.append(noise)
+        return torch.stack(noisy), torch.stack(times), torch.stack(noises)
+
+    return ask
 
 
 def plain_offset(

@@ -5,53 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from surgery.anatomy import frozen
-from surgery.diffusion import decode, sample_latents
 from surgery.methods.emcid import PUBLISHED, ConceptEdit, EmcidModels, OffsetSettings, optimise_offsets
 from surgery.methods.emcid.metric import cross_attention_metric
-from surgery.methods.emcid.pictures import derived_seed, generator_for
 from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.settings import Mode
-from tests.parity.plain_emcid import Ask, Plain, plain_offset
+from tests.parity.plain_emcid import Plain, as_released, plain_offset
 from tests.support.concepts import CAT, DOCTOR, FORGET, PIZZA, concepts_of
 
 EDITS = (CAT, PIZZA, DOCTOR, FORGET)
-
-
-def as_released(models: EmcidModels, plain: Plain, settings: OffsetSettings) -> Ask:
-    """The released questions: source pictures decoded, mirrored once, encoded again at every step."""
-    edit, rows = plain.edit, range(len(plain.edit.templates))
-    latents = sample_latents(
-        models,  # type: ignore[arg-type]  # all five parts are there
-        [template.replace("{}", edit.source) for template in edit.templates],
-        [derived_seed(edit.seed, "picture", row) for row in rows],
-        steps=settings.sampling_steps,
-        guidance=settings.guidance,
-    )
-    pixels = torch.from_numpy(decode(models.vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    for row in rows:
-        if torch.rand((), generator=generator_for(edit.seed, "flip", row)) < 0.5:
-            pixels[row] = pixels[row].flip(-1)
-    generator = generator_for(edit.seed, "steps")
-    kept = models.scheduler.alphas_cumprod
-
-    def ask() -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            posterior = models.vae.encode(pixels).latent_dist
-        noisy, times, noises = [], [], []
-        for row in rows:
-            jitter = torch.randn(latents.shape[1:], generator=generator)
-            noise = torch.randn(latents.shape[1:], generator=generator)
-            time = torch.randint(0, 1000, (), generator=generator)
-            clean = (posterior.mean[row] + posterior.std[row] * jitter) * models.vae.config.scaling_factor
-            noisy.append(kept[time].sqrt() * clean + (1 - kept[time]).sqrt() * noise)
-            times.append(time)
-            noises.append(noise)
-        return torch.stack(noisy), torch.stack(times), torch.stack(noises)
-
-    return ask
 
 
 def resolved(models: EmcidModels, *edits: ConceptEdit) -> list[ConceptEdit]:

@@ -49,6 +49,8 @@ class Problem:
     ) -> Float[Tensor, "active"]:
         """L = L_noise + w L_text + p ‖δ‖ / ‖v‖² of each active concept, the rows that are due averaged.
 
+        The noise's part is missing in the first ``text_steps``.
+
         Source: 1.4 of the study.
         """
         place = torch.full((len(self.source),), -1, device=active.device)
@@ -79,7 +81,7 @@ class Problem:
         losses = torch.zeros(len(rows), device=features.device)
         if settings.mode != "noise":
             losses = losses + settings.text_weight * self._text_loss(features, ends, rows)
-        if self.teacher is not None:
+        if self.teacher is not None and (settings.mode != "both" or step >= settings.text_steps):
             pooled = ends[-1] if len(ends) > 1 else None
             losses = losses + self._noise_loss(self.teacher, step, features, pooled, rows)
         return losses

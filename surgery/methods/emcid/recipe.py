@@ -271,11 +271,16 @@ def _cost(edits: tuple[ConceptEdit, ...], offsets: OffsetSettings) -> dict[str, 
     if offsets.mode == "text":
         return {"text_prompts": prompts * (offsets.steps + 1)}
     drawn = 0 if offsets.images in ("none", "given") else prompts * offsets.sampling_steps * 2
-    teacher = prompts * (offsets.bank_size or offsets.steps)
+    steps = offsets.steps - (offsets.text_steps if offsets.mode == "both" else 0)
+    teacher = prompts * (offsets.bank_size or steps)
+    asked = steps * sum(
+        offsets.rows_at_once(offsets.view_count(len(_templates(concept)), len(concept.images)))
+        for concept in edits
+    )
     return {
         "text_prompts": prompts * (offsets.steps + 1),
         "unet_forwards": drawn + teacher,
-        "unet_forwards_and_backwards": prompts * offsets.steps,
+        "unet_forwards_and_backwards": asked,
     }
 
 

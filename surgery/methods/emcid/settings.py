@@ -20,6 +20,8 @@ class OffsetSettings:
     """Taught by the text features, by the U-Net's noise predictions, or by both."""
     steps: int = 120
     """Optimiser steps at most."""
+    text_steps: int = 0
+    """Of the steps of mode "both", so many at the start look at the text alone: the U-Net finishes."""
     learning_rate: float = 0.2
     """Adam's rate, in units of the stream (rate "absolute") or of the source vector's root mean square."""
     rate: Literal["absolute", "relative"] = "relative"
@@ -202,6 +204,10 @@ def _offset_faults(settings: OffsetSettings) -> list[str]:
     first, last = settings.timesteps
     claims = {
         "steps": (settings.steps >= 1, "1 or more"),
+        "text_steps": (
+            0 <= settings.text_steps < max(settings.steps, 1) or settings.mode != "both",
+            "0 or more, and fewer than steps",
+        ),
         "rows_per_step": (
             settings.rows_per_step is None or settings.rows_per_step >= 1,
             "1 or more, or None",

@@ -204,7 +204,7 @@ def _solve(
     site.terms.append(factors)
     site.solutions.append(solution)
     if len(site.solutions) == 1:
-        site.key_condition, site.closest = _key_condition(known, grouping.mean(keys).double().T)
+        site.key_condition, site.closest = _key_condition(_gram(known, solution, grouping, keys))
     return factors
 
 
@@ -226,15 +226,24 @@ def _prior(statistics: KeyStatistics, settings: UpdateSettings, layer: int, guar
     return prior(matrix, None if threshold is None else null_space(moment, threshold))
 
 
-def _key_condition(
-    known: Prior, keys: Float[Tensor, "d_in concepts"]
-) -> tuple[float, tuple[int, int] | None]:
+def _gram(
+    known: Prior, solution: Solution, grouping: Grouping, keys: Float[Tensor, "prompts d_in"]
+) -> Float[Tensor, "concepts concepts"]:
+    """Kᵀ B⁻¹ K of the concepts' mean keys, from what the solve came past where it did."""
+    gram = solution.gram
+    if gram is None:
+        means = grouping.mean(keys).double().T
+        inner = means if known.basis is None else known.basis.T @ means
+        return inner.T @ known.factor.solve(inner)
+    concepts = len(grouping.counts)
+    return gram if len(gram) == concepts else grouping.mean(grouping.mean(gram).T)
+
+
+def _key_condition(gram: Float[Tensor, "concepts concepts"]) -> tuple[float, tuple[int, int] | None]:
     """Condition of Kᵀ B⁻¹ K scaled to a unit diagonal: how well the prior can tell the concepts apart.
 
     With it the two concepts whose keys are most alike to it, None where there is only one.
     """
-    inner = keys if known.basis is None else known.basis.T @ keys
-    gram = inner.T @ known.factor.solve(inner)
     scale = gram.diagonal().clamp_min(1e-300).sqrt()
     alike = gram / scale / scale[:, None]
     values = torch.linalg.eigvalsh(alike)

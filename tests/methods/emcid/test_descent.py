@@ -46,6 +46,19 @@ def test_the_relative_rate_is_in_root_mean_squares_of_the_source() -> None:
     torch.testing.assert_close(ten, 10 * one)
 
 
+def test_a_cosine_takes_the_rate_down_as_torch_does() -> None:
+    offset = torch.zeros(4, requires_grad=True)
+    adam = torch.optim.Adam([offset], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=20)
+    for _ in range(20):
+        adam.zero_grad()
+        (offset - GOALS[0]).square().sum().backward()
+        adam.step()
+        schedule.step()
+    found = descend(towards(GOALS), SOURCE, replace(PLAIN, steps=20, decay="cosine"))
+    torch.testing.assert_close(found.offsets[0], offset.detach())
+
+
 def test_offsets_stay_inside_their_ball_and_say_when_they_touch_it() -> None:
     found = descend(towards(100 * GOALS), SOURCE, replace(PLAIN, clamp=0.25, learning_rate=1.0))
     torch.testing.assert_close(found.offsets.norm(dim=1), torch.full((3,), 0.5))
