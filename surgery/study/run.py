@@ -13,7 +13,7 @@ import torch
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_overlap
-from surgery.diffusion import before_and_after
+from surgery.diffusion import before_and_after, noting_halvings
 from surgery.diffusion.sampling import SampleKnobs
 from surgery.errors import MethodError
 from surgery.evaluate import EditEffect, as_dict
@@ -114,7 +114,10 @@ def run_recipe(
         # an older run goes only when nothing is known to stand in the way of this one
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
         store = Store(cache or folder.cache)
-        return _carry_out(recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch)
+        with noting_halvings() as halved:
+            return _carry_out(
+                recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch, halved
+            )
 
 
 def _refuse_lossy(recipe: Recipe, plan: Plan, base: Checkpoint) -> None:
@@ -140,6 +143,7 @@ def _carry_out(
     clock: _Clock,
     device: str,
     batch: int | None,
+    halved: list[Finding],
 ) -> Run:
     with clock.stage("edit"):
         computed = compute_patch(recipe, plan, checkpoint, models, store)
@@ -154,7 +158,8 @@ def _carry_out(
             effect, unmeasured = measure_replacements(
                 recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
             )
-    findings = (*(f for outcome in computed.outcomes for f in outcome.findings), *unwritten, *unmeasured)
+    noticed = [finding for outcome in computed.outcomes for finding in outcome.findings]
+    findings = (*noticed, *unwritten, *unmeasured, *dict.fromkeys(halved))
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
     return Run(
         folder=folder.finish(record),
