@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from surgery.anatomy import settings_text
+from surgery.diffusion import two_encoders
 from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
 from surgery.judge import Judge, Labels, Trait
@@ -51,12 +52,12 @@ def measure_replacements(
         **({} if batch is None else {"batch": batch}),
     )
     roots = [patch.roots[name].bytes for name in sorted(patch.roots)]
-    parts = (models.text_encoder, models.unet, models.vae, models.scheduler)
-    base: dict[str, JSON] = {
-        "base": roots,
-        "settings": [settings_text(part) for part in parts],
-        "padding": models.tokenizer.pad_token_id,
-    }
+    parts = [models.text_encoder, models.unet, models.vae, models.scheduler]
+    base: dict[str, JSON] = {"base": roots, "padding": models.tokenizer.pad_token_id}
+    if two_encoders(models):
+        parts.append(models.text_encoder_2)
+        base["padding_2"] = models.tokenizer_2.pad_token_id
+    base["settings"] = [settings_text(part) for part in parts]
     before = Store.key(base)
     after = Store.key({**base, "changes": {n: c.after.bytes for n, c in patch.changes.items()}})
     cache = PictureCache(store=store, before=before, after=after)
