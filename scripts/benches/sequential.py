@@ -60,15 +60,17 @@ def made(options: argparse.Namespace, base: Path, rounds: Sequence[Pairs], *, pr
     before: Path | None = None
     for number, pairs in enumerate(rounds):
         way = "protected" if protect and number else "plain"
-        out = options.scratch / f"{way}-{options.concepts}-{number + 1}-of-{options.rounds}"
+        out = (
+            options.scratch / f"{way}-{options.concepts}-{options.captions}-{number + 1}-of-{options.rounds}"
+        )
         if not (out / "run.json").exists():
             after = [before] if protect and before is not None else []
-            run_recipe(recipe_of(place, pairs, after), out)
+            run_recipe(recipe_of(place, pairs, after, options.captions), out)
         place, before = out / "checkpoint", out / "patch.safetensors"
     return place
 
 
-def recipe_of(base: Path, pairs: Pairs, after: Sequence[Path]) -> Any:
+def recipe_of(base: Path, pairs: Pairs, after: Sequence[Path], captions: int) -> Any:
     concepts = "\n".join(f"        - {{source: {one}, destination: {other}}}" for one, other in pairs)
     return parse_recipe(
         f"""surgery: 1
@@ -78,6 +80,7 @@ edits:
   - emcid:
       preset: pocket
       offsets: {{mode: text}}
+      corpus: {{count: {captions}}}
       concepts:
 {concepts}
 sample: {{prompts: [a photo of a cat], seeds: 1, steps: 1}}
