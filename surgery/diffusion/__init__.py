@@ -1,6 +1,6 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
-from surgery.diffusion.batches import halving, in_batches, out_of_memory
+from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
 from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, two_encoders
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
@@ -28,6 +28,8 @@ __all__ = [
     "in_batches",
     "in_order",
     "is_offloaded",
+    "note_halving",
+    "noting_halvings",
     "offload",
     "out_of_memory",
     "predict_noise",

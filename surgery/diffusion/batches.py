@@ -1,17 +1,47 @@
 """Work in batches that halve themselves when memory runs out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TypeVar
 
 import torch
 
 from surgery.errors import SurgeryError
+from surgery.record import Finding
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+_noted: ContextVar[list[Finding] | None] = ContextVar("surgery_halvings", default=None)
+
+
+@contextmanager
+def noting_halvings() -> Iterator[list[Finding]]:
+    """A list that holds, when the block ends, which work was halved inside since memory ran out, each once.
+
+    Halves are computed under other keys and may differ in their last bits: a run tells of them.
+    """
+    found: list[Finding] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+        found[:] = dict.fromkeys(found)
+
+
+def note_halving(what: str, size: int) -> None:
+    """Tell the log, and whoever listens, that ``size`` of something do not fit into memory at once."""
+    message = f"{size} at once do not fit into memory; went on with halves"
+    _log.warning("out of memory: of %s %s", what, message)
+    found = _noted.get()
+    if found is not None:
+        found.append(Finding(kind="out-of-memory", subject=what, message=f"{message}.", severity="warning"))
 
 
 def in_batches(count: int, batch: int, work: Callable[[slice], T], *, halve: bool = True) -> list[T]:
@@ -60,7 +90,7 @@ def halving(batch: int, work: Callable[[int], T]) -> T:
                     "Sample smaller pictures, use half precision or another device."
                 ) from error
         # outside of the handler, whose traceback keeps the batch's tensors alive
-        _log.warning("out of memory with a batch of %d; going on with batches of %d", batch, batch // 2)
+        note_halving("pictures", batch)
         batch //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

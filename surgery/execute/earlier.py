@@ -6,7 +6,7 @@ from typing import Any
 
 from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.digest import entry_digest
-from surgery.errors import PatchError, raise_all
+from surgery.errors import PatchError, brief, raise_all
 from surgery.patch import Patch, load_patch
 from surgery.patch.match import state_of
 from surgery.recipe import Recipe
@@ -30,9 +30,23 @@ def keys_of(recipe: Recipe, base: Checkpoint) -> tuple[JSON, ...]:
 
 
 def carried_by(provenance: Mapping[str, Any]) -> list[JSON]:
-    """The keys that a patch carries, also those of the patches that it was composed of."""
-    parts = [member["provenance"] for member in provenance.get("composed", ())]
-    return [*provenance.get("keys", ()), *(key for part in parts for key in carried_by(part))]
+    """The keys that a patch carries, also those of the patches that it was composed of.
+
+    Raises:
+        PatchError: when they are no list.
+    """
+    found: list[JSON] = []
+    for name in ("keys", "composed"):
+        entries = provenance.get(name, [])
+        if not isinstance(entries, list):
+            raise PatchError(f"a patch has {brief(entries)} as {name!r}; a list was expected. Make it again.")
+        if name == "keys":
+            found += entries
+            continue
+        for member in entries:
+            inner = member.get("provenance") if isinstance(member, dict) else None
+            found += carried_by(inner) if isinstance(inner, dict) else []
+    return found
 
 
 def _faults(name: str, patch: Patch, base: Checkpoint) -> Iterable[str]:

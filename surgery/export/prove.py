@@ -63,7 +63,7 @@ def prove_file(
 
     Args:
         file: A LoRA file.
-        base: The checkpoint that the patch was made for, SD 1.x or 2.x.
+        base: The checkpoint that the patch was made for, SD 1.x, 2.x or XL.
         patch: What the file should do.
         loader: The library.
         dtype: The precision that the pipeline runs in.

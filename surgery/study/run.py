@@ -13,7 +13,7 @@ import torch
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_overlap
-from surgery.diffusion import before_and_after
+from surgery.diffusion import before_and_after, noting_halvings
 from surgery.diffusion.sampling import SampleKnobs
 from surgery.errors import MethodError
 from surgery.evaluate import DebiasEffect, EditEffect, as_dict, debias_dict
@@ -118,7 +118,10 @@ def run_recipe(
         # an older run goes only when nothing is known to stand in the way of this one
         folder = claim_folder(out, plan.identity, overwrite=overwrite)
         store = Store(cache or folder.cache)
-        return _carry_out(recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch)
+        with noting_halvings() as halved:
+            return _carry_out(
+                recipe, plan, checkpoint, words, judge, models, folder, store, clock, device, batch, halved
+            )
 
 
 def _judge(recipe: Recipe, device: str) -> Judge | None:
@@ -154,6 +157,7 @@ def _carry_out(
     clock: _Clock,
     device: str,
     batch: int | None,
+    halved: list[Finding],
 ) -> Run:
     tuned = Tuned(recipe=recipe)
     if judge is not None:
@@ -175,8 +179,8 @@ def _carry_out(
             balance = measure_debiased(
                 recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
             )
-    noticed = (finding for outcome in computed.outcomes for finding in outcome.findings)
-    findings = (*tuned.findings, *noticed, *unwritten, *unmeasured)
+    noticed = [finding for outcome in computed.outcomes for finding in outcome.findings]
+    findings = (*tuned.findings, *noticed, *unwritten, *unmeasured, *dict.fromkeys(halved))
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
     if tuned.record:
         record["tuning"] = tuned.record

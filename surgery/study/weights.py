@@ -3,6 +3,7 @@
 from typing import Any
 
 from surgery.anatomy import settings_text
+from surgery.diffusion import two_encoders
 from surgery.patch import Patch
 from surgery.record import JSON
 from surgery.store import Store
@@ -11,11 +12,11 @@ from surgery.store import Store
 def weights_names(models: Any, patch: Patch) -> tuple[str, str]:
     """Digests of all that pictures depend on in the models: without the patch, and with it."""
     roots = [patch.roots[name].bytes for name in sorted(patch.roots)]
-    parts = (models.text_encoder, models.unet, models.vae, models.scheduler)
-    base: dict[str, JSON] = {
-        "base": roots,
-        "settings": [settings_text(part) for part in parts],
-        "padding": models.tokenizer.pad_token_id,
-    }
+    parts = [models.text_encoder, models.unet, models.vae, models.scheduler]
+    base: dict[str, JSON] = {"base": roots, "padding": models.tokenizer.pad_token_id}
+    if two_encoders(models):
+        parts.append(models.text_encoder_2)
+        base["padding_2"] = models.tokenizer_2.pad_token_id
+    base["settings"] = [settings_text(part) for part in parts]
     changes: dict[str, JSON] = {name: change.after.bytes for name, change in patch.changes.items()}
     return Store.key(base), Store.key({**base, "changes": changes})

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from surgery.checkpoint import components, convert_checkpoint, open_checkpoint
 from surgery.diffusion import sample
 from surgery.errors import CheckpointError
+from surgery.names import canonical
 
 
 @pytest.fixture
@@ -182,3 +183,14 @@ def test_a_single_file_without_a_weight_is_refused(tiny_pipeline: Path, tmp_path
     save_file(tensors, single, metadata=dict(header.metadata))
     with pytest.raises(CheckpointError, match=r"no weight for 1 parameters.*conv_out\.bias"):
         components.load_pipeline(single)
+
+
+def test_an_sdxl_comes_whole_out_of_a_folder_and_out_of_a_single_file(tiny_xl: Path, tmp_path: Path) -> None:
+    convert_checkpoint(open_checkpoint(tiny_xl), tmp_path / "xl.safetensors")
+    stored = open_checkpoint(tiny_xl)
+    for place in (tiny_xl, tmp_path / "xl.safetensors"):
+        pipeline = components.load_pipeline(place)
+        assert pipeline.tokenizer.pad_token != pipeline.tokenizer_2.pad_token
+        for component in ("text_encoder", "text_encoder_2", "unet", "vae"):
+            for path, parameter in getattr(pipeline, component).named_parameters():
+                assert torch.equal(parameter, stored.read(canonical(component, path)).float())

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from surgery.diffusion import halving, in_batches
+from surgery.diffusion import halving, in_batches, noting_halvings
 from surgery.errors import SurgeryError
 
 
@@ -36,8 +36,23 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         slices = in_batches(8, 5, work)
     assert slices == [(0, 2), (2, 4), (4, 6), (6, 8)]
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with a batch of 5; going on with batches of 2"
+        "out of memory: of pictures 5 at once do not fit into memory; went on with halves"
     ]
+
+
+def test_halvings_are_noted_once_for_whoever_asks() -> None:
+    def work(part: slice) -> None:
+        if part.stop - part.start > 2:
+            raise MemoryError
+
+    in_batches(4, 4, work)  # nobody asks
+    with noting_halvings() as noted:
+        in_batches(4, 4, work)
+        in_batches(4, 4, work)
+        in_batches(2, 2, work)
+    (finding,) = noted
+    assert (finding.kind, finding.subject) == ("out-of-memory", "pictures")
+    assert finding.message == "4 at once do not fit into memory; went on with halves."
 
 
 def test_a_caller_with_names_for_its_batches_halves_them_itself() -> None:

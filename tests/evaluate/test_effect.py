@@ -188,7 +188,7 @@ def test_a_batch_that_does_not_fit_is_stored_as_what_was_drawn(
         measured(4)
     finally:
         hook.remove()
-    assert "going on with batches of 2" in caplog.text
+    assert "went on with halves" in caplog.text
     with counted(pipeline) as drawn:
         measured(2)
         assert drawn == []

@@ -57,4 +57,6 @@ def test_a_composed_patch_carries_the_keys_of_its_parts() -> None:
     parts = [{"patch": "a", "provenance": {"keys": [1]}}, {"patch": "b", "provenance": {"composed": []}}]
     assert carried_by({"composed": parts}) == [1]
     assert carried_by({"keys": [2], "title": "x"}) == [2]
-    assert carried_by({}) == []
+    assert carried_by({}) == carried_by({"composed": [1, {"patch": "a"}]}) == []
+    with pytest.raises(SurgeryError, match="has 5 as 'keys'; a list was expected"):
+        carried_by({"keys": 5})

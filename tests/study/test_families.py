@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.export import export_patch
+from surgery.export import export_patch, prove_file
 from surgery.patch import apply_patch, load_patch, revert_patch, verify_patch
 from surgery.recipe import Recipe, parse_recipe
 from surgery.study import run_recipe
@@ -56,6 +56,9 @@ def test_a_patch_of_sdxl_fits_its_single_file_and_is_a_lora(tmp_path: Path, tiny
     apply_patch(patch, tmp_path / "xl.safetensors", tmp_path / "edited.safetensors")
     assert verify_patch(patch, tmp_path / "edited.safetensors").word == "after"
     export_patch(patch, tiny_xl, tmp_path / "lora.safetensors", to="universal-lora")
+    proof = prove_file(tmp_path / "lora.safetensors", tiny_xl, out / "patch.safetensors")
+    assert all(proof.tensors.values())
+    assert (proof.refused, proof.strays) == ("", ())
     keys = {entry.split(".")[0] for entry in _keys(tmp_path / "lora.safetensors")}
     assert {
         "lora_te1_text_model_encoder_layers_8_mlp_fc2",

@@ -4,8 +4,10 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from surgery.checkpoint.atomic import fault_hook
 from surgery.errors import SurgeryError
@@ -176,3 +178,28 @@ def test_a_full_disk_is_one_plain_error_and_the_run_goes_on_when_there_is_room(
         assert {name: wanted[name] for name in left} == left
         run_recipe(recipe, out)
         assert digests(out) == wanted
+
+
+def test_what_was_halved_for_want_of_memory_stands_in_the_record(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surgery.methods.emcid import offsets
+    from surgery.methods.emcid.problem import problem_of
+
+    def small(models: Any, concepts: Any, *more: Any) -> Any:
+        if len(concepts) > 1:
+            raise torch.OutOfMemoryError
+        return problem_of(models, concepts, *more)
+
+    wanted = run_recipe(recipe, tmp_path / "one").patch
+    monkeypatch.setattr(offsets, "problem_of", small)
+    pairs = parse_recipe(recipe.source, path=recipe.path, overrides={"edits[0].emcid.offsets.batch": "2"})
+    run = run_recipe(pairs, tmp_path / "two")
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    (finding,) = [found for found in record["findings"] if found["kind"] == "out-of-memory"]
+    assert (finding["subject"], finding["message"]) == (
+        "concepts", "2 at once do not fit into memory; went on with halves."
+    )  # fmt: skip
+    assert {n: c.after for n, c in run.patch.changes.items()} == {
+        n: c.after for n, c in wanted.changes.items()
+    }

@@ -108,7 +108,8 @@ def edit(
     }
     for tower in working.towers:
         found += _of(tower, known[tower.component].findings(tower.stack.mlp_width))
-    protected, notes = still_valid(earlier, concepts, working.towers[0].stack.vocabulary)
+    first = working.towers[0].stack
+    protected, notes = still_valid(earlier, concepts, first.vocabulary, first.positions)
     found += notes
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
     ordered = sorted(concepts, key=_rank)

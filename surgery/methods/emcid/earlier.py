@@ -58,18 +58,18 @@ def keys_from(raw: Iterable[JSON]) -> tuple[WrittenKey, ...]:
 
 
 def still_valid(
-    keys: Sequence[WrittenKey], concepts: Iterable[Concept], vocabulary: int
+    keys: Sequence[WrittenKey], concepts: Iterable[Concept], vocabulary: int, positions: int
 ) -> tuple[tuple[WrittenKey, ...], list[Finding]]:
     """The keys less those of sources that are edited again, which are noted.
 
     Raises:
-        MethodError: when a key has tokens that the encoder does not know.
+        MethodError: when a key has tokens that the encoder does not know, or more than it reads.
     """
-    foreign = sum(max(key.ids) >= vocabulary for key in keys)
+    foreign = sum(max(key.ids) >= vocabulary or len(key.ids) > positions for key in keys)
     if foreign:
         raise MethodError(
             f"{foreign} keys of earlier patches have tokens above {vocabulary - 1}, the last that this text "
-            "encoder knows. Are they patches of this family?"
+            f"encoder knows, or more than the {positions} that it reads. Are they patches of this family?"
         )
     again = {span.ids[: span.end]: concept.label for concept in concepts for span in concept.spans}
     found = {again[key.ids] for key in keys if key.ids in again}

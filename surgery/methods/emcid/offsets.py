@@ -1,7 +1,6 @@
 """Stage I: one offset per concept, learned in batches that are stored whole."""
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from surgery import progress
 from surgery.anatomy import frozen
-from surgery.diffusion import out_of_memory, resident
+from surgery.diffusion import note_halving, out_of_memory, resident
 from surgery.errors import MethodError, raise_all
 from surgery.methods.emcid.descent import Descent, descend
 from surgery.methods.emcid.models import EmcidModels, models_digest
@@ -22,8 +21,6 @@ from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.settings import OffsetSettings, as_json
 from surgery.record import JSON, Finding, Severity
 from surgery.store import Store
-
-_log = logging.getLogger(__name__)
 
 # Settings that decide what is done with a result, not what it is.
 _NO_MEANING = ("batch", "keep_unconverged")
@@ -188,7 +185,7 @@ class _Work:
                     "prompts and pictures. Use fewer of them, fewer offsets.samples, or another device."
                 ) from error
         half = len(concepts) // 2
-        _log.warning("out of memory with %d concepts at once; going on with halves", len(concepts))
+        note_halving("concepts", len(concepts))
         return self.batch(concepts[:half]) + self.batch(concepts[half:])
 
     def _stored(self, concepts: tuple[Concept, ...]) -> list[Target]:

@@ -104,11 +104,12 @@ def test_a_source_that_is_edited_again_is_not_protected_from_its_own_edit(tokeni
     concepts = concepts_of(tokenizer, CAT)
     keys = (*(WrittenKey(ids=span.ids[: span.end], weight=1.0) for span in concepts[0].spans),)
     other = WrittenKey(ids=(1, 2), weight=1.0)
-    left, (finding,) = still_valid((*keys, other), concepts, vocabulary=1000)
+    left, (finding,) = still_valid((*keys, other), concepts, vocabulary=1000, positions=77)
     assert left == (other,)
     assert (finding.kind, finding.subject) == ("edited-again", "cat → 'dog'")
 
 
 def test_tokens_of_another_family_are_refused() -> None:
-    with pytest.raises(MethodError, match="tokens above 9"):
-        still_valid((WrittenKey(ids=(1, 10), weight=1.0),), (), vocabulary=10)
+    for ids in ((1, 10), (1, 2, 3, 4)):
+        with pytest.raises(MethodError, match="1 keys of earlier patches have tokens above 9"):
+            still_valid((WrittenKey(ids=ids, weight=1.0),), (), vocabulary=10, positions=3)

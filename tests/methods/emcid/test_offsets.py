@@ -179,7 +179,7 @@ def test_a_batch_that_does_not_fit_is_split(
     monkeypatch.setattr(offsets, "problem_of", small)
     assert same(optimise_offsets(models, concepts, TEXT), expected)
     assert sizes == [2, 1, 1]
-    assert "going on with halves" in caplog.text
+    assert "went on with halves" in caplog.text
 
 
 def test_one_concept_that_does_not_fit_is_an_error(
