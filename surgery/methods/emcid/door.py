@@ -86,7 +86,7 @@ def edit(
 
     Source: arXiv 2403.13807.
     """
-    working = working_models(models, device)
+    working = _working(models, device)
     stack = text_stack(working.text_encoder)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     digest = weights_digest(working.text_encoder)
@@ -169,7 +169,7 @@ def _prepared(
     return concepts, kept, [*findings, *notes]
 
 
-def working_models(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
+def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
     """The models in the type and place they are worked with: copies where that is not theirs already."""
     weight = text_stack(models.text_encoder).weight(0)
     place = torch.device(device) if device is not None else device_and_dtype(models.text_encoder)[0]
