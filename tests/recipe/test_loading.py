@@ -58,8 +58,8 @@ def test_an_explicit_null_counts_as_given() -> None:
 def test_all_faults_are_reported_at_once_with_line_key_and_nearest_name() -> None:
     assert faults_of(BAD, Path("bad.yaml")) == [
         "bad.yaml:5: edits[0].emcid.presett: unknown key. Did you mean 'preset'?",
-        "bad.yaml:6: edits[0].emcid.kind: found the text 'updte', expected 'update', 'forget', 'style' or "
-        "'rectify'. Did you mean 'update'?",
+        "bad.yaml:6: edits[0].emcid.kind: found the text 'updte', expected 'update', 'forget', 'style', "
+        "'rectify' or 'debias'. Did you mean 'update'?",
         "bad.yaml:8: edits[0].emcid.concepts[0].templates[0]: template 'a {} {}' holds {} 2 times; expected "
         "exactly once.",
         "bad.yaml:8: edits[0].emcid.concepts[0].weight: found the text 'heavy', expected a number.",

@@ -103,6 +103,21 @@ def test_a_finished_run_is_not_overwritten_unasked(recipe: Recipe, tmp_path: Pat
     assert digests(tmp_path / "out") == before
 
 
+def test_a_debiased_concept_is_named_with_its_shares_and_its_mixture_is_recorded(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    concepts = "[{source: doctor, kind: debias, shares: {gender: {woman: 0.75, man: 0.25}}}]"
+    changes = {"edits[0].emcid.concepts": concepts, "edits[0].emcid.debias.tuning": "none"}
+    run = run_recipe(parse_recipe(recipe.source, path=recipe.path, overrides=changes), tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["edits"][0]["mixtures"] == {"doctor": {"woman doctor": 0.75, "man doctor": 0.25}}
+    assert [edit["label"] for edit in record["edits"][0]["edits"]] == [
+        "doctor → 'woman doctor' | 'man doctor'"
+    ]
+    assert run.plan.steps[0].work.batches == (1, 1)
+    assert (run.effect, run.balance) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

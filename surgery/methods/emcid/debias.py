@@ -101,8 +101,9 @@ def preserved(entry: Emcid) -> tuple[str, ...]:
 def debias_json(entry: Emcid) -> dict[str, JSON]:
     """What the mixtures depend on besides the edits themselves."""
     plain: dict[str, JSON] = entry.debias.model_dump(mode="json", exclude={"phrases", "keep_explicit"})
-    goals = [
-        [concept.source, [[list(map(list, g.values)), g.share] for g in groups_of(concept, entry)]]
+    goals: dict[str, JSON] = {
+        concept.source: [[*(value for _, value in g.values), g.share] for g in groups_of(concept, entry)]
         for concept in entry.concepts
-    ]
-    return {**plain, "goals": sorted(goals, key=str)}
+        if concept.shares is not None
+    }
+    return {**plain, "goals": goals}

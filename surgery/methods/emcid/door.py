@@ -94,7 +94,7 @@ def edit(
 
     Source: arXiv 2403.13807.
     """
-    working = working_models(models, device)
+    working = _working(models, device)
     concepts, kept, found = _prepared(working, edits, offsets, update, rules, preserve)
     corpus = corpus or CorpusSettings()
     # what a blend mixes keeps its meaning
@@ -268,7 +268,7 @@ def _refuse_other_vocabulary(concepts: Sequence[Concept], models: EmcidModels) -
     raise_all(MethodError, faults)
 
 
-def working_models(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
+def _working(models: EmcidModels, device: torch.device | str | None) -> EmcidModels:
     """The models in the type and place they are worked with: copies where that is not theirs already."""
     place = torch.device(device) if device is not None else device_and_dtype(models.text_encoder)[0]
     second = models.text_encoder_2

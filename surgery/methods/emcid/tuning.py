@@ -134,8 +134,8 @@ def _crossing(goal: Sequence[float], rounds: Sequence[Round]) -> Vector:
         return float(-(counts * odds).sum() + priors / 2)
 
     curve = minimize(unlikely, np.array([*expected, math.log(_SLOPE)]), method="BFGS").x
-    weights: Vector = (aim - curve[:-1]) / math.exp(curve[-1])
-    return weights + (1 - weights.sum()) / len(weights)
+    weights = (aim - curve[:-1]) / math.exp(curve[-1])
+    return np.asarray(weights + (1 - weights.sum()) / len(weights))
 
 
 def _bracketed(weight: float, goal: float, rounds: Sequence[Round]) -> float:

@@ -230,8 +230,8 @@ def test_every_published_set_runs(models: EmcidModels, preset: str, tmp_path: Pa
 
 
 def test_another_device_gets_copies(models: EmcidModels) -> None:
-    moved = door.working_models(models, "meta")
+    moved = door._working(models, "meta")
     assert text_stack(moved.text_encoder).device.type == "meta"
     assert text_stack(models.text_encoder).device.type == "cpu"
     assert next(moved.unet.parameters()).device.type == "meta"
-    assert door.working_models(models, "cpu").unet is models.unet
+    assert door._working(models, "cpu").unet is models.unet
