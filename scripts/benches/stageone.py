@@ -31,6 +31,7 @@ from surgery.judge import load_judge
 from surgery.methods import Outcome, Replacement
 from surgery.methods.emcid import (
     PUBLISHED,
+    CaptionFile,
     Concept,
     ConceptEdit,
     CorpusSettings,
@@ -44,7 +45,7 @@ from surgery.methods.emcid import (
     solve_updates,
 )
 from surgery.methods.emcid.problem import problem_of
-from surgery.methods.emcid.recipe import PRESETS, read_captions
+from surgery.methods.emcid.recipe import PRESETS
 from surgery.methods.emcid.settings import as_json
 from surgery.patch import Term, make_patch
 from surgery.progress import track
@@ -209,7 +210,7 @@ class Bench:
         return {name: torch.cat(parts) for name, parts in total.items()}
 
     def statistics(self) -> KeyStatistics:
-        captions = read_captions(self.base / "captions.txt")
+        captions = CaptionFile(path=self.base / "captions.txt")
         return collect_statistics(
             self.pipeline.text_encoder,
             self.pipeline.tokenizer,

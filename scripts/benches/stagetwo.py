@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from surgery.anatomy import text_stack, weights_digest
 from surgery.methods.emcid import (
     PUBLISHED,
+    CaptionFile,
     Concept,
     ConceptEdit,
     CorpusSettings,
@@ -40,7 +42,6 @@ from surgery.methods.emcid import (
     sweeps,
     update,
 )
-from surgery.methods.emcid.recipe import read_captions
 from surgery.methods.emcid.walk import Walk
 from surgery.store import Store
 from tests.support.measure import anonymous_bytes, peak_memory
@@ -200,7 +201,7 @@ def report_statistics(
     options: argparse.Namespace, encoder: Any, words: Any, layers: tuple[int, ...], digest: str, rate: float
 ) -> KeyStatistics:
     """Times our one pass and the plain passes over a part of the captions; gives ours, kept in the store."""
-    captions = read_captions(options.captions)[: options.caption_count]
+    captions = list(islice(CaptionFile(path=options.captions), options.caption_count))
     corpus = CorpusSettings(include_padding=False, shrinkage=options.shrinkage)
     store = Store(options.store)
     ours = spent(lambda: collect_statistics(encoder, words, captions, layers, corpus, digest=digest))
