@@ -103,6 +103,7 @@ def test_shares_are_those_of_pictures_judged_one_by_one(
         "new_after": np.mean(new_after),
         "destination": np.mean(destination),
         "reached": np.mean(new_after) / np.mean(destination),
+        "forgotten": 1 - np.mean(old_after) / np.mean(old_before),
         "held_out_before": np.mean(held_before),
         "held_out_after": np.mean(held_after),
         "held_out_change": np.mean(held_after) - np.mean(held_before),
@@ -115,6 +116,7 @@ def test_shares_are_those_of_pictures_judged_one_by_one(
         "new_after": 6,
         "destination": 6,
         "reached": 6,
+        "forgotten": 9,
         "held_out_before": 12,
         "held_out_after": 12,
         "held_out_change": 12,
@@ -134,7 +136,7 @@ def test_no_edit_changes_nothing(pipeline: Any) -> None:
 
 def test_a_change_without_partner_phrases_has_no_scores_for_them(pipeline: Any) -> None:
     effect = measure_edit(pipeline, nullcontext(pipeline), CHANGES[1:], [], SumJudge(), SAMPLING)
-    assert [score.name for score in effect.scores] == ["old_before", "old_after"]
+    assert [score.name for score in effect.scores] == ["old_before", "old_after", "forgotten"]
     assert effect.score("reached") is None
 
 
