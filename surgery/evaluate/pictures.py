@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from surgery.diffusion import Models, Scheduler, device_and_dtype, halving, sample
+from surgery.anatomy import settings_text
+from surgery.diffusion import Models, device_and_dtype, halving, sample
 from surgery.store import Store
 
 Pictures = UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
@@ -115,7 +116,7 @@ class Painter:
             "steps": self.sampling.steps,
             "guidance": self.sampling.guidance,
             "batch": batch,
-            "scheduler": _spelled(self.models.scheduler),
+            "scheduler": settings_text(self.models.scheduler),
             "dtype": str(dtype),
             "device": device.type,
             "threads": torch.get_num_threads(),
@@ -127,9 +128,3 @@ def own_seed(seed: int, prompt: str, number: int) -> int:
     """A seed of 32 bits for one picture; it depends on nothing else that is drawn."""
     text = json.dumps([seed, prompt, number])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def _spelled(scheduler: Scheduler) -> str:
-    # as text: a scheduler's settings may hold infinities, which canonical JSON refuses
-    settings = json.dumps(dict(scheduler.config), sort_keys=True, default=str)
-    return f"{type(scheduler).__name__} {settings}"
