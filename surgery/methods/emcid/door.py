@@ -101,7 +101,7 @@ def edit(
     )
     found += statistics.findings(stack.mlp_width)
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
-    ordered = sorted(concepts, key=_rank)
+    ordered = sorted(concepts, key=rank)
     learned = optimise_offsets(working, single(ordered), offsets, layer=update.layers[-1], store=store)
     found += findings_of(learned, left_out=not offsets.keep_unconverged)
     targets = _usable(mixed(learned, ordered), offsets)
@@ -209,7 +209,8 @@ def _kept(
     return spans, findings
 
 
-def _rank(concept: Concept) -> tuple[object, ...]:
+def rank(concept: Concept) -> tuple[object, ...]:
+    """The place of a concept among others, whatever order they were given in."""
     edit = concept.edit
     return concept.source_ids, concept.goal_ids or (), edit.templates, tuple(map(str, edit.images)), edit.seed
 
