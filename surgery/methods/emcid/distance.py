@@ -4,7 +4,7 @@ Beside the tuning by pictures, and a guess next to it: it costs seconds and need
 own leaning, which decides which of two equally near destinations is drawn, does not show in distances.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from surgery.anatomy import frozen, text_stack
 from surgery.methods.emcid.concepts import prepare
+from surgery.methods.emcid.door import rank
 from surgery.methods.emcid.metric import cross_attention_metric, gathered, token_distance
 from surgery.methods.emcid.mixture import single
 from surgery.methods.emcid.models import EmcidModels
@@ -32,22 +33,23 @@ _READ = OffsetSettings(mode="text", metric="cross_attention")
 def distant_weights(
     models: EmcidModels,
     edits: Sequence[ConceptEdit],
-    shares: Sequence[Sequence[float]],
+    shares: Mapping[str, Sequence[float]],
     settings: OffsetSettings,
     *,
     layer: int,
     reach: float = 1.0,
     store: Store | None = None,
-) -> list[tuple[float, ...]]:
-    """For each blend the weights at which share × distance is the same for all of its destinations.
+) -> dict[str, tuple[float, ...]]:
+    """The weights of each source in ``shares`` at which share × distance is equal for its destinations.
 
     The distance is that of the mixed features from the destination's in the cross-attention metric, the mean
     over the templates. Offsets are learned as Stage I does, or taken from the store.
 
     Args:
         models: The unedited checkpoint, with its U-Net.
-        edits: Blends; their present weights do not matter.
-        shares: The share of each destination of each blend; positive.
+        edits: All edits that are made together, in whose company offsets are learned; the present weights of
+            blends do not matter.
+        shares: For each blend's source the share of each of its destinations; positive.
         settings: Stage I.
         layer: The last block that Stage II edits.
         reach: How far weights may lie outside of 0 to 1.
@@ -57,13 +59,18 @@ def distant_weights(
     """
     stack = text_stack(models.text_encoder)
     concepts, _ = prepare(edits, models.tokenizer, limit=stack.positions)
-    targets = optimise_offsets(models, single(concepts), settings, layer=layer, store=store)
-    found, start = [], 0
+    # the same batches as the edit's own, so that both find them in the store
+    ordered = sorted(concepts, key=rank)
+    targets = optimise_offsets(models, single(ordered), settings, layer=layer, store=store)
+    found, start = {}, 0
     with frozen(models.text_encoder, models.unet):
-        for concept, aims in zip(concepts, shares, strict=True):
-            own = targets[start : start + len(concept.parts)]
-            found.append(_balanced(_Distances(models, concept, own, layer), aims, reach))
+        for concept in ordered:
+            own = targets[start : start + (len(concept.parts) or 1)]
             start += len(own)
+            aims = shares.get(concept.edit.source)
+            if concept.parts and aims is not None:
+                distances = _Distances(models, concept, own, layer)
+                found[concept.edit.source] = _balanced(distances, aims, reach)
     return found
 
 

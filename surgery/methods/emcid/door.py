@@ -112,7 +112,7 @@ def edit(
     protected, notes = still_valid(earlier, concepts, first.vocabulary, first.positions)
     found += notes
     # batches are cut in an order of their own, so that the order of the recipe changes nothing
-    ordered = sorted(concepts, key=_rank)
+    ordered = sorted(concepts, key=rank)
     last_2 = None if update.layers_2 is None else update.layers_2[-1]
     learned = optimise_offsets(
         working, single(ordered), offsets, layer=update.layers[-1], layer_2=last_2, store=store
@@ -318,7 +318,8 @@ def _kept(
     return spans, findings
 
 
-def _rank(concept: Concept) -> tuple[object, ...]:
+def rank(concept: Concept) -> tuple[object, ...]:
+    """The place of a concept among others, whatever order they were given in."""
     edit = concept.edit
     return concept.source_ids, concept.goal_ids or (), edit.templates, tuple(map(str, edit.images)), edit.seed
 

@@ -294,18 +294,17 @@ def distant_mixtures(
     """The mixture of each debiased concept that gives none, from distances alone: no picture is drawn."""
     offsets, update = settings_of(entry, base)
     wanted = untuned(entry)
-    asked = [edit_ for edit_ in edits_of(entry, recipe) if edit_.source in wanted]
-    shares = [tuple(group.share for group in wanted[edit_.source]) for edit_ in asked]
-    found = distant_weights(
+    if not wanted:
+        return {}
+    return distant_weights(
         _models(models),
-        asked,
-        shares,
+        edits_of(entry, recipe),
+        {source: tuple(group.share for group in groups) for source, groups in wanted.items()},
         offsets,
         layer=update.layers[-1],
         reach=entry.debias.reach,
         store=store,
     )
-    return {edit_.source: weights for edit_, weights in zip(asked, found, strict=True)}
 
 
 def replacements(entry: Emcid, recipe: Recipe) -> tuple[Replacement, ...]:

@@ -96,20 +96,15 @@ def test_without_pictures_share_times_distance_is_equal(
 
     monkeypatch.setattr(distance, "_balanced", noted)
     edit = blend("female doctor", "male doctor")
-    (weights,) = distant_weights(models, [edit], [shares], TEXT, layer=9)
+    weights = distant_weights(models, [edit], {"doctor": shares}, TEXT, layer=9)["doctor"]
     assert sum(weights) == pytest.approx(1)
     apart = seen[0](torch.tensor(weights).numpy())
     assert float(apart[0]) * shares[0] == pytest.approx(float(apart[1]) * shares[1], rel=0.02)
 
 
-def test_a_larger_share_is_nearer(models: EmcidModels) -> None:
-    edit = blend("female doctor", "male doctor")
-    even, skewed = (
-        distant_weights(models, [edit, edit_of_cat()], [(0.5, 0.5), (0.5, 0.5)], TEXT, layer=9)[0],
-        distant_weights(models, [edit], [(0.6, 0.4)], TEXT, layer=9)[0],
-    )
-    assert skewed[0] > even[0]
-
-
-def edit_of_cat() -> ConceptEdit:
-    return ConceptEdit(source="cat", blend=(("female cat", 0.5), ("male cat", 0.5)), templates=("a {}",))
+def test_a_larger_share_is_nearer_and_plain_edits_have_no_mixture(models: EmcidModels) -> None:
+    edit, plain = blend("female doctor", "male doctor"), ConceptEdit(source="cat", destination="dog")
+    even = distant_weights(models, [plain, edit], {"doctor": (0.5, 0.5)}, TEXT, layer=9)
+    skewed = distant_weights(models, [edit], {"doctor": (0.6, 0.4)}, TEXT, layer=9)
+    assert list(even) == ["doctor"]
+    assert skewed["doctor"][0] > even["doctor"][0]
