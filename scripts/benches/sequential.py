@@ -1,8 +1,8 @@
 """Edits made one after the other: what is left of the first ones, with and without their keys protected.
 
 Each round edits the checkpoint that the round before left, as a person does who cannot start again. What the
-first round did is looked at again at the end: how much of each offset still arrives in the text encoder, and
-how many pictures of the edited concepts show their destinations.
+first round did is looked at again at the end: how far the edited streams have moved from where it put them,
+in lengths of what it moved them, and how many pictures of the edited concepts show their destinations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sequential(options: argparse.Namespace) -> None:
     words = read_words(base)
     edits = draw_edits(words, options.concepts * options.rounds)
     rounds = [edits[start :: options.rounds] for start in range(options.rounds)]
-    print(f"{'after':24}{'offset kept':>14}{'destination shown':>20}{'held-out shown':>16}")
+    print(f"{'after':24}{'offset disturbed':>18}{'destination shown':>20}{'held-out shown':>16}")
     first = made(options, base, rounds[:1], protect=False)
     held_out = [name for name in words.concepts if name not in {one for pair in edits for one in pair}]
     looked_at = random.Random(0).sample(held_out, min(options.held_out, len(held_out)))
@@ -48,10 +48,10 @@ def sequential(options: argparse.Namespace) -> None:
         ("all, protected", made(options, base, rounds, protect=True)),
     ):
         reached = moved(base, place, rounds[0])
-        kept = ((reached * wanted).sum(1) / wanted.square().sum(1)).mean()
+        disturbed = ((reached - wanted).norm(dim=1) / wanted.norm(dim=1)).mean()
         shown = pictures(place, rounds[0], words.templates("test"), options)
         others = pictures(place, [(name, name) for name in looked_at], words.templates("test"), options)
-        print(f"{name:24}{float(kept):14.3f}{shown:20.3f}{others:16.3f}", flush=True)
+        print(f"{name:24}{float(disturbed):18.3f}{shown:20.3f}{others:16.3f}", flush=True)
 
 
 def made(options: argparse.Namespace, base: Path, rounds: Sequence[Pairs], *, protect: bool) -> Path:
