@@ -41,7 +41,8 @@ def evaluation_text(headlines: Sequence[Score], sections: Mapping[str, EditEffec
         rows = [(s.name, _value(s), _interval(s), str(s.count)) for s in headlines]
         parts.append(aligned([head, *rows]))
     for name, effect in sections.items():
-        parts.append(f"== {name}\n\n{as_text(effect, phrases)}{_changed(effect)}")
+        parts.append(f"== {name}\n\n{_tables(effect, phrases)}{_changed(effect)}")
+    parts += dict.fromkeys(_small_print(effect) for effect in sections.values())
     return "\n\n".join(parts)
 
 
@@ -56,6 +57,10 @@ def _changed(effect: EditEffect) -> str:
 
 def as_text(effect: EditEffect, phrases: bool = True) -> str:
     """The effect as plain text: all scores with their intervals, then (``phrases``) each phrase by itself."""
+    return f"{_tables(effect, phrases)}\n\n{_small_print(effect)}"
+
+
+def _tables(effect: EditEffect, phrases: bool) -> str:
     scores = [score for name in MEANING if (score := effect.score(name)) is not None]
     rows = [("", "", "95 % interval", "pictures")]
     rows += [(MEANING[score.name], _value(score), _interval(score), str(score.count)) for score in scores]
@@ -64,7 +69,6 @@ def as_text(effect: EditEffect, phrases: bool = True) -> str:
         parts.append(aligned(_change_rows(effect)))
     if phrases and effect.held_out:
         parts.append(aligned(_held_out_rows(effect)))
-    parts.append(_small_print(effect))
     return "\n\n".join(parts)
 
 
@@ -120,10 +124,12 @@ def _small_print(effect: EditEffect) -> str:
     questions = effect.judge_accuracy.items()
     accuracy = ", ".join(f"{name.replace('_', ' ')} {percent(value)}" for name, value in questions)
     knobs = effect.sampling
+    right = f"itself right in: {accuracy}" if accuracy else "whose own accuracy nobody has measured"
+    skipped = f", clip-skip {knobs.clip_skip}" if knobs.clip_skip else ""
     return (
         f"{knobs.samples} pictures for each of {len(knobs.templates)} templates, {knobs.steps} steps, "
-        f"guidance {knobs.guidance:g}, seed {knobs.seed}. "
-        f"Judge {effect.judge}" + (f", itself right on drawings in: {accuracy}." if accuracy else ".")
+        f"guidance {knobs.guidance:g}, seed {knobs.seed}{skipped}. "
+        f"Judge {effect.judge}, {right}."
     )
 
 

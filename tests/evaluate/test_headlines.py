@@ -49,7 +49,8 @@ def test_h_o_is_the_harmonic_mean_of_the_three_rates() -> None:
 
 def test_without_aliases_it_is_the_mean_of_two() -> None:
     overall = headlines({"generalisation": effect(after=(0.4,)), "held out": effect(kept=(0.3,))})[-1]
-    assert (overall.name, overall.value) == ("h_c", pytest.approx(2 / (1 / 0.6 + 1 / 0.3)))
+    assert overall.name == "h_c"
+    assert overall.value == pytest.approx(2 / (1 / 0.6 + 1 / 0.3))
 
 
 def test_sections_that_were_not_measured_have_no_headline() -> None:

@@ -11,7 +11,8 @@ from surgery.judge import Labels, Verdicts
 
 
 def drawn(rng: np.random.Generator, mean: float, spread: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return (rng.normal(size=(4000, len(spread))) * spread + mean).astype(np.float32)
+    rows: np.ndarray[Any, Any] = rng.normal(size=(4000, len(spread))) * spread + mean
+    return rows.astype(np.float32)
 
 
 def test_the_distance_is_that_of_the_definition() -> None:

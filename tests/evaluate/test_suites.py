@@ -1,5 +1,7 @@
 """What each suite asks, made from a small material by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from surgery.errors import JudgeError
@@ -67,21 +69,12 @@ def test_quality_compares_and_neighbours_are_probes() -> None:
 
 def test_styles_are_tried_on_contents_and_contents_on_styles() -> None:
     mosaic = Edited(subject="mosaic", old=Trait("mosaic", "style"))
-    found = measured("style", material=Material(edited=(mosaic,), **_around()))
+    found = measured("style", material=replace(MATERIAL, edited=(mosaic,)))
     (change, *_), (content, *_) = found["styles"].changes, found["content of edited styles"].probes
     assert (change.subject, change.templates) == ("mosaic", ("a {} of dog",))
     assert (content.subject, content.templates) == ("dog", ("a mosaic of {}",))
     (other, *_) = found["other styles"].probes
     assert (other.subject, other.shows, other.templates) == ("neon", Trait("neon", "style"), ("a {} of dog",))
-
-
-def _around() -> dict[str, tuple[str, ...]]:
-    return {
-        "held_out": MATERIAL.held_out,
-        "unseen": MATERIAL.unseen,
-        "styles": MATERIAL.styles,
-        "style_templates": MATERIAL.style_templates,
-    }
 
 
 def test_sections_that_suites_share_are_measured_once() -> None:
