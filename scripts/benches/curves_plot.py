@@ -33,7 +33,7 @@ def plot_curves(found: Found) -> bytes:
     for axes, (kind, metric, title) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
         for method in _COLOURS:
             _line(axes, found, kind, metric, method)
-        _dress(axes, title, metric)
+        _dress(axes, title, metric, sorted({cell["count"] for cell, _ in found.values()}))
     figure.axes[0].legend(frameon=False, loc="lower left")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
@@ -61,9 +61,8 @@ def _line(axes: Axes, found: Found, kind: str, metric: str, method: str) -> None
     )
 
 
-def _dress(axes: Axes, title: str, metric: str) -> None:
+def _dress(axes: Axes, title: str, metric: str, ticks: list[int]) -> None:
     axes.set_xscale("log")
-    ticks = sorted({int(x) for line in axes.lines for x in line.get_xdata()})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_title(title, loc="left", fontsize=10.5, weight="bold")
