@@ -72,16 +72,21 @@ def likeness_scores(before: Sequence[Look], after: Sequence[Look], ideal: Look |
     """
     groups = np.repeat(np.arange(len(before)), [len(look.verdicts) for look in before])
     then, now = (np.concatenate([_features(look) for look in looks]) for looks in (before, after))
-    scores = [bootstrap("frechet", groups, lambda rows: frechet_distance(then[rows], now[rows]))]
+    steps = [_distances(_small(one), _small(other)) for one, other in zip(before, after, strict=True)]
+    seeds = [_distances(_small(look), np.roll(_small(look), 1, axis=0)) for look in before]
+    apart, usual = np.concatenate(steps), np.concatenate(seeds)
+    scores = []
+    if usual.any():  # a phrase of one picture has no other seed
+        scores.append(bootstrap("moved", groups, lambda rows: float(apart[rows].mean() / usual[rows].mean())))
+    if len(then) < 2:  # one picture has no spread
+        return scores
+    scores.append(bootstrap("frechet", groups, lambda rows: frechet_distance(then[rows], now[rows])))
     if ideal is not None:
         scores += [
             _from_drawings("frechet_drawings_before", groups, then, ideal),
             _from_drawings("frechet_drawings_after", groups, now, ideal),
         ]
-    steps = [_distances(_small(one), _small(other)) for one, other in zip(before, after, strict=True)]
-    seeds = [_distances(_small(look), np.roll(_small(look), 1, axis=0)) for look in before]
-    apart, usual = np.concatenate(steps), np.concatenate(seeds)
-    return [*scores, bootstrap("moved", groups, lambda rows: float(apart[rows].mean() / usual[rows].mean()))]
+    return scores
 
 
 def _from_drawings(name: str, groups: Groups, own: Features, ideal: Look) -> Score:
