@@ -8,6 +8,7 @@ three copies lie on the disk at a time.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -71,6 +72,12 @@ class Cost:
     processor_s: float
     memory_bytes: int
     found: Any
+
+
+def all_sizes(options: argparse.Namespace) -> bool:
+    """``full_size`` of every size that is asked for."""
+    held = {size: full_size(size, options.scratch) for size in options.sizes}
+    return all(held.values())
 
 
 def full_size(size: str, scratch: Path, *, narrow: bool = False) -> bool:

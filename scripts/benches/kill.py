@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -32,12 +33,13 @@ evaluate: {{samples: 1, held_out: 3}}
 FINAL = ("patch.safetensors", "lora.safetensors", "sheet.png", "checkpoint")
 
 
-def kill_campaign(base: str, times: int, seed: int) -> bool:
+def kill_campaign(options: argparse.Namespace) -> bool:
     """Whether every killed run left nothing half-written and, resumed, gave the uninterrupted run's bytes."""
+    times = options.times
     with tempfile.TemporaryDirectory(prefix="surgery-kill-") as folder:
         root = Path(folder)
         recipe = root / "recipe.yaml"
-        recipe.write_text(RECIPE.format(base=base))
+        recipe.write_text(RECIPE.format(base=options.base))
         started = time.monotonic()
         run(recipe, root / "whole").wait()
         whole_s = time.monotonic() - started
@@ -46,7 +48,7 @@ def kill_campaign(base: str, times: int, seed: int) -> bool:
             print(f"the uninterrupted run did not finish: {sorted(wanted)}")
             return False
         print(f"uninterrupted: {whole_s:.1f} s, {len(wanted)} files")
-        chance, good, kills, number = random.Random(seed), True, 0, 0
+        chance, good, kills, number = random.Random(options.seed), True, 0, 0
         while kills < times and number < 3 * times:
             number += 1
             moment = chance.uniform(0.02, 0.98) * whole_s

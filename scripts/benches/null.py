@@ -8,6 +8,7 @@ of two sets of m of the pool's N differ as those of independent sets would: the 
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,13 @@ LEAST_POWER: Final = 0.75  # 0.8 less two and a half standard deviations of 400 
 HURT: Final = {"evenly": 1.0, "on a tenth of the phrases": 0.1}
 
 Hits = np.ndarray[Any, Any]
+
+
+def null_bench(options: argparse.Namespace) -> bool:
+    """Draws what is missing of the pool, then ``null_test``."""
+    from pool import draw_pool
+
+    return null_test(draw_pool(options), options.times, options.loss, options.seed)
 
 
 def null_test(pool: Pool, times: int, loss: float, seed: int) -> bool:
