@@ -176,15 +176,14 @@ def _sections(ground: Ground, cell: Cell) -> list[Section]:
     unseen = ground.words.templates("test")
     few = unseen if cell.count * len(unseen) < PICTURES // 4 else unseen[:_FEWER]
     plain = Sampling(templates=unseen, samples=1, steps=ground.options.steps)
-    found = []
-    for section in sections_of(["update"], replace(material, unseen=few), plain):
-        if section.name == "held out":
-            found.append(replace(section, sampling=replace(plain, samples=2)))
-            continue
-        templates = section.changes[0].templates or few
-        each = len(section.changes) * len(templates)
-        left = PICTURES - 2 * len(ground.held_out) * len(unseen)
-        samples = max(1, math.ceil(_PARTS[section.name] * left / each))
+    sections = sections_of(["update"], replace(material, unseen=few), plain)
+    edited = [section for section in sections if section.changes]
+    whole = sum(_PARTS[section.name] for section in edited)
+    left = PICTURES - 2 * len(ground.held_out) * len(unseen)
+    found = [replace(s, sampling=replace(plain, samples=2)) for s in sections if not s.changes]
+    for section in edited:
+        each = len(section.changes) * len(section.changes[0].templates or few)
+        samples = max(1, math.ceil(left * _PARTS[section.name] / whole / each))
         found.append(replace(section, sampling=replace(section.sampling, samples=samples)))
     return found
 

@@ -99,12 +99,10 @@ def edit(
     corpus = corpus or CorpusSettings()
     # what a blend mixes keeps its meaning
     gone = () if corpus.include_sources else [one.source_ids for one in concepts if not one.parts]
-    digests = {tower.component: weights_digest(tower.encoder) for tower in working.towers}
+    by_tower = _by_tower(working, update)
     known = {
-        tower.component: _statistics(
-            tower, captions, own, corpus, gone, statistics, store, digests[tower.component]
-        )
-        for tower, own in _by_tower(working, update)
+        tower.component: _statistics(tower, captions, own, corpus, gone, statistics, store)
+        for tower, own in by_tower
     }
     for tower in working.towers:
         found += _of(tower, known[tower.component].findings(tower.stack.mlp_width))
@@ -119,6 +117,7 @@ def edit(
     )
     found += findings_of(learned, left_out=not offsets.keep_unconverged)
     targets = _usable(mixed(learned, ordered), offsets)
+    stored = models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype
     solved = [
         solve_updates(
             tower.encoder,
@@ -127,13 +126,11 @@ def edit(
             own,
             preserve=kept,
             earlier=protected,
-            stored=models.stored_dtype or text_stack(models.text_encoder).weight(0).dtype,
-            digest=digests[tower.component],
+            stored=stored,
+            digest=known[tower.component].encoder_digest,
             component=tower.component,
         )
-        for (tower, own), own_targets in zip(
-            _by_tower(working, update), _by_encoder(targets, len(working.towers)), strict=True
-        )
+        for (tower, own), own_targets in zip(by_tower, _by_encoder(targets, len(by_tower)), strict=True)
     ]
     for tower, update_ in zip(working.towers, solved, strict=True):
         found += _of(tower, update_.findings)
@@ -225,7 +222,6 @@ def _statistics(
     without: Sequence[tuple[int, ...]],
     given: Mapping[str, KeyStatistics] | None,
     store: Store | None,
-    digest: str,
 ) -> KeyStatistics:
     """The key statistics of the edited layers: the given ones where they fit, else of the captions."""
     if given is None:
@@ -237,7 +233,6 @@ def _statistics(
             corpus,
             without=without,
             store=store,
-            digest=digest,
         )
     known = given.get(tower.component)
     if known is None:
@@ -245,7 +240,7 @@ def _statistics(
             f"the key statistics are of {', '.join(given)}; expected those of the {tower.component} too. "
             "Collect them for this checkpoint."
         )
-    known.check(tower.stack, digest, update.layers)
+    known.check(tower.stack, weights_digest(tower.encoder), update.layers)
     return known
 
 
