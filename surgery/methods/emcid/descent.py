@@ -27,8 +27,8 @@ class Descent:
 
     ``first`` and ``last`` are means of the loss over the first and last window of steps (the first and
     last loss where there was one window at most); ``settled`` says
-    that the loss stood still before the steps ran out, ``clamped`` that the offset ended at its largest
-    length, ``finite`` that no loss was NaN or infinite.
+    that the loss stood still before the steps ran out, or that the rate fell to nothing with them, ``clamped``
+    that the offset ended at its largest length, ``finite`` that no loss was NaN or infinite.
     """
 
     offsets: Float[Tensor, "concepts width"]
@@ -140,10 +140,15 @@ def descend(
         first=torch.tensor([watch.first for watch in watches]),
         last=torch.tensor([watch.last for watch in watches]),
         steps=torch.tensor([watch.steps for watch in watches]),
-        settled=torch.tensor([watch.settled for watch in watches]),
+        settled=torch.tensor([watch.settled or _ran_out(watch, settings) for watch in watches]),
         clamped=(_lengths(offsets, widths) > _ON_CLAMP * settings.clamp * length).any(1).cpu(),
         finite=finite,
     )
+
+
+def _ran_out(watch: _Watch, settings: OffsetSettings) -> bool:
+    """Whether the learning rate fell to nothing, so that more steps would not have moved the offset."""
+    return settings.decay == "cosine" and watch.steps == settings.steps
 
 
 def _rate_left(step: int, settings: OffsetSettings) -> float:
