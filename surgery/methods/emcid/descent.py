@@ -27,7 +27,7 @@ class Descent:
 
     ``first`` and ``last`` are means of the loss over the first and last window of steps (the first and
     last loss where there was one window at most); ``settled`` says
-    that the loss stood still before the steps ran out, or that the rate fell to nothing with them, ``clamped``
+    that the loss stood still before the steps ran out or the rate fell to nothing with them, ``clamped``
     that the offset ended at its largest length, ``finite`` that no loss was NaN or infinite.
     """
 
