@@ -20,6 +20,7 @@ from typing import Any, Final
 from massive import recipe_of
 from uce import uce_patch
 
+from surgery.anatomy import settings_text
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
@@ -38,7 +39,8 @@ from surgery.execute import compute_patch, plan_recipe
 from surgery.judge import Judge, Trait, load_judge
 from surgery.methods.emcid import OBJECT_TEMPLATES
 from surgery.patch import Patch, applied
-from surgery.record import Score
+from surgery.recipe import Recipe
+from surgery.record import Score, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.store import Store
 from surgery.study.weights import weights_names
@@ -100,7 +102,7 @@ def curves(options: argparse.Namespace) -> bool:
     ground = _ground(options)
     half = len(ground.sources)
     cells = _cells(options, half)
-    missing = [cell for cell in cells if not _file(ground, cell).exists()]
+    missing = [cell for cell in cells if not _done(_file(ground, cell), _key(ground, cell))]
     _announce(ground, cells, missing)
     agreement = _agreement(ground)
     found = {}
@@ -176,7 +178,7 @@ def _sections(ground: Ground, cell: Cell) -> list[Section]:
     unseen = ground.words.templates("test")
     few = unseen if cell.count * len(unseen) < PICTURES // 4 else unseen[:_FEWER]
     plain = Sampling(templates=unseen, samples=1, steps=ground.options.steps)
-    sections = sections_of(["update"], replace(material, unseen=few), plain)
+    sections, _ = sections_of(["update"], replace(material, unseen=few), plain)
     edited = [section for section in sections if section.changes]
     whole = sum(_PARTS[section.name] for section in edited)
     left = PICTURES - 2 * len(ground.held_out) * len(unseen)
@@ -223,8 +225,8 @@ def _file(ground: Ground, cell: Cell) -> Path:
 
 def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
     """The headlines of one cell, from its file or made now."""
-    path = _file(ground, cell)
-    if not path.exists():
+    path, key = _file(ground, cell), _key(ground, cell)
+    if not _done(path, key):
         started = time.monotonic()
         patch = _patch(ground, cell)
         edit_s = time.monotonic() - started
@@ -238,6 +240,7 @@ def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
             cache=Cache(store=ground.store, before=before, after=after),
         )
         record = {
+            "key": key,
             "cell": asdict(cell),
             "edit_s": round(edit_s, 1),
             "pictures": _pictures(sections),
@@ -250,12 +253,27 @@ def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
     return {score["name"]: Score(**score) for score in scores}
 
 
+def _done(path: Path, key: str) -> bool:
+    return path.exists() and json.loads(path.read_text())["key"] == key
+
+
+def _key(ground: Ground, cell: Cell) -> str:
+    """Changes with everything that the cell's figures depend on."""
+    edit = _recipe(ground, cell) if cell.method == "emcid" else None
+    plan = None if edit is None else plan_recipe(edit, ground.checkpoint).identity
+    sections = [repr(section) for section in _sections(ground, cell)]
+    return json_digest([str(ground.checkpoint.path), asdict(cell), plan, sections])
+
+
+def _recipe(ground: Ground, cell: Cell) -> Recipe:
+    named = [(source, aim or "") for source, aim in _edits(ground, cell)]
+    return recipe_of(ground.options, named, cell.kind, cell.residual, cell.mode)
+
+
 def _patch(ground: Ground, cell: Cell) -> Patch:
-    edits = _edits(ground, cell)
     if cell.method == "uce":
-        return uce_patch(ground.checkpoint, ground.models, edits, ground.others)
-    named = [(source, aim or "") for source, aim in edits]
-    recipe = recipe_of(ground.options, named, cell.kind, cell.residual, cell.mode)
+        return uce_patch(ground.checkpoint, ground.models, _edits(ground, cell), ground.others)
+    recipe = _recipe(ground, cell)
     plan = plan_recipe(recipe, ground.checkpoint)
     return compute_patch(recipe, plan, ground.checkpoint, ground.models, ground.store).patch
 
@@ -288,7 +306,8 @@ def _unedited(ground: Ground, names: Sequence[str], steps: int) -> float:
     sampling = Sampling(templates=ground.words.templates("test"), samples=1, steps=steps)
     probes = tuple(Probe(subject=name, shows=Trait(name)) for name in names)
     section = Section(name="", sampling=sampling, probes=probes)
-    same = Cache(store=ground.store, before="unedited", after="unedited")
+    name = json_digest([str(ground.checkpoint.path), settings_text(ground.models.scheduler)])
+    same = Cache(store=ground.store, before=name, after=name)
     effect = measure_sections(ground.models, nullcontext(ground.models), [section], ground.judge, cache=same)
     score = effect[""].score("held_out_before")
     assert score is not None

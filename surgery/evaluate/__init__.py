@@ -20,7 +20,7 @@ from surgery.evaluate.sample_size import (
 )
 from surgery.evaluate.significance import holm, p_value
 from surgery.evaluate.statistics import difference, ratio, share
-from surgery.evaluate.suites import SUITES, sections_of
+from surgery.evaluate.suites import SUITES, sections_of, suite_fault
 from surgery.evaluate.table import as_dict, as_text, evaluation_text
 
 __all__ = [
@@ -69,4 +69,5 @@ __all__ = [
     "share",
     "smallest_loss",
     "sorted_into",
+    "suite_fault",
 ]

@@ -18,7 +18,7 @@ class Change:
         destination: The phrase whose prompts set the mark: how often the unedited model shows ``new`` there
             is what an edit can reach. None leaves the comparison out.
         templates: Prompts with one ``{}`` for the phrase, instead of those of the measurement.
-        beside: What the prompts name beside the phrase; a picture counts only where it shows that, too.
+        beside: What the prompts name beside the phrase; the new concept counts only where that is shown, too.
     """
 
     subject: str

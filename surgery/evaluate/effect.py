@@ -214,7 +214,7 @@ def _seen(
     if aim is not None and change.new is not None:
         goal = shows(change.new, before[aim].verdicts, change.beside)
     return Seen(
-        old=None if change.old is None else Pair.of(change.old, *here),
+        old=None if change.old is None else Pair.of(change.old, *here[:2]),
         new=None if change.new is None else Pair.of(change.new, *here),
         destination=goal,
     )

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from surgery.errors import JudgeError
 from surgery.evaluate.statistics import Groups, Hits, Rows, bootstrap, difference, ratio, share
 from surgery.judge import Trait, Verdicts
 from surgery.record import Score
@@ -31,6 +32,11 @@ class Pair:
 
 def shows(trait: Trait, verdicts: Verdicts, beside: Trait | None = None) -> Hits:
     """Whether each picture shows a trait, and what is to be ``beside`` it."""
+    if beside is not None and verdicts.exclusive:
+        raise JudgeError(
+            "this judge names one concept of each picture, and two at once were asked for; expected a judge "
+            "that tells several. Leave the suite composition out."
+        )
     hits = verdicts.shows(trait)
     return hits if beside is None else np.asarray(hits & verdicts.shows(beside))
 

@@ -6,11 +6,12 @@ from itertools import cycle
 from types import MappingProxyType
 from typing import Final
 
-from surgery.errors import JudgeError, nearest
+from surgery.errors import JudgeError, nearest, raise_all
 from surgery.evaluate.changes import Change, Probe, Section
 from surgery.evaluate.material import Edited, Material
 from surgery.evaluate.pictures import Sampling
 from surgery.judge import Trait
+from surgery.record import Finding
 
 # more than the 77 tokens of a CLIP encoder in any vocabulary; the subject stands before it
 _FILLER: Final = ", a nice picture" * 40
@@ -27,35 +28,47 @@ class Suite:
     sections: Callable[[Material, Sampling], list[Section]]
 
 
-def sections_of(names: Iterable[str], material: Material, sampling: Sampling) -> list[Section]:
-    """The sections of some suites; a section that two of them ask for is measured once.
+def sections_of(
+    names: Iterable[str], material: Material, sampling: Sampling
+) -> tuple[list[Section], tuple[Finding, ...]]:
+    """The sections of some suites, and those with nothing to measure.
+
+    A section that two suites ask for is measured once.
 
     Raises:
         JudgeError: when there is no suite of a name, or nothing to measure for one; all faults at once.
     """
     found: dict[str, Section] = {}
-    faults = []
+    empty, faults = [], []
     for name in names:
-        own = [s for s in suite(name).sections(material, sampling) if s.changes or s.probes]
+        fault = suite_fault(name)
+        if fault is not None:
+            faults.append(fault)
+            continue
+        asked = SUITES[name].sections(material, sampling)
+        own = [section for section in asked if section.items]
         if not own:
-            faults.append(f"suite {name!r} has nothing to measure here: {suite(name).says} needs more words.")
+            faults.append(
+                f"suite {name!r} has nothing to measure here: {SUITES[name].says} needs more words."
+            )
         found.update({section.name: section for section in own})
-    if faults:
-        raise JudgeError("\n".join(faults))
-    return list(found.values())
+        empty += [_empty(section.name) for section in asked if not section.items]
+    raise_all(JudgeError, faults)
+    return list(found.values()), tuple(dict.fromkeys(empty))
 
 
-def suite(name: str) -> Suite:
-    """The suite of that name.
+def suite_fault(name: str) -> str | None:
+    """Why there is no suite of that name, with the nearest one, or None when there is."""
+    if name in SUITES:
+        return None
+    guess = nearest(name, SUITES)
+    hint = f"Did you mean {guess!r}?" if guess else f"There are: {', '.join(SUITES)}."
+    return f"no suite {name!r}. {hint}"
 
-    Raises:
-        JudgeError: when there is none; the message has the nearest name.
-    """
-    if name not in SUITES:
-        guess = nearest(name, SUITES)
-        hint = f"Did you mean {guess!r}?" if guess else f"There are: {', '.join(SUITES)}."
-        raise JudgeError(f"no suite {name!r}. {hint}")
-    return SUITES[name]
+
+def _empty(name: str) -> Finding:
+    message = "the words of this checkpoint and the edits leave nothing to look at; --words may say more"
+    return Finding(kind="not-measured", subject=name, message=message)
 
 
 def _update(material: Material, sampling: Sampling) -> list[Section]:

@@ -127,7 +127,7 @@ def _small_print(effect: EditEffect) -> str:
     right = f"itself right in: {accuracy}" if accuracy else "whose own accuracy nobody has measured"
     skipped = f", clip-skip {knobs.clip_skip}" if knobs.clip_skip else ""
     return (
-        f"{knobs.samples} pictures for each of {len(knobs.templates)} templates, {knobs.steps} steps, "
+        f"Pictures for each prompt: {knobs.samples}; {knobs.steps} steps, "
         f"guidance {knobs.guidance:g}, seed {knobs.seed}{skipped}. "
         f"Judge {effect.judge}, {right}."
     )

@@ -48,12 +48,13 @@ def pictures_in(folder: Path) -> UInt8[np.ndarray[Any, Any], "pictures side side
     """All pictures in a folder and its sub-folders, as a judge takes them.
 
     Raises:
-        JudgeError: when there are none, one cannot be read, or they are not squares of one size.
+        JudgeError: when there are fewer than two, one cannot be read, or they are not squares of one size.
     """
     files = [file for file in sorted(folder.rglob("*")) if _is_picture(file)]
-    if not files:
+    if len(files) < 2:
         raise JudgeError(
-            f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}). Name a folder of some."
+            f"{folder} holds {len(files)} pictures ({', '.join(sorted(PICTURES))}); expected two or more, "
+            "better some thousand. Name a folder of them."
         )
     rows = _read(files)
     sizes = sorted({row.shape[:2] for row in rows})

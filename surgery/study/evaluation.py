@@ -10,8 +10,11 @@ from typing import Any, Final
 
 import torch
 
+from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
-from surgery.errors import SurgeryError
+from surgery.checkpoint.writer import refuse_overlap
+from surgery.diffusion import noting_halvings
+from surgery.errors import JudgeError, SurgeryError, raise_all
 from surgery.evaluate import (
     Cache,
     EditEffect,
@@ -20,6 +23,7 @@ from surgery.evaluate import (
     headlines,
     measure_sections,
     sections_of,
+    suite_fault,
 )
 from surgery.execute import locked_folder
 from surgery.judge import Judge, pictures_in
@@ -38,6 +42,7 @@ from surgery.study.words import Words, read_words
 
 RECORD: Final = "evaluation.json"
 PLOT: Final = "evaluation.png"
+CACHE: Final = "cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,52 +128,98 @@ def evaluate_edit(
         SurgeryError: when the edit is not known, does not fit the base, or a suite has nothing to measure.
     """
     started = time.monotonic()
+    refuse_evaluation(out, wish, overwrite=overwrite)
+    refuse_overlap(base, out)
     patch = load_patch(other) if is_patch(other) else diff_checkpoints(base, other).patch
+    _refuse_other_base(patch, base)
     asked, preserved = _edits(patch, recipe, other)
     known = words or read_words(base)
-    with locked_folder(out):
-        _refuse_taken(out, overwrite)
-        models = pipeline_on(base, device, dtype, offloaded=offloaded)
-        material, findings = material_of(asked, preserved, known, judge.labels, models, wish.held_out)
-        sections = sections_of(wish.suites, material, wish.sampling(known))
-        before, after = weights_names(models, patch)
+    drawings = None if wish.drawings is None else pictures_in(wish.drawings)
+    models = pipeline_on(base, device, dtype, offloaded=offloaded)
+    with applied(models, patch):
+        pass  # what stands in its way is said before hours of drawing
+    material, findings = material_of(asked, preserved, known, judge.labels, models, wish.held_out)
+    sections, empty = sections_of(wish.suites, material, wish.sampling(known))
+    before, after = weights_names(models, patch)
+    with locked_folder(out), noting_halvings() as halved:
         measured = measure_sections(
             models,
             applied(models, patch),
             sections,
             judge,
-            cache=Cache(store=Store(cache or out / "cache"), before=before, after=after),
-            drawings=None if wish.drawings is None else pictures_in(wish.drawings),
+            cache=Cache(store=Store(cache or out / CACHE), before=before, after=after),
+            drawings=drawings,
         )
-        found = Evaluation(headlines=headlines(measured), sections=measured, findings=findings)
+        found = Evaluation(
+            headlines=headlines(measured),
+            sections=measured,
+            findings=(*findings, *empty, *dict.fromkeys(halved)),
+        )
         _write(found, out, _record(found, base, other, wish, device, time.monotonic() - started))
     return found
+
+
+def refuse_evaluation(out: Path, wish: Wish, *, overwrite: bool = False) -> None:
+    """Refuse, before anything is loaded, suites that there are not and a folder that holds other things.
+
+    Raises:
+        JudgeError: when there is no suite of a name.
+        SurgeryError: when ``out`` is a file, holds an evaluation and ``overwrite`` is not set, or other files.
+    """
+    raise_all(JudgeError, [fault for name in wish.suites if (fault := suite_fault(name)) is not None])
+    if out.exists() and not out.is_dir():
+        raise SurgeryError(f"{out} is a file; an evaluation needs a folder. Name another one.")
+    held = {item.name for item in out.iterdir() if not item.name.startswith(".")} if out.is_dir() else set()
+    foreign = sorted(held - {RECORD, PLOT, CACHE})
+    if foreign or (RECORD in held and not overwrite):
+        what = f"other files ({', '.join(foreign[:3])})" if foreign else "an evaluation"
+        hint = "Name another one." if foreign else "Name another one, or pass --overwrite."
+        raise SurgeryError(f"{out} already holds {what}; expected a new or empty folder. {hint}")
+
+
+def _refuse_other_base(patch: Patch, base: Path) -> None:
+    """Pictures are kept by the base that the patch names, so it has to be this one to the last weight."""
+    roots = open_checkpoint(base).fingerprint().roots
+    others = [name for name, digest in patch.roots.items() if roots.get(name) != digest]
+    if others:
+        raise SurgeryError(
+            f"the patch is for another base: {', '.join(sorted(others))} of {base} have other weights. Name the "
+            "checkpoint that it was made for, or the edited checkpoint in place of the patch."
+        )
 
 
 def _edits(
     patch: Patch, recipe: Recipe | None, other: Path
 ) -> tuple[tuple[Replacement, ...], tuple[str, ...]]:
     """What was edited, and which names were kept on purpose."""
-    if recipe is None:
-        source = patch.provenance.get("recipe")
-        if not isinstance(source, str):
-            raise SurgeryError(
-                f"{other} does not say which edits were made; expected a patch that `surgery run` wrote. "
-                "Name the recipe of the edits: --recipe."
-            )
-        overrides: Any = patch.provenance.get("overrides") or {}
-        recipe = parse_recipe(source, overrides=overrides)
-    entries = [(name, entry) for edit in recipe.edits for name, entry in edit if entry is not None]
-    asked = tuple(one for name, entry in entries for one in method(name).replacements(entry, recipe))
-    return asked, tuple(phrase for _, entry in entries for phrase in getattr(entry, "preserve", ()))
-
-
-def _refuse_taken(out: Path, overwrite: bool) -> None:
-    if (out / RECORD).exists() and not overwrite:
+    recipes = _remembered(patch.provenance) if recipe is None else [recipe]
+    if not recipes:
         raise SurgeryError(
-            f"{out} already holds an evaluation; expected a new or empty folder. Name another one, or pass "
-            "--overwrite."
+            f"{other} does not say which edits were made; expected a patch that `surgery run` wrote, or one "
+            "composed of such. Name the recipe of the edits: --recipe."
         )
+    entries = [
+        (one, name, entry)
+        for one in recipes
+        for edit in one.edits
+        for name, entry in edit
+        if entry is not None
+    ]
+    asked = tuple(found for one, name, entry in entries for found in method(name).replacements(entry, one))
+    return asked, tuple(phrase for *_, entry in entries for phrase in getattr(entry, "preserve", ()))
+
+
+def _remembered(provenance: Mapping[str, Any]) -> list[Recipe]:
+    """The recipes that a patch came from, also those of the patches that it was composed of."""
+    source, composed = provenance.get("recipe"), provenance.get("composed")
+    found = []
+    if isinstance(source, str):
+        overrides = provenance.get("overrides") or {}
+        found.append(parse_recipe(source, overrides=overrides, remembered=True))
+    for member in composed if isinstance(composed, list) else ():
+        inner = member.get("provenance") if isinstance(member, dict) else None
+        found += _remembered(inner) if isinstance(inner, dict) else []
+    return found
 
 
 def _record(

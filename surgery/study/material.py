@@ -1,6 +1,7 @@
 """What suites are made of, from the edits that were asked for and the words of the checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -10,11 +11,11 @@ from torch.nn.functional import normalize
 from surgery.anatomy import locate
 from surgery.diffusion.text import encode_prompts
 from surgery.evaluate import Edited, Material
-from surgery.judge import Labels
+from surgery.judge import Labels, Trait
 from surgery.methods import Replacement
 from surgery.record import Finding
 from surgery.study.effect import changes_of
-from surgery.study.words import Words
+from surgery.study.words import Words, plainly
 
 # nearest names looked at for each edited one, by embedding and by group each
 _NEAREST: Final = 3
@@ -45,17 +46,16 @@ def material_of(
     replaced = [one for one in replacements if not one.groups]
     changes, findings = changes_of(replaced, words, labels)
     taught = {one.source: one.taught for one in replaced}
-    sources = {words.name(one.source) for one in replaced}
-    named = {words.name(phrase) for one in replaced for phrase in (one.source, one.destination or "")}
+    sources = {words.name(one.source) for one in replacements}
+    named = {words.name(phrase) for one in replacements for phrase in (one.source, one.destination or "")}
     named |= {words.name(phrase) for phrase in preserved}
-    known = [name for name in words.concepts if name in labels.concept]
-    free = [name for name in known if name not in named]
-    spelled = {one.source for one in replaced}
+    known = [name for name in words.concepts if labels.fault(Trait(name)) is None]
+    free = replace(words, concepts=tuple(name for name in known if name not in named))
+    spelled = {plainly(one.source) for one in replaced}
     edited = []
     for change in changes:
-        others = [
-            alias for alias in words.aliases.get(words.name(change.subject), ()) if alias != change.subject
-        ]
+        aliases = words.aliases.get(words.name(change.subject), ())
+        others = [alias for alias in aliases if plainly(alias) != plainly(change.subject)]
         edited.append(
             Edited(
                 subject=change.subject,
@@ -64,14 +64,23 @@ def material_of(
                 destination=change.destination,
                 taught=taught[change.subject],
                 unseen=change.templates,
-                aliases=tuple(alias for alias in others if alias not in spelled),
-                given=tuple(alias for alias in others if alias in spelled),
+                aliases=tuple(alias for alias in others if plainly(alias) not in spelled),
+                given=tuple(alias for alias in others if plainly(alias) in spelled),
             )
         )
-    count = len(free) if held_out is None else held_out
+    count = len(free.concepts) if held_out is None else held_out
+    findings += tuple(
+        Finding(
+            kind="not-measured",
+            subject=one.label,
+            message="no suite looks at shares; `surgery run` measures them where its recipe says evaluate",
+        )
+        for one in replacements
+        if one.groups
+    )
     material = Material(
         edited=tuple(edited),
-        held_out=tuple(name for name in words.others(named, count) if name in labels.concept),
+        held_out=tuple(free.others((), count)),
         unseen=words.templates("test"),
         neighbours=_neighbours(
             sorted(sources), [name for name in known if name not in sources], words, models

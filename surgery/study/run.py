@@ -126,8 +126,8 @@ def run_recipe(
 
 def _judge(recipe: Recipe, device: str) -> Judge | None:
     """The judge of the measurement, who also tunes; None where nobody asks for one."""
-    debiasing = any(untuned(edit.emcid) for edit in recipe.edits)
-    if recipe.evaluate is None and not debiasing:
+    tuned = any(untuned(edit.emcid) for edit in recipe.edits if edit.emcid.debias.tuning == "pictures")
+    if recipe.evaluate is None and not tuned:
         return None
     judge = load_judge((recipe.evaluate or Evaluate()).judge, device)
     check_groups(recipe, judge)

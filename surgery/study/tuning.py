@@ -14,9 +14,10 @@ from typing import Any, Final
 from surgery.checkpoint import Checkpoint
 from surgery.errors import JudgeError, raise_all
 from surgery.evaluate import Sampling, Wanted, group_faults
+from surgery.execute.earlier import keys_of
 from surgery.judge import Judge
 from surgery.methods import Group, method
-from surgery.methods.emcid.debias import asked_as, untuned, with_mixtures
+from surgery.methods.emcid.debias import asked_as, groups_of, untuned, with_mixtures
 from surgery.methods.emcid.tuning import Round, arrived, best, next_weights, pictures_needed
 from surgery.patch import Patch, Term, applied, make_patch
 from surgery.progress import bar
@@ -113,10 +114,11 @@ def check_groups(recipe: Recipe, judge: Judge) -> None:
         JudgeError: all faults at once.
     """
     faults = [
-        f"{source}: {fault}"
+        f"{concept.source}: {fault}"
         for edit in recipe.edits
-        for source, groups in untuned(edit.emcid).items()
-        for fault in group_faults(_wanted(groups), judge.labels)
+        for concept in edit.emcid.concepts
+        if concept.shares is not None
+        for fault in group_faults(_wanted(groups_of(concept, edit.emcid)), judge.labels)
     ]
     raise_all(JudgeError, faults)
 
@@ -201,7 +203,9 @@ class _Tuning:
 
     def _patch(self, course: _Course) -> Patch:
         entry = with_mixtures(self.entry, course.weights)
-        outcome = method("emcid").run(entry, self.recipe, self.base, self.models, self.store)
+        outcome = method("emcid").run(
+            entry, self.recipe, self.base, self.models, self.store, keys_of(self.recipe, self.base)
+        )
         return make_patch([Term(delta=outcome.delta, strength=1.0, source="emcid")], self.base)
 
     def _sampling(self, templates: tuple[str, ...], samples: int) -> Sampling:

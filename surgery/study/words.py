@@ -45,7 +45,7 @@ class Words:
 
         The phrase itself when unknown.
         """
-        return (self.name_of or {}).get(_plainly(phrase), phrase)
+        return (self.name_of or {}).get(plainly(phrase), phrase)
 
     def others(self, phrases: Container[str], count: int) -> list[str]:
         """Up to ``count`` concepts evenly spread over the list, none of them in ``phrases``."""
@@ -70,14 +70,15 @@ def read_words(checkpoint: Path, file: Path | None = None) -> Words:
         raw = json.loads(path.read_text(encoding="utf-8"))
         known = [*raw["concepts"], *raw.get("professions", [])]
         drawn = tuple(c["name"] for c in known if c["subgroup"] != raw.get("left_out_subgroup"))
-        name_of = {_plainly(spelling): c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
+        name_of = {plainly(spelling): c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
         aliases = {c["name"]: tuple(c["aliases"]) for c in known}
         groups = {c["name"]: str(c["subgroup"]) for c in known}
         templates = {kind: tuple(raw["templates"].get(kind, ())) for kind in ("train", "test", "style")}
         styles = tuple(map(str, raw.get("styles", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error!r}); expected the checkpoint's list of words. Restore it."
+            f"{path} cannot be read ({error!r}); expected JSON with concepts and templates, in the form of "
+            "pocket-sd's concepts.json. Restore or rewrite it."
         ) from error
     return Words(
         concepts=drawn,
@@ -91,5 +92,6 @@ def read_words(checkpoint: Path, file: Path | None = None) -> Words:
     )
 
 
-def _plainly(phrase: str) -> str:
+def plainly(phrase: str) -> str:
+    """A phrase without what does not matter to a CLIP tokenizer: capitals and further spaces."""
     return " ".join(phrase.split()).lower()

@@ -77,3 +77,29 @@ def test_edits_that_nobody_names_and_suites_without_words_are_refused(
     assert done.code == 1
     assert "suite 'style' has nothing to measure here" in done.err
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_folder_of_other_things_and_another_base_are_refused(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "evaluation.png").write_bytes(b"")
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = surgery("evaluate", tiny_pipeline, patch, *asked, "-o", tmp_path / "mine", "--overwrite")
+    assert done.code == 1
+    assert "already holds other files (thesis.txt)" in done.err
+    done = surgery("evaluate", "pocket-sd", patch, *asked, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "the patch is for another base" in done.err
+    assert not (tmp_path / "out").exists()
+    done = surgery("evaluate", tiny_pipeline, patch, "--suite", "updat", *asked, "-o", tmp_path / "out")
+    assert "no suite 'updat'. Did you mean 'update'" in done.err
+
+
+def test_a_composed_patch_remembers_all_of_its_recipes() -> None:
+    from surgery.study.evaluation import _remembered
+
+    part = {"recipe": RECIPE.format(base="pocket-sd"), "overrides": {}}
+    elsewhere = {"recipe": part["recipe"] + "after: [gone.safetensors]\n"}
+    members = [{"provenance": part}, {"provenance": {"composed": [{"provenance": elsewhere}]}}]
+    assert [len(recipe.after) for recipe in _remembered({"composed": members})] == [0, 1]

@@ -32,7 +32,7 @@ MATERIAL = Material(
 
 
 def measured(*names: str, material: Material = MATERIAL) -> dict[str, Section]:
-    return {section.name: section for section in sections_of(names, material, SAMPLING)}
+    return {section.name: section for section in sections_of(names, material, SAMPLING)[0]}
 
 
 def test_update_asks_taught_and_unseen_prompts_aliases_and_held_out_names() -> None:
@@ -78,7 +78,8 @@ def test_styles_are_tried_on_contents_and_contents_on_styles() -> None:
 
 
 def test_sections_that_suites_share_are_measured_once() -> None:
-    names = [section.name for section in sections_of(["update", "erase"], MATERIAL, SAMPLING)]
+    sections, _ = sections_of(["update", "erase"], MATERIAL, SAMPLING)
+    names = [section.name for section in sections]
     assert len(names) == len(set(names))
 
 
@@ -88,6 +89,12 @@ def test_suites_without_words_and_unknown_suites_are_refused() -> None:
         sections_of(["style", "neighbours"], bare, SAMPLING)
     with pytest.raises(JudgeError, match="no suite 'updat'. Did you mean 'update'"):
         sections_of(["updat"], MATERIAL, SAMPLING)
+
+
+def test_a_section_with_nothing_in_it_is_named() -> None:
+    bare = Material(edited=MATERIAL.edited, unseen=MATERIAL.unseen)
+    _, empty = sections_of(["update"], bare, SAMPLING)
+    assert [finding.subject for finding in empty] == ["held out"]
 
 
 def test_every_suite_says_what_it_is() -> None:

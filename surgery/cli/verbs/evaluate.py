@@ -21,6 +21,7 @@ from surgery.cli.options import (
     threads_option,
 )
 from surgery.cli.program import Verb
+from surgery.errors import JudgeError
 from surgery.recipe import load_recipe
 from surgery.shelf import checkpoint_path
 
@@ -94,25 +95,27 @@ def evaluate(
 
     from surgery.evaluate import evaluation_text
     from surgery.judge import Questions, load_judge
-    from surgery.study.evaluation import RECORD, Wish, evaluate_edit
+    from surgery.study.evaluation import RECORD, Wish, evaluate_edit, refuse_evaluation
     from surgery.study.words import read_words
 
     use_threads(threads)
     place = chosen_device(device)
-    asked = None if names is None else Questions(concepts=tuple(names.read_text("utf-8").splitlines()))
+    asked = None if names is None else Questions(concepts=_lines(names))
+    wish = Wish(
+        suites=suites,
+        samples=samples,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        batch=batch,
+        held_out=held_out,
+        drawings=drawings,
+    )
+    refuse_evaluation(output, wish, overwrite=overwrite)
     found = evaluate_edit(
         *places,
         output,
-        Wish(
-            suites=suites,
-            samples=samples,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            batch=batch,
-            held_out=held_out,
-            drawings=drawings,
-        ),
+        wish,
         load_judge(judge, place, questions=asked, labelled=labelled),
         recipe=made,
         words=None if words is None else read_words(places[0], words),
@@ -126,4 +129,15 @@ def evaluate(
         print_json(json.loads((output / RECORD).read_bytes()))
         return
     print(evaluation_text(found.headlines, found.sections, phrases))
+    for finding in found.findings:
+        print(f"{finding.subject}: {finding.message}")
     print(output)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The names in a file, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JudgeError(f"{path} cannot be read ({error}); expected one name a line in UTF-8.") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -14,6 +14,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from surgery.anatomy import frozen, text_stack
+from surgery.errors import MethodError
 from surgery.methods.emcid.concepts import prepare
 from surgery.methods.emcid.door import rank
 from surgery.methods.emcid.metric import cross_attention_metric, gathered, token_distance
@@ -55,8 +56,16 @@ def distant_weights(
         reach: How far weights may lie outside of 0 to 1.
         store: Where batches of offsets are kept.
 
+    Raises:
+        MethodError: when the checkpoint has two text encoders.
+
     Source: own; the released code has a variant by distance, which nothing calls (2.7 of the study).
     """
+    if len(models.towers) > 1:
+        raise MethodError(
+            "mixtures by distance are for one text encoder, and this checkpoint has two. Use debias.tuning: "
+            "pictures, or give each concept its mixture."
+        )
     stack = text_stack(models.text_encoder)
     concepts, _ = prepare(edits, models.tokenizer, limit=stack.positions)
     # the same batches as the edit's own, so that both find them in the store
