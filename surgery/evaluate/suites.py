@@ -48,9 +48,8 @@ def sections_of(
         asked = SUITES[name].sections(material, sampling)
         own = [section for section in asked if section.items]
         if not own:
-            faults.append(
-                f"suite {name!r} has nothing to measure here: {SUITES[name].says} needs more words."
-            )
+            what = SUITES[name].says
+            faults.append(f"suite {name!r} has nothing to measure here: {what} needs more words.")
         found.update({section.name: section for section in own})
         empty += [_empty(section.name) for section in asked if not section.items]
     raise_all(JudgeError, faults)

@@ -164,7 +164,7 @@ def refuse_evaluation(out: Path, wish: Wish, *, overwrite: bool = False) -> None
 
     Raises:
         JudgeError: when there is no suite of a name.
-        SurgeryError: when ``out`` is a file, holds an evaluation and ``overwrite`` is not set, or other files.
+        SurgeryError: when ``out`` is a file, holds other files or, without ``overwrite``, an evaluation.
     """
     raise_all(JudgeError, [fault for name in wish.suites if (fault := suite_fault(name)) is not None])
     if out.exists() and not out.is_dir():
@@ -183,8 +183,8 @@ def _refuse_other_base(patch: Patch, base: Path) -> None:
     others = [name for name, digest in patch.roots.items() if roots.get(name) != digest]
     if others:
         raise SurgeryError(
-            f"the patch is for another base: {', '.join(sorted(others))} of {base} have other weights. Name the "
-            "checkpoint that it was made for, or the edited checkpoint in place of the patch."
+            f"the patch is for another base: {', '.join(sorted(others))} of {base} have other weights. Name "
+            "the checkpoint that it was made for, or the edited checkpoint in place of the patch."
         )
 
 

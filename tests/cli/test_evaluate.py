@@ -99,7 +99,7 @@ def test_a_folder_of_other_things_and_another_base_are_refused(
 def test_a_composed_patch_remembers_all_of_its_recipes() -> None:
     from surgery.study.evaluation import _remembered
 
-    part = {"recipe": RECIPE.format(base="pocket-sd"), "overrides": {}}
-    elsewhere = {"recipe": part["recipe"] + "after: [gone.safetensors]\n"}
+    text = RECIPE.format(base="pocket-sd")
+    part, elsewhere = {"recipe": text, "overrides": {}}, {"recipe": text + "after: [gone.safetensors]\n"}
     members = [{"provenance": part}, {"provenance": {"composed": [{"provenance": elsewhere}]}}]
     assert [len(recipe.after) for recipe in _remembered({"composed": members})] == [0, 1]

@@ -12,6 +12,7 @@ from surgery.errors import JudgeError
 from surgery.evaluate import Change, Probe, Section, measure_edit, measure_sections
 from surgery.judge import Verdicts
 from tests.evaluate.test_effect import CAT, DOG, PIZZA, SAMPLING, SumJudge, counted
+from tests.support.threads import threads
 
 Edit = Callable[[], AbstractContextManager[Any]]
 
@@ -27,6 +28,11 @@ class FeatureSums(SumJudge):
 
 
 def test_a_section_by_itself_and_among_others_is_the_same(pipeline: Any, edited: Edit) -> None:
+    with threads(1):
+        _compare_alone_and_among(pipeline, edited)
+
+
+def _compare_alone_and_among(pipeline: Any, edited: Edit) -> None:
     one = Section(name="one", sampling=SAMPLING, changes=(CHANGE,))
     other = Section(name="other", sampling=SAMPLING, probes=(Probe(subject="dog", shows=DOG),))
     both = measure_sections(pipeline, edited(), [one, other], SumJudge())

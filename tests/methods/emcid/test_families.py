@@ -176,7 +176,9 @@ def test_an_edit_changes_both_encoders_each_once_and_carries_both_offsets(xl: Em
 
 def test_keys_of_the_second_encoder_are_counted_with_its_own_padding(xl: EmcidModels) -> None:
     tower = xl.towers[1]
-    found = collect_statistics(tower.encoder, tower.tokenizer, captions(), (4,))
+    found = collect_statistics(
+        tower.encoder, tower.tokenizer, captions(), (4,), CorpusSettings(word_weight=1)
+    )
     total = torch.zeros(160, 160, dtype=torch.float64)
     for caption in captions():
         with torch.no_grad(), reading_inputs({"keys": text_stack(tower.encoder).blocks[4].mlp.fc2}) as seen:
