@@ -43,7 +43,7 @@ from surgery.recipe import Recipe
 from surgery.record import Score, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.store import Store
-from surgery.study.weights import weights_names
+from surgery.study.weights import picture_cache
 from surgery.study.words import Words, read_words
 
 COUNTS: Final = (1, 10, 50, 100, 0)  # 0 stands for half of all
@@ -231,13 +231,12 @@ def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
         patch = _patch(ground, cell)
         edit_s = time.monotonic() - started
         sections = _sections(ground, cell)
-        before, after = weights_names(ground.models, patch)
         effects = measure_sections(
             ground.models,
             applied(ground.models, patch),
             sections,
             ground.judge,
-            cache=Cache(store=ground.store, before=before, after=after),
+            cache=picture_cache(ground.models, patch, ground.store),
         )
         record = {
             "key": key,

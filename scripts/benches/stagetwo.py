@@ -22,7 +22,6 @@ from unittest.mock import patch
 import torch
 from plaintwo import plain_moments, plain_stage_two
 from randomsd import text_encoder, tokenizer
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.anatomy import text_stack, weights_digest
@@ -44,6 +43,7 @@ from surgery.methods.emcid import (
 )
 from surgery.methods.emcid.walk import Walk
 from surgery.store import Store
+from tests.support.concepts import target_of
 from tests.support.measure import anonymous_bytes, peak_memory
 
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {
@@ -162,22 +162,6 @@ def random_targets(encoder: Any, concepts: Sequence[Concept], layer: int, digest
         target_of(one, offset, source, layer, digest)
         for one, offset, source in zip(concepts, offsets, sources, strict=True)
     ]
-
-
-def target_of(concept: Concept, offset: Tensor, source: Tensor, layer: int, digest: str) -> Target:
-    return Target(
-        concept=concept,
-        offset=offset,
-        source=source,
-        layer=layer,
-        encoder_digest=digest,
-        steps=1,
-        first_loss=1.0,
-        last_loss=0.0,
-        settled=True,
-        clamped=False,
-        finite=True,
-    )
 
 
 def rates(width: int, mlp_width: int) -> tuple[float, float]:

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from surgery.evaluate import Balance, Cache, DebiasEffect, Sampling, measure_balance
+from surgery.evaluate import Balance, DebiasEffect, measure_balance
 from surgery.judge import Judge, Trait
 from surgery.methods import Outcome
 from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
 from surgery.store import Store
-from surgery.study.effect import replacements_of
+from surgery.study.effect import replacements_of, sampling_of
 from surgery.study.rounds import wanted_of
-from surgery.study.weights import weights_names
+from surgery.study.weights import picture_cache
 from surgery.study.words import Words
 
 
@@ -41,21 +41,12 @@ def measure_debiased(
                 shows=shows if judge.labels.fault(shows) is None else None,
             )
         )
-    sampling = Sampling(
-        templates=words.templates(wish.templates),
-        samples=wish.group_samples,
-        seed=recipe.seed,
-        steps=recipe.sample.steps,
-        guidance=recipe.sample.guidance,
-        **({} if batch is None else {"batch": batch}),
-    )
-    before, after = weights_names(models, patch)
     return measure_balance(
         models,
         applied(models, patch),
         balances,
         judge,
-        sampling,
+        sampling_of(recipe, words, wish.templates, wish.group_samples, batch),
         explicit_samples=wish.samples,
-        cache=Cache(store=store, before=before, after=after),
+        cache=picture_cache(models, patch, store),
     )

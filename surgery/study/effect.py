@@ -1,9 +1,9 @@
 """The effect of a patch on its own replacements and on held-out concepts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from surgery.evaluate import Cache as PictureCache
 from surgery.evaluate import Change, EditEffect, Probe, Sampling, measure_edit
 from surgery.judge import Judge, Labels, Trait
 from surgery.methods import Outcome, Replacement
@@ -11,7 +11,7 @@ from surgery.patch import Patch, applied
 from surgery.recipe import Recipe
 from surgery.record import Finding
 from surgery.store import Store
-from surgery.study.weights import weights_names
+from surgery.study.weights import picture_cache
 from surgery.study.words import Words
 
 
@@ -42,18 +42,22 @@ def measure_replacements(
     ]
     if not changes and not probes:
         return None, findings
+    sampling = sampling_of(recipe, words, wish.templates, wish.samples, batch)
+    cache = picture_cache(models, patch, store)
+    effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
+    return effect, findings
+
+
+def sampling_of(recipe: Recipe, words: Words, kind: str, samples: int, batch: int | None) -> Sampling:
+    """How a recipe's pictures are drawn: its seed and sampler, the checkpoint's templates of one kind."""
     sampling = Sampling(
-        templates=words.templates(wish.templates),
-        samples=wish.samples,
+        templates=words.templates(kind),
+        samples=samples,
         seed=recipe.seed,
         steps=recipe.sample.steps,
         guidance=recipe.sample.guidance,
-        **({} if batch is None else {"batch": batch}),
     )
-    before, after = weights_names(models, patch)
-    cache = PictureCache(store=store, before=before, after=after)
-    effect = measure_edit(models, applied(models, patch), changes, probes, judge, sampling, cache=cache)
-    return effect, findings
+    return sampling if batch is None else replace(sampling, batch=batch)
 
 
 def replacements_of(outcomes: Sequence[Outcome]) -> tuple[Replacement, ...]:

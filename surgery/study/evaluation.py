@@ -16,7 +16,6 @@ from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import noting_halvings
 from surgery.errors import JudgeError, SurgeryError, raise_all
 from surgery.evaluate import (
-    Cache,
     EditEffect,
     Sampling,
     as_dict,
@@ -37,7 +36,7 @@ from surgery.report import ShareBar, share_chart
 from surgery.store import Store
 from surgery.study.loading import pipeline_on
 from surgery.study.material import material_of
-from surgery.study.weights import weights_names
+from surgery.study.weights import picture_cache
 from surgery.study.words import Words, read_words
 
 RECORD: Final = "evaluation.json"
@@ -140,14 +139,13 @@ def evaluate_edit(
         pass  # what stands in its way is said before hours of drawing
     material, findings = material_of(asked, preserved, known, judge.labels, models, wish.held_out)
     sections, empty = sections_of(wish.suites, material, wish.sampling(known))
-    before, after = weights_names(models, patch)
     with locked_folder(out), noting_halvings() as halved:
         measured = measure_sections(
             models,
             applied(models, patch),
             sections,
             judge,
-            cache=Cache(store=Store(cache or out / CACHE), before=before, after=after),
+            cache=picture_cache(models, patch, Store(cache or out / CACHE)),
             drawings=drawings,
         )
         found = Evaluation(

@@ -1,6 +1,6 @@
 """What suites are made of, from the edits that were asked for and the words of the checkpoint."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from surgery.anatomy import locate
 from surgery.diffusion.text import encode_prompts
-from surgery.evaluate import Edited, Material
+from surgery.evaluate import Change, Edited, Material
 from surgery.judge import Labels, Trait
 from surgery.methods import Replacement
 from surgery.record import Finding
@@ -52,22 +52,7 @@ def material_of(
     known = [name for name in words.concepts if labels.fault(Trait(name)) is None]
     free = replace(words, concepts=tuple(name for name in known if name not in named))
     spelled = {plainly(one.source) for one in replaced}
-    edited = []
-    for change in changes:
-        aliases = words.aliases.get(words.name(change.subject), ())
-        others = [alias for alias in aliases if plainly(alias) != plainly(change.subject)]
-        edited.append(
-            Edited(
-                subject=change.subject,
-                old=change.old,
-                new=change.new,
-                destination=change.destination,
-                taught=taught[change.subject],
-                unseen=change.templates,
-                aliases=tuple(alias for alias in others if plainly(alias) not in spelled),
-                given=tuple(alias for alias in others if plainly(alias) in spelled),
-            )
-        )
+    edited = tuple(_edited(change, taught[change.subject], spelled, words) for change in changes)
     count = len(free.concepts) if held_out is None else held_out
     findings += tuple(
         Finding(
@@ -79,7 +64,7 @@ def material_of(
         if one.groups
     )
     material = Material(
-        edited=tuple(edited),
+        edited=edited,
         held_out=tuple(free.others((), count)),
         unseen=words.templates("test"),
         neighbours=_neighbours(
@@ -89,6 +74,22 @@ def material_of(
         style_templates=words.style_templates,
     )
     return material, findings
+
+
+def _edited(change: Change, taught: tuple[str, ...], spelled: Container[str], words: Words) -> Edited:
+    """One edited phrase with its other names, those that were edited as well (``spelled``) by themselves."""
+    aliases = words.aliases.get(words.name(change.subject), ())
+    others = [alias for alias in aliases if plainly(alias) != plainly(change.subject)]
+    return Edited(
+        subject=change.subject,
+        old=change.old,
+        new=change.new,
+        destination=change.destination,
+        taught=taught,
+        unseen=change.templates,
+        aliases=tuple(alias for alias in others if plainly(alias) not in spelled),
+        given=tuple(alias for alias in others if plainly(alias) in spelled),
+    )
 
 
 def _neighbours(

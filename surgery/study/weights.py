@@ -4,9 +4,16 @@ from typing import Any
 
 from surgery.anatomy import settings_text
 from surgery.diffusion import two_encoders
+from surgery.evaluate import Cache
 from surgery.patch import Patch
 from surgery.record import JSON
 from surgery.store import Store
+
+
+def picture_cache(models: Any, patch: Patch, store: Store) -> Cache:
+    """Where the pictures of a patch's effect are kept, under the names of the weights that draw them."""
+    before, after = weights_names(models, patch)
+    return Cache(store=store, before=before, after=after)
 
 
 def weights_names(models: Any, patch: Patch) -> tuple[str, str]:

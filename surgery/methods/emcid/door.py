@@ -134,13 +134,7 @@ def edit(
     ]
     for tower, update_ in zip(working.towers, solved, strict=True):
         found += _of(tower, update_.findings)
-    for finding in found:
-        _log.log(
-            logging.INFO if finding.severity == "info" else logging.WARNING,
-            "%s: %s",
-            finding.subject,
-            finding.message,
-        )
+    _tell(found)
     back = _given_order(targets, concepts)
     edited = [tuple(one.edits[index] for index in back) for one in solved]
     return EmcidResult(
@@ -153,6 +147,12 @@ def edit(
         statistics=known,
         sweeps=max(one.sweeps for one in solved),
     )
+
+
+def _tell(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        level = logging.INFO if finding.severity == "info" else logging.WARNING
+        _log.log(level, "%s: %s", finding.subject, finding.message)
 
 
 def _by_tower(models: EmcidModels, update: UpdateSettings) -> list[tuple[Tower, UpdateSettings]]:
