@@ -10,7 +10,7 @@ from surgery.errors import JudgeError, raise_all
 from surgery.evaluate.changes import Change, Probe, Section, faults
 from surgery.evaluate.likeness import Look, feature_faults, likeness_scores, look_at
 from surgery.evaluate.pictures import Cache, Painter, Pictures, Sampling
-from surgery.evaluate.seen import Pair, Seen, change_scores, held_out_scores, shows
+from surgery.evaluate.seen import Pair, Seen, change_scores, held_out_advice, held_out_scores, shows
 from surgery.evaluate.significance import holm, p_value
 from surgery.judge import Judge
 from surgery.progress import Bar, bar
@@ -63,6 +63,7 @@ class EditEffect:
         judge: The judge's name.
         judge_accuracy: Its own accuracy by question.
         sampling: How the pictures were drawn.
+        advice: How small a loss the held-out pictures could have seen; empty without any.
     """
 
     scores: tuple[Score, ...]
@@ -71,6 +72,7 @@ class EditEffect:
     judge: str
     judge_accuracy: Mapping[str, float]
     sampling: Sampling
+    advice: str = ""
 
     def score(self, name: str) -> Score | None:
         """The score of that name, or None when there was nothing to measure it on."""
@@ -170,6 +172,7 @@ def _effect(
         judge=judge.name,
         judge_accuracy=dict(judge.accuracy),
         sampling=section.sampling,
+        advice=held_out_advice(kept),
     )
 
 

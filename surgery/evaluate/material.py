@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from surgery.evaluate.balance import Balance
 from surgery.evaluate.changes import Change
 from surgery.judge import Trait
 
@@ -54,6 +55,7 @@ class Material:
         neighbours: For each edited phrase the unedited names nearest to it, by embedding and by group.
         styles: Style names that no edit names.
         style_templates: Templates with one ``{style}`` and one ``{subject}``.
+        balances: The debiased phrases.
     """
 
     edited: tuple[Edited, ...]
@@ -62,3 +64,4 @@ class Material:
     neighbours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     styles: tuple[str, ...] = ()
     style_templates: tuple[str, ...] = ()
+    balances: tuple[Balance, ...] = ()

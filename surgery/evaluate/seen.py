@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from surgery.errors import JudgeError
+from surgery.evaluate.sample_size import SampleSize, advice, measured_spread
 from surgery.evaluate.statistics import Groups, Hits, Rows, bootstrap, difference, ratio, share
 from surgery.judge import Trait, Verdicts
 from surgery.record import Score
@@ -85,6 +86,15 @@ def held_out_scores(pairs: Sequence[Pair]) -> Iterator[Score]:
         worst = _worst(pair)
         if worst is not None:
             yield worst
+
+
+def held_out_advice(pairs: Sequence[Pair]) -> str:
+    """How small a loss these pictures could have seen, and how many it takes; empty without any."""
+    pair = _Joined.of(pairs)
+    if pair is None:
+        return ""
+    size = SampleSize(pictures=len(pair.before), phrases=len(pairs))
+    return advice(size, measured_spread(pair.before, pair.after, pair.phrases))
 
 
 def _worst(pair: "_Joined") -> Score | None:

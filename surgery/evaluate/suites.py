@@ -21,11 +21,15 @@ _CONTENTS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A named set of questions about an edit; ``sections`` makes them of what there is."""
+    """A named set of questions about an edit; ``sections`` makes them of what there is.
+
+    One that is ``balanced`` asks for the shares of groups as well, which ``measure_balance`` finds.
+    """
 
     name: str
     says: str
     sections: Callable[[Material, Sampling], list[Section]]
+    balanced: bool = False
 
 
 def sections_of(
@@ -109,6 +113,10 @@ def _held_out(material: Material, sampling: Sampling) -> Section:
 def _neighbours(material: Material, sampling: Sampling) -> list[Section]:
     near = dict.fromkeys(name for names in material.neighbours.values() for name in names)
     return [_section("neighbours", material, sampling, probes=map(_probe, near))]
+
+
+def _debias(material: Material, sampling: Sampling) -> list[Section]:
+    return [_held_out(material, sampling)] if material.balances else []
 
 
 def _quality(material: Material, sampling: Sampling) -> list[Section]:
@@ -211,6 +219,13 @@ SUITES: Final[Mapping[str, Suite]] = MappingProxyType(
                 name="erase",
                 says="what is erased, what is left of its aliases, and what stays (MACE, arXiv 2403.06135)",
                 sections=_erase,
+            ),
+            Suite(
+                name="debias",
+                says="shares of groups against the wanted ones, what is recognised within each, prompts that "
+                "ask outright, and what stays",
+                sections=_debias,
+                balanced=True,
             ),
             Suite(name="style", says="edited styles gone, contents and other styles kept", sections=_style),
             Suite(

@@ -41,18 +41,18 @@ def evaluation_text(headlines: Sequence[Score], sections: Mapping[str, EditEffec
         rows = [(s.name, _value(s), _interval(s), str(s.count)) for s in headlines]
         parts.append(aligned([head, *rows]))
     for name, effect in sections.items():
-        parts.append(f"== {name}\n\n{_tables(effect, phrases)}{_changed(effect)}")
+        parts.append(f"== {name}\n\n{_tables(effect, phrases)}{_held_out_notes(effect)}")
     parts += dict.fromkeys(_small_print(effect) for effect in sections.values())
     return "\n\n".join(parts)
 
 
-def _changed(effect: EditEffect) -> str:
-    """The held-out phrases whose change is more than chance, in words."""
+def _held_out_notes(effect: EditEffect) -> str:
+    """The held-out phrases whose change is more than chance, and what the pictures could have seen."""
     rows = [row for row in effect.held_out if row.chance < _LEVEL]
-    if not rows:
-        return ""
     listed = ", ".join(f"{r.probe.subject} ({percent(r.before)} to {percent(r.after)})" for r in rows)
-    return f"\nChanged beyond chance, corrected for {len(effect.held_out)} phrases: {listed}."
+    changed = f"Changed beyond chance, corrected for {len(effect.held_out)} phrases: {listed}."
+    notes = [changed if rows else "", effect.advice]
+    return "".join(f"\n{note}" for note in notes if note)
 
 
 def as_text(effect: EditEffect, phrases: bool = True) -> str:
@@ -97,6 +97,7 @@ def as_dict(effect: EditEffect) -> dict[str, JSON]:
         ],
         "judge": {"name": effect.judge, "accuracy": dict(effect.judge_accuracy)},
         "sampling": asdict(effect.sampling),
+        "advice": effect.advice,
     }
 
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +16,14 @@ from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import noting_halvings
 from surgery.errors import JudgeError, SurgeryError, raise_all
 from surgery.evaluate import (
+    SUITES,
+    DebiasEffect,
     EditEffect,
     Sampling,
     as_dict,
+    debias_dict,
     headlines,
+    measure_balance,
     measure_sections,
     sections_of,
     suite_fault,
@@ -46,10 +50,14 @@ CACHE: Final = "cache"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What suites found: the papers' numbers, then section by section."""
+    """What suites found: the papers' numbers, then section by section.
+
+    ``balance`` is what was found of debiased phrases; None where no suite asked for it.
+    """
 
     headlines: tuple[Score, ...]
     sections: Mapping[str, EditEffect]
+    balance: DebiasEffect | None
     findings: tuple[Finding, ...]
 
 
@@ -58,8 +66,9 @@ class Wish:
     """What to evaluate, and how.
 
     Attributes:
-        suites: Names of suites.
+        suites: Names of suites; none for ``update``, or ``debias``, or both, by what was edited.
         samples: Pictures for each prompt.
+        group_samples: The same of debiased phrases, whose pictures are counted by group.
         steps: Of the sampler.
         guidance: Guidance scale.
         seed: Where all seeds start.
@@ -68,8 +77,9 @@ class Wish:
         drawings: A folder of pictures of how it should look, for the Fréchet distance of ``quality``.
     """
 
-    suites: tuple[str, ...]
+    suites: tuple[str, ...] = ()
     samples: int = 2
+    group_samples: int = 16
     steps: int = 25
     guidance: float = 5.0
     seed: int = 0
@@ -132,6 +142,7 @@ def evaluate_edit(
     patch = load_patch(other) if is_patch(other) else diff_checkpoints(base, other).patch
     _refuse_other_base(patch, base)
     asked, preserved = _edits(patch, recipe, other)
+    wish = replace(wish, suites=wish.suites or _suites_for(asked))
     known = words or read_words(base)
     drawings = None if wish.drawings is None else pictures_in(wish.drawings)
     models = pipeline_on(base, device, dtype, offloaded=offloaded)
@@ -140,17 +151,26 @@ def evaluate_edit(
     material, findings = material_of(asked, preserved, known, judge.labels, models, wish.held_out)
     sections, empty = sections_of(wish.suites, material, wish.sampling(known))
     with locked_folder(out), noting_halvings() as halved:
+        kept = picture_cache(models, patch, Store(cache or out / CACHE))
+        balance = None
+        if any(SUITES[name].balanced for name in wish.suites):
+            sampling = replace(wish.sampling(known), samples=wish.group_samples)
+            balance = measure_balance(
+                models,
+                applied(models, patch),
+                material.balances,
+                judge,
+                sampling,
+                explicit_samples=wish.samples,
+                cache=kept,
+            )
         measured = measure_sections(
-            models,
-            applied(models, patch),
-            sections,
-            judge,
-            cache=picture_cache(models, patch, Store(cache or out / CACHE)),
-            drawings=drawings,
+            models, applied(models, patch), sections, judge, cache=kept, drawings=drawings
         )
         found = Evaluation(
             headlines=headlines(measured),
             sections=measured,
+            balance=balance,
             findings=(*findings, *empty, *dict.fromkeys(halved)),
         )
         _write(found, out, _record(found, base, other, wish, device, time.monotonic() - started))
@@ -207,6 +227,12 @@ def _edits(
     return asked, tuple(phrase for *_, entry in entries for phrase in getattr(entry, "preserve", ()))
 
 
+def _suites_for(asked: Sequence[Replacement]) -> tuple[str, ...]:
+    """What to ask of the edits when nobody said."""
+    debiased = [bool(one.groups) for one in asked]
+    return ("debias",) if all(debiased) else ("update", "debias") if any(debiased) else ("update",)
+
+
 def _remembered(provenance: Mapping[str, Any]) -> list[Recipe]:
     """The recipes that a patch came from, also those of the patches that it was composed of."""
     source, composed = provenance.get("recipe"), provenance.get("composed")
@@ -230,6 +256,7 @@ def _record(
         "asked": asked,
         "headlines": [asdict(score) for score in found.headlines],
         "sections": {name: as_dict(effect) for name, effect in found.sections.items()},
+        "debias": None if found.balance is None else debias_dict(found.balance),
         "findings": [asdict(finding) for finding in found.findings],
         "elapsed_s": round(elapsed_s, 2),
         "machine": {
@@ -242,12 +269,22 @@ def _record(
 
 
 def _write(found: Evaluation, out: Path, record: Mapping[str, JSON]) -> None:
-    bars = [bar for name, effect in found.sections.items() for bar in _bars(name, effect)]
+    bars = [] if found.balance is None else _group_bars(found.balance)
+    bars += [bar for name, effect in found.sections.items() for bar in _bars(name, effect)]
     with atomic_file(out / PLOT, overwrite=True) as temporary:
         write_bytes(temporary, [share_chart(bars, title="Before and after the edit", kind="png")])
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(out / RECORD, overwrite=True) as temporary:
         write_bytes(temporary, [text.encode()])
+
+
+def _group_bars(balance: DebiasEffect) -> list[ShareBar]:
+    """The shares of each debiased phrase's groups; the last group is what the others leave."""
+    return [
+        ShareBar(label=f"{phrase.subject}: {group.title}", before=group.before, after=group.after)
+        for phrase in balance.balances
+        for group in phrase.groups[:-1]
+    ]
 
 
 def _bars(name: str, effect: EditEffect) -> list[ShareBar]:

@@ -14,6 +14,7 @@ from surgery.evaluate import Change, Edited, Material
 from surgery.judge import Labels, Trait
 from surgery.methods import Replacement
 from surgery.record import Finding
+from surgery.study.balance import balances_of
 from surgery.study.effect import changes_of
 from surgery.study.words import Words, plainly
 
@@ -36,7 +37,7 @@ def material_of(
     neighbours may be destinations.
 
     Args:
-        replacements: What was edited; debiased phrases, which keep their meaning, are passed over.
+        replacements: What was edited; debiased phrases, which keep their meaning, are counted by group.
         preserved: Names that were kept on purpose.
         words: Of the checkpoint.
         labels: What the judge can tell.
@@ -54,15 +55,6 @@ def material_of(
     spelled = {plainly(one.source) for one in replaced}
     edited = tuple(_edited(change, taught[change.subject], spelled, words) for change in changes)
     count = len(free.concepts) if held_out is None else held_out
-    findings += tuple(
-        Finding(
-            kind="not-measured",
-            subject=one.label,
-            message="no suite looks at shares; `surgery run` measures them where its recipe says evaluate",
-        )
-        for one in replacements
-        if one.groups
-    )
     material = Material(
         edited=edited,
         held_out=tuple(free.others((), count)),
@@ -72,6 +64,7 @@ def material_of(
         ),
         styles=tuple(style for style in words.styles if style in labels.style and style not in spelled),
         style_templates=words.style_templates,
+        balances=balances_of(replacements, words, labels),
     )
     return material, findings
 

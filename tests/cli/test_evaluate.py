@@ -51,6 +51,36 @@ def test_suites_are_measured_and_written(
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_debiased_phrases_are_counted_by_group_without_being_asked(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "shares.yaml"
+    path.write_text(
+        f"""surgery: 1
+base: {tiny_pipeline}
+edits:
+  - emcid:
+      kind: debias
+      concepts: [{{source: doctor, shares: {{gender: [woman, man]}}}}]
+"""
+    )
+    out = tmp_path / "out"
+    done = surgery(
+        "evaluate", tiny_pipeline, patch, *asked, "--recipe", path, "--group-samples", 2, "-o", out
+    )
+    assert done.code == 0, done.err
+    assert "mean deviation from the target shares, before" in done.out
+    record = json.loads((out / "evaluation.json").read_text())
+    assert list(record["sections"]) == ["held out"]
+    (phrase,) = record["debias"]["phrases"]
+    assert [group["title"] for group in phrase["groups"]] == ["woman", "man"]
+    assert record["debias"]["sampling"]["samples"] == 2
+    assert "A loss of 5 points takes" in record["sections"]["held out"]["advice"]
+    none = surgery("evaluate", tiny_pipeline, patch, *asked, "--suite", "debias", "-o", tmp_path / "none")
+    assert none.code == 1
+    assert "suite 'debias' has nothing to measure here" in none.err
+
+
 def test_what_is_there_is_not_replaced_and_pictures_are_shared(
     surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
 ) -> None:

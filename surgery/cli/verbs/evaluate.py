@@ -33,10 +33,8 @@ from surgery.shelf import checkpoint_path
     "--suite",
     "suites",
     multiple=True,
-    default=("update",),
-    show_default=True,
-    help="What to measure, any number of times: update, erase, style, quality, neighbours, composition, "
-    "conditions.",
+    help="What to measure, any number of times: update, erase, debias, style, quality, neighbours, "
+    "composition, conditions; when left out update, and debias of debiased phrases.",
 )
 @output_option("Folder for evaluation.json and evaluation.png.")
 @click.option("--recipe", type=RECIPE, help="Which edits were made, where EDITED does not remember.")
@@ -46,6 +44,13 @@ from surgery.shelf import checkpoint_path
 @click.option("--words", type=FILE, help="Names, aliases and templates; those beside BASE when left out.")
 @click.option("--drawings", type=FILE, help="Pictures of how it should look, for the suite quality.")
 @click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True, help="For each prompt.")
+@click.option(
+    "--group-samples",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="For each prompt of the suite debias.",
+)
 @click.option("--held-out", type=click.IntRange(min=1), help="Unedited names looked at; all when left out.")
 @click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Of the sampler.")
 @click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale.")
@@ -71,6 +76,7 @@ def evaluate(
     words: Path | None,
     drawings: Path | None,
     samples: int,
+    group_samples: int,
     held_out: int | None,
     steps: int,
     guidance: float,
@@ -93,7 +99,7 @@ def evaluate(
     made = None if recipe is None else load_recipe(recipe)
     import torch
 
-    from surgery.evaluate import evaluation_text
+    from surgery.evaluate import debias_text, evaluation_text
     from surgery.judge import Questions, load_judge
     from surgery.study.evaluation import RECORD, Wish, evaluate_edit, refuse_evaluation
     from surgery.study.words import read_words
@@ -104,6 +110,7 @@ def evaluate(
     wish = Wish(
         suites=suites,
         samples=samples,
+        group_samples=group_samples,
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -128,6 +135,8 @@ def evaluate(
     if as_json:
         print_json(json.loads((output / RECORD).read_bytes()))
         return
+    if found.balance is not None:
+        print(debias_text(found.balance) + "\n")
     print(evaluation_text(found.headlines, found.sections, phrases))
     for finding in found.findings:
         print(f"{finding.subject}: {finding.message}")
