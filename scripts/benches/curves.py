@@ -283,13 +283,14 @@ def _agreement(ground: Ground) -> bool:
     if steps == 25:
         return True
     path = Path(ground.options.out) / f"agreement-{steps}.json"
-    if not path.exists():
-        names = [*ground.sources, *ground.others, *ground.held_out]
+    names = [*ground.sources, *ground.others, *ground.held_out]
+    key = json_digest([str(ground.checkpoint.path), names, list(ground.words.templates("test"))])
+    if not _done(path, key):
         drawn = {str(each): _unedited(ground, names, each) for each in (steps, 25)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, overwrite=True) as temporary:
-            write_bytes(temporary, [json.dumps(drawn).encode()])
-    shares: dict[str, float] = json.loads(path.read_text())
+            write_bytes(temporary, [json.dumps({"key": key, "shares": drawn}).encode()])
+    shares: dict[str, float] = json.loads(path.read_text())["shares"]
     gap = 100 * (shares[str(steps)] - shares["25"])
     print(
         f"unedited: {100 * shares[str(steps)]:.2f} % with {steps} steps, {100 * shares['25']:.2f} % with 25: "

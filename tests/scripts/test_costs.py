@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,21 +23,7 @@ from tests.support.models import encoder, tokenizer
 
 __all__ = ["encoder", "tokenizer"]
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (0, 3, 10)
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives a bench's module by name, as ``scripts/bench`` finds it."""
-    monkeypatch.syspath_prepend(ROOT / "scripts" / "benches")
-
-    def named(name: str) -> ModuleType:
-        return __import__(name)
-
-    yield named
-    for name in ("stageone", "stagetwo", "plaintwo", "textoffsets", "randomsd", "massive", "flops"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("residual", ["mlp", "block"])

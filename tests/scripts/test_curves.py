@@ -1,8 +1,6 @@
 """The protocol of the curves: what is edited, what is held out, and how many pictures a cell has."""
 
-import sys
 from argparse import Namespace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,11 @@ from surgery.checkpoint import open_checkpoint
 from surgery.delta import LowRank
 from tests.support.small import small_pipeline
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def benches(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def benches(bench: Any) -> tuple[Any, Any]:
     """The bench and its baseline, as scripts/bench imports them."""
-    monkeypatch.syspath_prepend(ROOT / "scripts" / "benches")
-    for name in ("curves", "uce", "massive"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return import_module("curves"), import_module("uce")
+    return bench("curves"), bench("uce")
 
 
 @pytest.fixture

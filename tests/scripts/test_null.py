@@ -1,7 +1,5 @@
 """The null bench, on pools that nobody had to draw."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +8,11 @@ import pytest
 
 from surgery.evaluate import p_value
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def benches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts" / "benches")
-    monkeypatch.delitem(sys.modules, "null", raising=False)
+@pytest.fixture
+def null(bench: Any) -> Any:
+    """The bench's module."""
+    return bench("null")
 
 
 def hits(phrases: int, seeds: int = 6) -> np.ndarray[Any, Any]:
@@ -31,22 +27,18 @@ def pool(phrases: int) -> Any:
     return SimpleNamespace(hits=rows, pictures=rows.size, phrases=("thing",) * phrases)
 
 
-def test_no_picture_is_in_both_sets_and_pairs_share_their_prompt() -> None:
-    from null import disjoint
-
+def test_no_picture_is_in_both_sets_and_pairs_share_their_prompt(null: Any) -> None:
     numbers = np.arange(5 * 6 * 7).reshape(5, 6, 7)
-    first, second, phrases = disjoint(numbers, 3, np.random.default_rng(0))
+    first, second, phrases = null.disjoint(numbers, 3, np.random.default_rng(0))
     assert len(np.unique([first, second])) == 2 * 5 * 6 * 3
     assert (first // 7 == second // 7).all()
     assert (first // 42 == phrases).all()
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
-def test_a_planted_loss_has_its_size_and_turns_no_miss_into_a_hit(share: float) -> None:
-    from null import disjoint, hurt
-
-    pairs = disjoint(hits(3000), 3, np.random.default_rng(0))
-    before, after, phrases = hurt(pairs, 0.05, share, np.random.default_rng(0))
+def test_a_planted_loss_has_its_size_and_turns_no_miss_into_a_hit(null: Any, share: float) -> None:
+    pairs = null.disjoint(hits(3000), 3, np.random.default_rng(0))
+    before, after, phrases = null.hurt(pairs, 0.05, share, np.random.default_rng(0))
     assert (before == pairs[0]).all()
     assert not (after & ~pairs[1]).any()
     lost = (pairs[1] & ~after).reshape(3000, -1).mean(axis=1)
@@ -55,24 +47,18 @@ def test_a_planted_loss_has_its_size_and_turns_no_miss_into_a_hit(share: float) 
     assert len(phrases) == len(after)
 
 
-def test_a_sound_evaluation_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    from null import null_test
-
-    assert null_test(pool(200), 30, 0.05, 1)
+def test_a_sound_evaluation_passes(null: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert null.null_test(pool(200), 30, 0.05, 1)
     said = capsys.readouterr().out
     assert "7200 pictures of 200 phrases" in said
     assert "A loss of 5 points takes" in said
 
 
-def test_an_evaluation_that_sees_too_much_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    import null
-
+def test_an_evaluation_that_sees_too_much_fails(null: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(null, "p_value", lambda *rows: p_value(*rows) / 9)
     assert not null.null_test(pool(200), 20, 0.05, 1)
 
 
-def test_a_pool_that_is_too_small_for_the_loss_is_named() -> None:
-    from null import null_test
-
+def test_a_pool_that_is_too_small_for_the_loss_is_named(null: Any) -> None:
     with pytest.raises(SystemExit, match="the pool has 12; enlarge it"):
-        null_test(pool(12), 2, 0.05, 0)
+        null.null_test(pool(12), 2, 0.05, 0)
