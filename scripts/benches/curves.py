@@ -3,11 +3,13 @@
 Half of all concepts may be edited (drawn with seed 0, the first of them in the small cells); destinations are
 drawn uniformly with seed 0 from the other half, and what is left of that is held out in every cell. Aliases
 are never given to the editor. Each cell is stored when it is done, and pictures and offsets before that.
+Edits are computed in float32; ``--dtype`` is that of the U-Net which draws, before and after alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -17,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from massive import recipe_of
 from uce import uce_patch
 
@@ -49,8 +52,8 @@ from surgery.study.words import Words, read_words
 COUNTS: Final = (1, 10, 50, 100, 0)  # 0 stands for half of all
 KINDS: Final = ("update", "forget")
 PICTURES: Final = 1500
-# a picture of so many steps on one core, with which the cost is said beforehand
-_STEP_S: Final = 0.011 * 2
+# a step of a picture on one core, with which the cost is said beforehand
+_STEP_S: Final = {"float32": 0.022, "bfloat16": 0.014}
 # of the pictures that are left beside the held-out ones: generalisation, efficacy, aliases
 _PARTS: Final = {"generalisation": 0.45, "efficacy": 0.25, "aliases": 0.3}
 # where there are many phrases, not every unseen template is drawn
@@ -83,11 +86,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What all cells share."""
+    """What all cells share; ``painters`` are the models with the U-Net that draws."""
 
     options: argparse.Namespace
     checkpoint: Checkpoint
     models: Any
+    painters: Any
     words: Words
     judge: Judge
     store: Store
@@ -120,7 +124,7 @@ def curves(options: argparse.Namespace) -> bool:
 
 def _ground(options: argparse.Namespace) -> Ground:
     base = checkpoint_path(options.base)
-    words, judge = read_words(base), load_judge("pocket-judge")
+    words, judge, models = read_words(base), load_judge("pocket-judge"), load_pipeline(base)
     names = list(words.concepts)
     half = len(names) // 2
     sources = random.Random(0).sample(names, half)
@@ -130,7 +134,8 @@ def _ground(options: argparse.Namespace) -> Ground:
     return Ground(
         options=options,
         checkpoint=open_checkpoint(base),
-        models=load_pipeline(base),
+        models=models,
+        painters=_painters(models, getattr(torch, options.dtype)),
         words=words,
         judge=judge,
         store=Store(options.store),
@@ -139,6 +144,15 @@ def _ground(options: argparse.Namespace) -> Ground:
         held_out=tuple(left),
         others=tuple(dict.fromkeys(destinations)),
     )
+
+
+def _painters(models: Any, dtype: torch.dtype) -> Any:
+    """The same models, the U-Net in another type."""
+    if dtype == torch.float32:
+        return models
+    painters = copy.copy(models)
+    painters.unet = copy.deepcopy(models.unet).to(dtype)
+    return painters
 
 
 def _cells(options: argparse.Namespace, half: int) -> list[Cell]:
@@ -163,7 +177,7 @@ def _announce(ground: Ground, cells: Sequence[Cell], missing: Sequence[Cell]) ->
     """The cost of what is not there yet, before it is begun."""
     after = sum(_pictures(_sections(ground, cell)) for cell in missing)
     steps, learned = ground.options.steps, sum(cell.count for cell in missing if cell.method == "emcid")
-    minutes = after * steps * _STEP_S / 2 / 60
+    minutes = after * steps * _STEP_S[ground.options.dtype] / 2 / 60
     print(
         f"{len(cells)} cells, {len(missing)} to do: {after:,} pictures of {steps} steps after the edits and "
         f"about {after // 4:,} before them, some {1.25 * minutes:.0f} minutes on two cores, and {learned} "
@@ -232,11 +246,11 @@ def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
         edit_s = time.monotonic() - started
         sections = _sections(ground, cell)
         effects = measure_sections(
-            ground.models,
-            applied(ground.models, patch),
+            ground.painters,
+            applied(ground.painters, patch),
             sections,
             ground.judge,
-            cache=picture_cache(ground.models, patch, ground.store),
+            cache=picture_cache(ground.painters, patch, ground.store),
         )
         record = {
             "key": key,
@@ -261,7 +275,7 @@ def _key(ground: Ground, cell: Cell) -> str:
     edit = _recipe(ground, cell) if cell.method == "emcid" else None
     plan = None if edit is None else plan_recipe(edit, ground.checkpoint).identity
     sections = [repr(section) for section in _sections(ground, cell)]
-    return json_digest([str(ground.checkpoint.path), asdict(cell), plan, sections])
+    return json_digest([str(ground.checkpoint.path), asdict(cell), plan, sections, ground.options.dtype])
 
 
 def _recipe(ground: Ground, cell: Cell) -> Recipe:
@@ -278,37 +292,41 @@ def _patch(ground: Ground, cell: Cell) -> Patch:
 
 
 def _agreement(ground: Ground) -> bool:
-    """Whether the unedited model shows its concepts with these steps as often as with 25, to one point."""
-    steps = ground.options.steps
-    if steps == 25:
+    """Whether the unedited model shows its concepts so drawn as often as with 25 steps, to one point."""
+    steps, dtype = ground.options.steps, ground.options.dtype
+    if steps == 25 and dtype == "float32":
         return True
-    path = Path(ground.options.out) / f"agreement-{steps}.json"
+    path = Path(ground.options.out) / f"agreement-{steps}-{dtype}.json"
     names = [*ground.sources, *ground.others, *ground.held_out]
     key = json_digest([str(ground.checkpoint.path), names, list(ground.words.templates("test"))])
     if not _done(path, key):
-        drawn = {str(each): _unedited(ground, names, each) for each in (steps, 25)}
+        drawn = {
+            "so": _unedited(ground, ground.painters, names, steps),
+            "25": _unedited(ground, ground.models, names, 25),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, overwrite=True) as temporary:
             write_bytes(temporary, [json.dumps({"key": key, "shares": drawn}).encode()])
     shares: dict[str, float] = json.loads(path.read_text())["shares"]
-    gap = 100 * (shares[str(steps)] - shares["25"])
+    so, slowly = 100 * shares["so"], 100 * shares["25"]
+    gap = so - slowly
     print(
-        f"unedited: {100 * shares[str(steps)]:.2f} % with {steps} steps, {100 * shares['25']:.2f} % with 25: "
+        f"unedited: {so:.2f} % with {steps} steps in {dtype}, {slowly:.2f} % with 25 in float32: "
         f"{gap:+.2f} points (at most 1 allowed)",
         flush=True,
     )
     return abs(gap) <= 1
 
 
-def _unedited(ground: Ground, names: Sequence[str], steps: int) -> float:
+def _unedited(ground: Ground, models: Any, names: Sequence[str], steps: int) -> float:
     from contextlib import nullcontext
 
     sampling = Sampling(templates=ground.words.templates("test"), samples=1, steps=steps)
     probes = tuple(Probe(subject=name, shows=Trait(name)) for name in names)
     section = Section(name="", sampling=sampling, probes=probes)
-    name = json_digest([str(ground.checkpoint.path), settings_text(ground.models.scheduler)])
+    name = json_digest([str(ground.checkpoint.path), settings_text(models.scheduler)])
     same = Cache(store=ground.store, before=name, after=name)
-    effect = measure_sections(ground.models, nullcontext(ground.models), [section], ground.judge, cache=same)
+    effect = measure_sections(models, nullcontext(models), [section], ground.judge, cache=same)
     score = effect[""].score("held_out_before")
     assert score is not None
     return score.value

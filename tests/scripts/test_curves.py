@@ -26,7 +26,9 @@ def curves(benches: tuple[Any, Any]) -> Any:
 @pytest.fixture
 def ground(curves: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(curves, "load_pipeline", lambda path: None)
-    return curves._ground(Namespace(base="pocket-sd", store=tmp_path, out=tmp_path, steps=10, seed=0))
+    return curves._ground(
+        Namespace(base="pocket-sd", store=tmp_path, out=tmp_path, steps=10, seed=0, dtype="float32")
+    )
 
 
 def test_destinations_and_held_out_names_come_from_the_unedited_half(ground: Any) -> None:
