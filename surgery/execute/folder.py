@@ -1,5 +1,6 @@
 """The folder of a run: claimed by one plan, finished by run.json, resumed when a run was stopped."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -61,6 +62,21 @@ class RunFolder:
     def cache(self) -> Path:
         """Stored results, where the caller has no folder for them."""
         return self.path / _CACHE
+
+    def files(self) -> dict[str, JSON]:
+        """Size and sha256 of every result, by its place in the folder; ``autov2`` is what model sites show.
+
+        Source: ``AutoV2`` of A1111's ``modules/hashes.py``: the first ten digits of the file's sha256.
+        """
+        found: dict[str, JSON] = {}
+        for place in (self.work / name for name in _RESULTS):
+            for path in (place, *sorted(place.rglob("*"))):
+                if path.is_file():
+                    with path.open("rb") as handle:
+                        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                    name = path.relative_to(self.work).as_posix()
+                    found[name] = {"bytes": path.stat().st_size, "sha256": digest, "autov2": digest[:10]}
+        return found
 
     def finish(self, record: Mapping[str, JSON]) -> "RunFolder":
         """Put all in its place, run.json last, the sign of a finished run; the folder as it is then."""

@@ -186,6 +186,7 @@ def _carry_out(
         record["tuning"] = tuned.record
     if balance is not None:
         record["debias"] = debias_dict(balance)
+    record["files"] = folder.files()
     return Run(
         folder=folder.finish(record),
         plan=plan,

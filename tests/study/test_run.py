@@ -60,6 +60,12 @@ def test_a_run_writes_everything_it_promises(recipe: Recipe, tmp_path: Path, tin
     assert record["plan"]["identity"] == run.plan.identity
     assert [edit["label"] for edit in record["edits"][0]["edits"]] == ["cat → 'pizza'", "dog → 'fish'"]
     assert record["recipe"]["source"] == recipe.source
+    named = {path.relative_to(out).as_posix() for name in FINAL for path in [out / name] if path.is_file()}
+    named |= {path.relative_to(out).as_posix() for path in (out / "checkpoint").rglob("*") if path.is_file()}
+    assert set(record["files"]) == named
+    patch = record["files"]["patch.safetensors"]
+    assert patch["sha256"] == hashlib.sha256((out / "patch.safetensors").read_bytes()).hexdigest()
+    assert patch["autov2"] == patch["sha256"][:10]
     assert verify_patch(run.patch, out / "checkpoint").word == "after"
     revert_patch(run.patch, out / "checkpoint", tmp_path / "reverted", base=tiny_pipeline)
     assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
