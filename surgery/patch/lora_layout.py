@@ -107,7 +107,11 @@ def read_factors(name: str, raw: Any, family: Family, tensors: Mapping[str, Tens
     missing = [f"{key}.{part}" for part in (UP, DOWN, ALPHA) if f"{key}.{part}" not in tensors]
     if missing:
         raise ValueError(f"needs {missing[0]!r}, which is missing")
-    up, down = tensors[f"{key}.{UP}"].flatten(start_dim=1), tensors[f"{key}.{DOWN}"].flatten(start_dim=1)
+    stored = tensors[f"{key}.{UP}"], tensors[f"{key}.{DOWN}"]
+    if min(factor.ndim for factor in stored) < 2:
+        shapes = " and ".join(str(tuple(factor.shape)) for factor in stored)
+        raise ValueError(f"has factors of shape {shapes}; at least two dimensions of each were expected")
+    up, down = (factor.flatten(start_dim=1) for factor in stored)
     alpha, rank = tensors[f"{key}.{ALPHA}"], down.shape[0]
     start, stop = (int(place) for place in raw)
     scale = float(alpha) / rank if alpha.ndim == 0 and rank else 0.0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.header import DTYPE_NAMES, DTYPES
+from surgery.checkpoint.texts import parse_json
 from surgery.delta.algebra import fits, shape_of
 from surgery.delta.delta import Delta
 from surgery.delta.forms import Form, Replace
@@ -92,14 +93,14 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
     """The patch that header texts and tensors describe, or None, and every fault."""
     try:
         manifest, base, edit = (
-            json.loads(metadata[f"sdpatch.{key}"]) for key in ("manifest", "base", "edit")
+            parse_json(metadata[f"sdpatch.{key}"]) for key in ("manifest", "base", "edit")
         )
         raw_terms, raw_changes = list(manifest["terms"]), dict(manifest["changes"])
         roots = {component: digest_from(root) for component, root in base["roots"].items()}
         architecture, provenance = str(base["architecture"]), dict(edit)
         carriers = {str(n): tuple(int(x) for x in shape) for n, shape in manifest["carriers"].items()}
         family = FAMILIES[architecture] if manifest["layout"] == "lora" else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         return None, [f"its header does not describe a patch ({error!r}). Was it written by another program?"]
     faults: list[str] = []
     changes = _each(raw_changes, lambda name: _change(name, raw_changes[name]), faults)
@@ -146,7 +147,7 @@ def _surplus(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
 def _term(raw: Any, read: Callable[[str, Any], Form], what: str, faults: list[str]) -> Term | None:
     try:
         described, strength, source = dict(raw["forms"]), float(raw["strength"]), str(raw["source"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         faults.append(f"{what} is not described as one ({error!r})")
         return None
     forms = _each(described, lambda name: read(name, described[name]), faults)
@@ -201,7 +202,7 @@ def _each(raw: Mapping[str, Any], parse: Callable[[str], T], faults: list[str]) 
     for name in sorted(raw):
         try:
             parsed[name] = parse(name)
-        except (KeyError, TypeError, ValueError, NumericsError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, NumericsError) as error:
             faults.append(f"tensor {name!r} {error}")
     return parsed
 

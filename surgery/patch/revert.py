@@ -110,6 +110,10 @@ def _from_undo(patch: Patch, checkpoint: Checkpoint, undo: Undo) -> Replacements
             "Choose the undo file of this application."
         )
     faults = shape_faults(patch, checkpoint)
+    faults += [
+        f"{undo.path} lacks the old values of {name!r}, which the patch changes. Revert with the base."
+        for name in sorted(patch.changes.keys() - undo.digests.keys())
+    ]
     for name, (before, after) in undo.digests.items():
         if name in checkpoint.tensors:
             found = entry_digest(name, checkpoint.entry(name))

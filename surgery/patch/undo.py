@@ -6,7 +6,6 @@ is smaller, of the changed ones, with their flat positions in ``<name>::position
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.header import TensorEntry, open_header
 from surgery.checkpoint.reader import read_blocks, read_chunks, read_tensor
 from surgery.checkpoint.serialise import Lazy, safetensors_chunks
+from surgery.checkpoint.texts import parse_json
 from surgery.errors import PatchError, raise_all
 from surgery.patch.manifest import digest_from, digest_json, dump
 from surgery.patch.model import Edit
@@ -110,7 +110,7 @@ def read_undo(path: Path) -> Undo:
     header = open_header(path, PatchError)
     entries = {entry.key: entry for entry in header.entries}
     try:
-        content = json.loads(header.metadata["sdpatch.undo"])
+        content = parse_json(header.metadata["sdpatch.undo"])
         version, patch = content["version"], str(content["patch"])
         digests = {
             name: (digest_from(raw["before"]), digest_from(raw["after"]))
