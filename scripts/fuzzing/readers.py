@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -22,9 +21,14 @@ from surgery.checkpoint.notes import notes_of_folder
 from surgery.checkpoint.pipeline_files import FILES_KEY, index_of, known_files
 from surgery.checkpoint.reader import read_tensor
 from surgery.errors import CheckpointError, SurgeryError, printable
+from surgery.export.loaders.simulate import simulate_file
+from surgery.export.loaders.table import rule_table
+from surgery.methods.emcid import KeyStatistics, load_statistics, save_statistics
+from surgery.methods.emcid.statistics_file import content_of
 from surgery.patch import load_patch
 from surgery.patch.undo import read_undo
 from surgery.recipe import parse_recipe
+from surgery.study.words import read_words
 from tests.bad_input.case import safetensors_bytes
 from tests.bad_input.patches import opened, sealed
 from tests.bad_input.sound import make_sound
@@ -33,10 +37,22 @@ from tests.support.singles import averaged, sd1_tensors, sd2_tensors
 Reading = Callable[[], object]
 """The reading itself, when the files that are read lie there."""
 
+LORAS: Final = (
+    {
+        "lora_te_text_model_encoder_layers_0_mlp_fc2.lora_up.weight": ["F32", [8, 2]],
+        "lora_te_text_model_encoder_layers_0_mlp_fc2.lora_down.weight": ["F32", [2, 8]],
+        "lora_te_text_model_encoder_layers_0_mlp_fc2.alpha": ["F32", []],
+    },
+    {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.diff": ["F16", [8, 8]],
+        "lora_unet_down_blocks_0_resnets_0_conv1.diff_b": ["F16", [8]],
+    },
+    {"diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.set_weight": ["BF16", [8, 8]]},
+    {"unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": ["F32", [2, 8]]},
+)
+"""Files that loaders take for LoRAs: types and shapes by key."""
 LARGEST: Final = 1 << 20  # bytes of tensors that a reader is given
 _TEXTS: Final = ("sdpatch.manifest", "sdpatch.base", "sdpatch.edit")
-_OPEN: Final = (OverflowError, RecursionError, IndexError)
-"""What readers of patches and undo files still raise; see OPEN in tests/bad_input/test_refusals.py."""
 
 
 class Readers:
@@ -50,6 +66,8 @@ class Readers:
         self.undo, self.undo_texts = opened(self.sound.undo)
         self.edited = open_checkpoint(self.sound.edited)
         self.file = scratch / "file"
+        save_statistics({"text_encoder": _small_statistics()}, self.file)
+        self.moments, self.statistics_texts = opened(self.file)
         self.table: list[Callable[[bytes], Reading]] = [
             self.header,
             self.raw_header,
@@ -60,6 +78,9 @@ class Readers:
             self.undo_file,
             self.recipe,
             self.notes,
+            self.lora,
+            self.words,
+            self.statistics,
         ]
         self._make_folder()
 
@@ -101,6 +122,15 @@ class Readers:
         yield self._seed(self.undo_file, self.undo_texts["sdpatch.undo"])
         for recipe in sorted(Path("recipes").rglob("*.yaml")):
             yield self._seed(self.recipe, recipe.read_bytes()[:3000])
+        yield from (self._seed(self.lora, json.dumps(table)) for table in LORAS)
+        concept = {"name": "cat", "subgroup": "animal", "aliases": ["kitty"]}
+        words = {
+            "concepts": [concept],
+            "templates": {"train": ["a {}"], "test": ["the {}"]},
+            "styles": ["ink"],
+        }
+        yield self._seed(self.words, json.dumps(words))
+        yield self._seed(self.statistics, self.statistics_texts["sdstatistics.encoders"])
         yield self._seed(self.notes, "---\nlicense: mit\ntitle: 'x'\n---\n# A title\n")
 
     def header(self, data: bytes) -> Reading:
@@ -161,11 +191,7 @@ class Readers:
         parts = data.decode("utf-8", "replace").split("\0")
         sealed(self.file, self.patch, self.patch_texts | dict(zip(_TEXTS, parts, strict=False)))
 
-        def reading() -> None:
-            with suppress(*_OPEN):
-                load_patch(self.file)
-
-        return reading
+        return lambda: load_patch(self.file)
 
     def undo_file(self, data: bytes) -> Reading:
         """The text of an undo file."""
@@ -173,10 +199,9 @@ class Readers:
         save_file(self.undo, self.file, metadata=texts)
 
         def reading() -> None:
-            with suppress(*_OPEN):
-                undo = read_undo(self.file)
-                for name in undo.digests.keys() & self.edited.tensors.keys():
-                    undo.restore(name, self.edited.read(name))
+            undo = read_undo(self.file)
+            for name in undo.digests.keys() & self.edited.tensors.keys():
+                undo.restore(name, self.edited.read(name))
 
         return reading
 
@@ -194,6 +219,34 @@ class Readers:
             assert all(text == printable(text) and len(text) <= 200 for text in found.values())
 
         return reading
+
+    def lora(self, data: bytes) -> Reading:
+        """Keys, types and shapes of a file that loaders take for a LoRA, each loader in turn."""
+        self._lay_out(self.file, table_of(data))
+
+        def reading() -> None:
+            for name in rule_table().loaders:
+                assert simulate_file(name, self.file).verdicts
+
+        return reading
+
+    def words(self, data: bytes) -> Reading:
+        """Names and templates beside a checkpoint."""
+        (self.scratch / "words.json").write_bytes(data)
+
+        def reading() -> None:
+            found = read_words(self.scratch, self.scratch / "words.json")
+            found.others((), 3)
+            assert all(isinstance(text, str) for text in (*found.concepts, *found.templates("test")))
+
+        return reading
+
+    def statistics(self, data: bytes) -> Reading:
+        """The text of key statistics, its digest made right."""
+        texts = {**self.statistics_texts, "sdstatistics.encoders": data.decode("utf-8", "replace")}
+        texts["sdstatistics.content"] = content_of(texts, self.moments)
+        save_file(self.moments, self.file, metadata=texts)
+        return lambda: load_statistics(self.file)
 
     def _seed(self, reader: Callable[[bytes], Reading], content: str | bytes) -> bytes:
         text = content.encode() if isinstance(content, str) else content
@@ -219,6 +272,18 @@ class Readers:
         for place, letter in enumerate("ab"):
             table = {entry.key: ("F16", list(entry.shape)) for entry in self._shard_entries[place::2]}
             self._lay_out(folder / "unet" / f"{letter}.safetensors", table)
+
+
+def _small_statistics() -> KeyStatistics:
+    """Of one layer that is four wide."""
+    return KeyStatistics(
+        moments={0: torch.ones(10)},
+        token_count=8,
+        word_count=4,
+        caption_count=2,
+        encoder_digest="0" * 64,
+        corpus_digest="1" * 64,
+    )
 
 
 def _short(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

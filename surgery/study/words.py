@@ -1,11 +1,11 @@
 """The words a checkpoint was trained with, where it says so: names, aliases, prompt templates."""
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from surgery.checkpoint.texts import read_json
 from surgery.errors import CheckpointError
 
 _WORDS_FILE: Final = "concepts.json"
@@ -67,14 +67,14 @@ def read_words(checkpoint: Path, file: Path | None = None) -> Words:
     if file is None and not path.is_file():
         return Words()
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         known = [*raw["concepts"], *raw.get("professions", [])]
         drawn = tuple(c["name"] for c in known if c["subgroup"] != raw.get("left_out_subgroup"))
         name_of = {plainly(spelling): c["name"] for c in known for spelling in (c["name"], *c["aliases"])}
         aliases = {c["name"]: tuple(c["aliases"]) for c in known}
         groups = {c["name"]: str(c["subgroup"]) for c in known}
-        templates = {kind: tuple(raw["templates"].get(kind, ())) for kind in ("train", "test", "style")}
-        styles = tuple(map(str, raw.get("styles", ())))
+        templates = {kind: _texts(raw["templates"].get(kind, [])) for kind in ("train", "test", "style")}
+        styles = _texts(raw.get("styles", []))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}); expected JSON with concepts and templates, in the form of "
@@ -90,6 +90,12 @@ def read_words(checkpoint: Path, file: Path | None = None) -> Words:
         styles=styles,
         style_templates=templates["style"],
     )
+
+
+def _texts(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(text, str) for text in raw):
+        raise TypeError(f"{str(raw)[:40]} where a list of texts was expected")
+    return tuple(raw)
 
 
 def plainly(phrase: str) -> str:

@@ -1,6 +1,5 @@
 """What a loader would make of a file: from rules about loaders, without the loader."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from surgery.checkpoint.digest import tensor_digest
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.texts import parse_json
 from surgery.errors import PatchError
 from surgery.export.job import EXPORT_KEY, largest_difference
 from surgery.export.loaders.arithmetic import held
@@ -76,8 +76,8 @@ def simulate_file(
 def _record(contents: Contents) -> dict[str, Any]:
     """What an export of ours says of itself; empty for other files."""
     try:
-        record = json.loads(contents.metadata.get(EXPORT_KEY, "{}"))
-    except (ValueError, RecursionError):
+        record = parse_json(contents.metadata.get(EXPORT_KEY, "{}"))
+    except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -13,7 +13,6 @@ One safetensors file. Each layer of each text encoder is a tensor ``<component>/
 """  # noqa: E501 - a table's row is one line
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +25,7 @@ from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.header import open_header
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.checkpoint.texts import parse_json
 from surgery.errors import MethodError, NumericsError, raise_all
 from surgery.methods.emcid.statistics import KeyStatistics
 from surgery.numerics import unpack
@@ -33,6 +33,7 @@ from surgery.record import canonical_json
 
 _VERSION: Final = "1"
 _NAME: Final = "sdstatistics"
+_TEXTS: Final = (f"{_NAME}.encoders", f"{_NAME}.version")
 _FIELDS: Final = {
     "encoder": "encoder_digest",
     "corpus": "corpus_digest",
@@ -63,7 +64,7 @@ def save_statistics(statistics: Mapping[str, KeyStatistics], path: Path, *, over
         for component, found in statistics.items()
     }
     texts = {f"{_NAME}.version": _VERSION, f"{_NAME}.encoders": canonical_json(encoders)}
-    metadata = {"format": "pt", **texts, f"{_NAME}.content": _content(texts, tensors)}
+    metadata = {"format": "pt", **texts, f"{_NAME}.content": content_of(texts, tensors)}
     with atomic_file(path, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(tensors, metadata))
 
@@ -86,15 +87,15 @@ def load_statistics(path: Path, *, shrinkage: float = 0.0) -> dict[str, KeyStati
             f"{path} holds {what}; version {_VERSION!r} was expected. `surgery statistics` writes it."
         )
     tensors = {entry.key: read_tensor(entry) for entry in header.entries}
-    texts = {key: header.metadata.get(key, "") for key in (f"{_NAME}.version", f"{_NAME}.encoders")}
-    if header.metadata.get(f"{_NAME}.content") != _content(texts, tensors):
+    texts = {key: header.metadata.get(key, "") for key in _TEXTS}
+    if header.metadata.get(f"{_NAME}.content") != content_of(texts, tensors):
         raise MethodError(f"{path} is damaged: its content has another digest. Fetch it again.")
     try:
-        encoders = json.loads(texts[f"{_NAME}.encoders"])
+        encoders = parse_json(texts[f"{_NAME}.encoders"])
         found = {
             component: _read(component, told, tensors, shrinkage) for component, told in encoders.items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise MethodError(f"{path} does not describe key statistics ({error!r}). Write it again.") from error
     raise_all(MethodError, [f"{path}: {fault}" for fault in _faults(found)])
     return found
@@ -136,9 +137,10 @@ def _faults(found: Mapping[str, KeyStatistics]) -> list[str]:
     return faults
 
 
-def _content(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+def content_of(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of version, encoders and tensors; texts that other tools add do not count."""
     digest = hashlib.sha256()
-    for key in sorted(texts):
+    for key in _TEXTS:
         digest.update(f"{key}\0{texts[key]}\0".encode())
     for key in sorted(tensors):
         digest.update(f"{key}\0{tensors[key].dtype}\0{tuple(tensors[key].shape)}\0".encode())
