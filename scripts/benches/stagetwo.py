@@ -130,7 +130,7 @@ def stage_two(options: argparse.Namespace) -> bool:
     moments = {layer: statistics.moment(layer) for layer in layers}
     _, published = PUBLISHED["objects"]
     good = True
-    for residual in ("mlp", "block"):
+    for residual in options.residuals:
         settings = replace(published, layers=layers, residual=residual)
         ours = report_ours(f"ours, {residual}", encoder, targets, statistics, settings, (rate32, rate64))
         if options.plain:

@@ -82,6 +82,7 @@ def test_stage_two_prints_ratio_memory_parts_and_difference(
         plain_captions=20,
         layers=(0, 10),
         padding=True,
+        residuals=("mlp", "block"),
         plain=True,
         shrinkage=0.1,
     )
