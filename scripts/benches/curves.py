@@ -14,7 +14,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -155,6 +156,13 @@ def _painters(models: Any, dtype: torch.dtype) -> Any:
     return painters
 
 
+@contextmanager
+def _edited(ground: Ground, patch: Patch) -> Iterator[Any]:
+    """The models that draw with the patch in, put in before the U-Net loses digits."""
+    with applied(ground.models, patch) as models:
+        yield _painters(models, getattr(torch, ground.options.dtype))
+
+
 def _cells(options: argparse.Namespace, half: int) -> list[Cell]:
     counts = [count or half for count in options.counts]
     cells = [
@@ -247,7 +255,7 @@ def _measured(ground: Ground, cell: Cell) -> dict[str, Score]:
         sections = _sections(ground, cell)
         effects = measure_sections(
             ground.painters,
-            applied(ground.painters, patch),
+            _edited(ground, patch),
             sections,
             ground.judge,
             cache=picture_cache(ground.painters, patch, ground.store),
