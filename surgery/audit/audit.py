@@ -98,7 +98,7 @@ def _audit(
         Evidence(rows=rows, has_base=sides.has_base, operator=fit_operator(sides, rows), merge=merge)
     )
     words, notes = (
-        (None, ()) if base is None or not phrases else rank_words(sides, rows, base.path, phrases, captions)
+        (None, ()) if base is None or not phrases else rank_words(sides, rows, base, phrases, captions)
     )
     findings = (*_findings(rows), *_second_copies(sides), *notes, *_unexpected(expected))
     return AuditRecord(

@@ -1,21 +1,23 @@
 """What arrives at the changed weights: the inputs that phrases give, and the usual spread of inputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from surgery.anatomy import Span, Tokenizer, frozen, locate, reading, reading_inputs, text_stack, tokenize
+from surgery.anatomy import Span, Tokenizer, frozen, locate, reading, reading_inputs, tokenize
 from surgery.audit.words.background import TEMPLATES, scene_prompts
+from surgery.audit.words.towers import Tower, Towers
 from surgery.errors import ConceptError
 from surgery.numerics import MomentSum
 from surgery.progress import track
 
 FEATURES: Final = "features"
-"""The key of the text encoder's own output, which cross-attention reads."""
+"""The key of what cross-attention reads: the encoder's output, of SDXL's two what enters the last block."""
 
 # Enough tokens to fill two cores; few enough for all inputs of one pass to fit beside the model.
 _TOKENS_PER_BATCH: Final = 2048
@@ -64,37 +66,31 @@ def locate_all(tokenizer: Tokenizer, phrases: Sequence[str], limit: int) -> Loca
 
 @torch.no_grad()
 def collect(
-    encoder: nn.Module,
-    tokenizer: Tokenizer,
-    located: Located,
-    captions: Sequence[str],
-    modules: Mapping[str, nn.Module],
+    towers: Towers, located: Located, captions: Sequence[str], modules: Mapping[str, nn.Module]
 ) -> dict[str, Inputs]:
-    """The inputs of some modules of a text encoder, and of `FEATURES` its output; each prompt is run once.
+    """The inputs of some modules of the text encoders, and `FEATURES`; each prompt is run once.
 
     Args:
-        encoder: In the type it computes in.
-        tokenizer: Its tokenizer.
+        towers: The encoders, in the type they compute in.
         located: The phrases.
         captions: Prompts that show what is usual; without any, scenes of common nouns and the phrases' own.
         modules: By the key their inputs come back under.
     """
-    stack = text_stack(encoder)
     spans = [span for per_phrase in located.spans for span in per_phrase]
     prompts = [span.ids for span in spans]
     usual = captions or tuple(scene_prompts())
-    prompts += [tokenize(tokenizer, prompt).cut(stack.positions) for prompt in usual]
+    prompts += [tokenize(towers.tokenizer, prompt).cut(towers.positions) for prompt in usual]
     first = len(spans) if captions else 0  # of the prompts that are usual
     sums: dict[str, Tensor] = {}
     moments: dict[str, MomentSum] = {}
-    with frozen(encoder):
+    with frozen(*(tower.encoder for tower in towers.every)):
         for chosen in track(list(_batches(prompts)), "words", unit="batch"):
-            ids, counted = _padded([prompts[index] for index in chosen], tokenizer.pad_token_id)
+            ids, counted = _padded([prompts[index] for index in chosen], towers.tokenizer.pad_token_id)
             named = [place for place, index in enumerate(chosen) if index < len(spans)]
             last = torch.tensor([spans[chosen[place]].last for place in named], dtype=torch.int64)
             owners = torch.tensor([chosen[place] // len(TEMPLATES) for place in named], dtype=torch.int64)
             counted &= torch.tensor([index >= first for index in chosen])[:, None]
-            for key, values in _pass(encoder, modules, ids.to(stack.device)).items():
+            for key, values in _pass(towers, modules, ids).items():
                 values = values.float().cpu()
                 width = values.shape[2]
                 moments.setdefault(key, MomentSum(width)).add(values[counted])
@@ -106,12 +102,21 @@ def collect(
 
 
 def _pass(
-    encoder: nn.Module, modules: Mapping[str, nn.Module], ids: Int[Tensor, "prompts tokens"]
+    towers: Towers, modules: Mapping[str, nn.Module], ids: Int[Tensor, "prompts tokens"]
 ) -> dict[str, Tensor]:
-    final: Any = text_stack(encoder).final_norm
-    with reading_inputs(modules) as inputs, reading({FEATURES: final}) as outputs:
-        encoder(ids)
-        return {**inputs, **outputs}
+    with ExitStack() as stack:
+        inputs = stack.enter_context(reading_inputs(modules))
+        features = [stack.enter_context(_features(tower, len(towers.every) > 1)) for tower in towers.every]
+        for tower in towers.every:
+            tower.encoder(ids.to(tower.stack.device))
+        return {**inputs, FEATURES: torch.cat([seen[FEATURES] for seen in features], 2)}
+
+
+def _features(tower: Tower, early: bool) -> AbstractContextManager[dict[str, Tensor]]:
+    """What the U-Net reads of an encoder: its normed output, or (``early``) what enters its last block."""
+    if early:
+        return reading_inputs({FEATURES: tower.stack.blocks[-1].layer_norm1})
+    return reading({FEATURES: tower.stack.final_norm})
 
 
 def _batches(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:

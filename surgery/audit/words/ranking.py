@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgery.anatomy import text_stack
 from surgery.audit.operator import matrices
 from surgery.audit.sides import Sides
 from surgery.audit.words.background import background_phrases
 from surgery.audit.words.inputs import FEATURES, Located, collect, locate_all
 from surgery.audit.words.reading import Site, overlooked, put_in, sites_in, unreadable
 from surgery.audit.words.strength import Acting, acting, acting_on_tokens
+from surgery.audit.words.towers import Towers, load_towers
+from surgery.checkpoint import Checkpoint
 from surgery.record import Finding
 from surgery.report.audit_record import TensorRow, WordReport, WordRow
 
@@ -48,7 +48,7 @@ class Scores:
 def rank_words(
     sides: Sides,
     rows: Sequence[TensorRow],
-    base: Path,
+    base: Checkpoint,
     phrases: Sequence[str],
     captions: Sequence[str],
 ) -> tuple[WordReport | None, tuple[Finding, ...]]:
@@ -62,7 +62,7 @@ def rank_words(
     Args:
         sides: The model before and after.
         rows: Its tensors.
-        base: Where the text encoder and the tokenizer are.
+        base: Where the text encoders and the tokenizer are.
         phrases: What to look for.
         captions: Ordinary prompts, which tell what usually arrives at a weight; some made of common nouns
             and the phrases themselves where there are none.
@@ -74,16 +74,13 @@ def rank_words(
     changed = [row for row in rows if row.state == "changed"]
     if findings or not changed:
         return None, findings
-    from surgery.checkpoint.components import load_text_encoder, load_tokenizer
-
-    encoder, tokenizer = load_text_encoder(base), load_tokenizer(base)
-    stack = text_stack(encoder)
-    sites = sites_in(encoder, stack.width, changed)
-    put_in(encoder, sides, changed)
+    towers = load_towers(base)
+    sites = sites_in(towers, changed)
+    put_in(towers, sides, changed)
     added = background_phrases() if len(phrases) < _ENOUGH_PHRASES else ()
     everything = tuple(dict.fromkeys([*phrases, *added])) if sites else ()
-    located = locate_all(tokenizer, everything, stack.positions)
-    found = _by_kind(encoder, tokenizer, sides, sites, located, captions)
+    located = locate_all(towers.tokenizer, everything, towers.positions)
+    found = _by_kind(towers, sides, sites, located, captions)
     tables = [judged(combined(acting), located.phrases) for acting in found if acting]
     report = _report(phrases, located, tables, len(sites), len(everything) - len(phrases))
     return report, tuple(overlooked(sites, changed))
@@ -131,38 +128,35 @@ def _standing_out(logs: Float[Tensor, "phrases"]) -> Tensor:
 
 
 def _by_kind(
-    encoder: nn.Module,
-    tokenizer: Any,
+    towers: Towers,
     sides: Sides,
     sites: Sequence[Site],
     located: Located,
     captions: Sequence[str],
 ) -> Iterator[list[Acting]]:
-    """Token vectors, text-encoder weights, cross-attention: each kind speaks for itself."""
+    """Token vectors, each text encoder's weights, cross-attention: each kind speaks for itself."""
     yield [
         acting_on_tokens(matrices(sides, site.row.name)[1], located.tokens)
         for site in sites
-        if not site.module
+        if not site.reads
     ]
-    inner: list[Acting] = []
-    crossing: list[Acting] = []
-    for group in _groups([site for site in sites if site.module], len(located.phrases)):
-        paths = {site.module for site in group} - {FEATURES}
-        modules = {path: encoder.get_submodule(path) for path in sorted(paths)}
-        inputs = collect(encoder, tokenizer, located, captions, modules)
+    linear = {name: module for tower in towers.every for name, module in tower.linear().items()}
+    kinds: dict[str, list[Acting]] = {}
+    for group in _groups([site for site in sites if site.reads], len(located.phrases)):
+        names = sorted({site.reads for site in group} - {FEATURES})
+        inputs = collect(towers, located, captions, {name: linear[name] for name in names})
         for site in group:
-            kind = crossing if site.module == FEATURES else inner
-            kind.append(acting(matrices(sides, site.row.name)[1], inputs[site.module]))
-    yield inner
-    yield crossing
+            heard = acting(matrices(sides, site.row.name)[1], inputs[site.reads])
+            kinds.setdefault(site.row.component, []).append(heard)
+    yield from kinds.values()
 
 
 def _groups(sites: Sequence[Site], phrases: int) -> Iterator[list[Site]]:
     """Sites whose inputs fit into memory together; those with one input stay together."""
     group: list[Site] = []
     held = 0
-    for site in sorted(sites, key=lambda site: site.module):
-        size = 0 if group and group[-1].module == site.module else phrases * site.row.columns[1]
+    for site in sorted(sites, key=lambda site: site.reads):
+        size = 0 if group and group[-1].reads == site.reads else phrases * site.row.columns[1]
         if group and held + size > _HELD_ELEMENTS:
             yield group
             group, held = [], 0

@@ -1,21 +1,21 @@
-"""Which changed weights read text, and the text encoder with the change in it."""
+"""Which changed weights read text, and the text encoders with the change in them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import nn
 
 from surgery.audit.operator import KEYS, VALUES
 from surgery.audit.sides import Sides
 from surgery.audit.words.inputs import FEATURES
+from surgery.audit.words.towers import ENCODERS, Towers
 from surgery.names import canonical
 from surgery.record import Finding
 from surgery.report.audit_record import TensorRow
 
-ENCODER: Final = "text_encoder"
 _TABLE: Final = "token_embedding"
+_POOLING: Final = "projection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,37 +24,35 @@ class Site:
 
     Attributes:
         row: The weight.
-        module: The module of the text encoder whose input it reads; `FEATURES` for cross-attention, "" for
-            the table of token vectors, which reads token numbers.
+        reads: Where it reads: its own name for a layer of a text encoder, `FEATURES` for cross-attention, ""
+            for a table of token vectors, which reads token numbers.
     """
 
     row: TensorRow
-    module: str
+    reads: str
 
 
-def sites_in(encoder: nn.Module, width: int, changed: Sequence[TensorRow]) -> list[Site]:
-    """The changed weights whose input the text encoder gives; ``width`` is that of its output."""
-    linear = {
-        canonical(ENCODER, f"{path}.weight"): path
-        for path, module in encoder.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+def sites_in(towers: Towers, changed: Sequence[TensorRow]) -> list[Site]:
+    """The changed weights whose input the text encoders give."""
+    linear = {name for tower in towers.every for name in tower.linear()}
     sites = []
     for row in changed:
         if row.name in linear:
-            sites.append(Site(row=row, module=linear[row.name]))
-        elif row.component == ENCODER and row.role == _TABLE:
-            sites.append(Site(row=row, module=""))
-        elif _crosses(row) and row.columns[1] == width:
-            sites.append(Site(row=row, module=FEATURES))
+            sites.append(Site(row=row, reads=row.name))
+        elif row.component in ENCODERS and row.role == _TABLE:
+            sites.append(Site(row=row, reads=""))
+        elif _crosses(row) and row.columns[1] == towers.width:
+            sites.append(Site(row=row, reads=FEATURES))
     return sites
 
 
 @torch.no_grad()
-def put_in(encoder: nn.Module, sides: Sides, changed: Sequence[TensorRow]) -> None:
-    """Give an encoder, which was loaded for this, the edited weights."""
+def put_in(towers: Towers, sides: Sides, changed: Sequence[TensorRow]) -> None:
+    """Give the encoders, which were loaded for this, the edited weights."""
     parameters: dict[str, Any] = {
-        canonical(ENCODER, path): parameter for path, parameter in encoder.named_parameters()
+        canonical(tower.component, path): parameter
+        for tower in towers.every
+        for path, parameter in tower.encoder.named_parameters()
     }
     for row in changed:
         if row.name in parameters:
@@ -67,28 +65,28 @@ def put_in(encoder: nn.Module, sides: Sides, changed: Sequence[TensorRow]) -> No
 
 
 def unreadable(rows: Sequence[TensorRow]) -> Iterator[Finding]:
-    """Why words cannot be looked for: the two text encoders are not one model."""
+    """Why words cannot be looked for: a text encoder before and after is not one model."""
     for row in rows:
-        if row.component == ENCODER and row.state in ("added", "missing", "reshaped"):
+        if row.component in ENCODERS and row.state in ("added", "missing", "reshaped"):
             message = f"words were not looked for: this tensor of the text encoder is {row.state}"
             yield Finding(kind="no-words", subject=row.name, message=message, severity="warning")
             return
 
 
 def overlooked(sites: Sequence[Site], changed: Sequence[TensorRow]) -> Iterator[Finding]:
-    """Changed weights that read text which this audit cannot make: SDXL's second encoder and its features."""
+    """Changed weights that read text which is not made here: the pooled one, or that of another encoder."""
     looked_at = {site.row.name for site in sites}
-    missed = [
-        row
-        for row in changed
-        if (row.component == "text_encoder_2" or _crosses(row)) and row.name not in looked_at
-    ]
+    missed = [row for row in changed if (_crosses(row) or _pools(row)) and row.name not in looked_at]
     if missed:
         message = (
-            f"{len(missed)} changed weights read the second text encoder; they count for no word, so a word "
-            "may be missing"
+            f"{len(missed)} changed weights read pooled text, or that of an encoder which is not here; they "
+            "count for no word, so a word may be missing"
         )
         yield Finding(kind="words-overlooked", subject=missed[0].name, message=message, severity="warning")
+
+
+def _pools(row: TensorRow) -> bool:
+    return row.component in ENCODERS and row.role == _POOLING
 
 
 def _crosses(row: TensorRow) -> bool:

@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from surgery.audit import AuditOptions, audit_checkpoints, audit_patch
-from surgery.audit.words.inputs import collect, locate_all
+from surgery.audit.words.background import TEMPLATES
+from surgery.audit.words.inputs import FEATURES, Inputs, collect, locate_all
 from surgery.audit.words.ranking import Scores, combined, judged
 from surgery.audit.words.strength import Acting
+from surgery.audit.words.towers import Tower, Towers, load_towers
 from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Delta, Form, LowRank, Places, Replace
 from surgery.delta.places import Kind
 from surgery.patch import Term, apply_patch, load_patch, make_patch, save_patch
@@ -93,16 +96,20 @@ def test_sites_are_combined_by_the_mean_of_the_logarithm() -> None:
 @pytest.fixture(scope="module")
 def edit(encoder: Any, tokenizer: Any) -> LowRank:
     """R Kᵀ (C + λ)⁻¹ for ``cat`` and ``pizza`` in one MLP: each key gives its column of R, others little."""
-    path = FC2.format(LAYER).removeprefix("text_encoder/").removesuffix(".weight")
-    modules = dict(encoder.named_modules())
-    module = modules.get(path) or modules[path.removeprefix("text_model.")]
+    tower = Tower.of(encoder)
+    module = tower.linear()[FC2.format(LAYER)]
     located = locate_all(tokenizer, ("cat", "pizza"), 77)
-    inputs = collect(encoder, tokenizer, located, (), {"x": module})["x"]
+    inputs = collect(Towers(every=(tower,), tokenizer=tokenizer), located, (), {"x": module})["x"]
+    return keyed(inputs, 32)
+
+
+def keyed(inputs: Inputs, rows: int) -> LowRank:
+    """R Kᵀ (C + λ)⁻¹ of two phrases: each key gives its column of R, others little."""
     keys, usual = inputs.phrases.double(), inputs.usual.double()
     ridge = 1e-2 * usual.diagonal().mean() * torch.eye(len(usual), dtype=torch.float64)
     right = torch.linalg.solve(usual + ridge, keys.T).T
     right /= (right * keys).sum(1, keepdim=True)
-    left = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    left = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0))
     return LowRank(left=0.5 * left, right=right.float())
 
 
@@ -134,6 +141,52 @@ def test_the_edited_words_come_first(tiny_pipeline: Path, edit: LowRank, tmp_pat
     assert record.words.sites == 1
     assert record.words.added > 400  # six words have no median to stand out from
     assert record.claims[0].kind == "text-mlp-low-rank"
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        (FC2.format(LAYER).replace("text_encoder", "text_encoder_2"), None),
+        ("unet/down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight", FEATURES),
+    ],
+)
+def test_edits_of_sdxl_s_second_encoder_and_of_what_reads_both_tell_their_words(
+    tiny_xl: Path, name: str, reads: str | None, tmp_path: Path
+) -> None:
+    base = open_checkpoint(tiny_xl)
+    towers = load_towers(base)
+    linear = {key: module for tower in towers.every for key, module in tower.linear().items()}
+    located = locate_all(towers.tokenizer, ("cat", "pizza"), 77)
+    inputs = collect(towers, located, (), {name: linear[name]} if reads is None else {})[reads or name]
+    assert inputs.usual.shape[0] == base.shapes[name][1]
+    patch = patched(tiny_xl, name, keyed(inputs, base.shapes[name][0]), tmp_path)
+    record = audit_patch(patch, tiny_xl, AuditOptions(words=words_file(tmp_path)))
+    assert set(ranked(record)[:2]) == {"cat", "pizza"}
+    assert not [finding for finding in record.findings if finding.kind == "words-overlooked"]
+
+
+def test_pooled_text_is_said_to_be_overlooked(tiny_xl: Path, tmp_path: Path) -> None:
+    name = "text_encoder_2/text_projection.weight"
+    rows, columns = open_checkpoint(tiny_xl).shapes[name]
+    form = LowRank(left=torch.ones(rows, 1), right=torch.ones(1, columns))
+    record = audit_patch(
+        patched(tiny_xl, name, form, tmp_path), tiny_xl, AuditOptions(words=words_file(tmp_path))
+    )
+    assert [finding.subject for finding in record.findings] == [name]
+    assert record.words is not None
+    assert not record.words.touched
+
+
+def test_what_cross_attention_reads_is_what_the_pipeline_gives_it(tiny_xl: Path) -> None:
+    towers = load_towers(open_checkpoint(tiny_xl))
+    located = locate_all(towers.tokenizer, ("cat",), 77)
+    pipeline = load_pipeline(tiny_xl)
+    spans = located.spans[0]
+    prompts = [template.replace("{}", "cat") for template in TEMPLATES]
+    features, *_ = pipeline.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=False)
+    expected = torch.stack([row[span.last] for row, span in zip(features, spans, strict=True)]).mean(0)
+    found = collect(towers, located, (), {})[FEATURES].phrases[0]
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_edited_checkpoint_tells_the_same_words_as_the_patch(

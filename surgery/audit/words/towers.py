@@ -1,0 +1,73 @@
+"""The text encoders of a checkpoint as an audit reads them, one or both of SDXL's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import nn
+
+from surgery.anatomy import TextStack, Tokenizer, text_stack
+from surgery.checkpoint import Checkpoint
+from surgery.names import canonical
+
+ENCODERS: Final = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """A text encoder, and the component that it is."""
+
+    component: str
+    encoder: Any
+    stack: TextStack
+
+    @classmethod
+    def of(cls, encoder: Any, component: str = ENCODERS[0]) -> "Tower":
+        """The tower of an encoder, which it holds and does not copy."""
+        return cls(component=component, encoder=encoder, stack=text_stack(encoder))
+
+    def linear(self) -> dict[str, nn.Module]:
+        """The linear layers of all blocks, by the canonical name of their weight."""
+        return {
+            canonical(self.component, f"{self.stack.path}.{number}.{path}.weight"): module
+            for number, block in enumerate(self.stack.blocks)
+            for path, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Towers:
+    """Every text encoder of a checkpoint; they read the same token numbers."""
+
+    every: tuple[Tower, ...]
+    tokenizer: Tokenizer
+
+    @property
+    def width(self) -> int:
+        """Of what cross-attention reads."""
+        return sum(tower.stack.width for tower in self.every)
+
+    @property
+    def positions(self) -> int:
+        """The longest prompt in tokens."""
+        return min(tower.stack.positions for tower in self.every)
+
+
+def load_towers(base: Checkpoint) -> Towers:
+    """The text encoders of a checkpoint in float32.
+
+    Raises:
+        CheckpointError: when one of them or the tokenizer cannot be loaded.
+    """
+    from surgery.checkpoint.components import load_text_encoder, load_tokenizer
+
+    there = encoders_in(base.tensors)
+    towers = [Tower.of(load_text_encoder(base.path, component=name), name) for name in there]
+    return Towers(every=tuple(towers), tokenizer=load_tokenizer(base.path))
+
+
+def encoders_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Which text encoders some tensors are of."""
+    components = {name.partition("/")[0] for name in names}
+    return tuple(component for component in ENCODERS if component in components)
