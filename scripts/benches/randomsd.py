@@ -10,7 +10,11 @@ import torch
 
 from surgery.checkpoint.families import Family, family_files
 
-FAMILIES: Final = {"sd15": "stable-diffusion-v1", "sd2": "stable-diffusion-v2"}
+FAMILIES: Final = {
+    "sd15": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
 
 
 def configurations(family: str) -> dict[str, Any]:
@@ -23,13 +27,14 @@ def configurations(family: str) -> dict[str, Any]:
     }
 
 
-def text_encoder(family: str, seed: int = 0) -> Any:
-    """A text encoder as the library initialises it."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(family: str, component: str = "text_encoder", seed: int = 0) -> Any:
+    """A text encoder as the library initialises it; ``text_encoder_2`` is SDXL's other one."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPTextModel(CLIPTextConfig(**configurations(family)["text_encoder"]))
+        model = kind(CLIPTextConfig(**configurations(family)[component]))
     return model.eval().requires_grad_(False)
 
 

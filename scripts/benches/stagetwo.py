@@ -115,12 +115,14 @@ def spent(work: Callable[[], Any]) -> Spent:
 
 def stage_two(options: argparse.Namespace) -> bool:
     """Prints the figures; whether the ratio is what it has to be with the published settings."""
-    encoder, words = text_encoder(options.family), tokenizer(options.vocabulary)
+    encoder = text_encoder(options.family, options.component)
+    words = tokenizer(options.vocabulary)
     layers = tuple(range(len(text_stack(encoder).blocks) - 1)) if options.layers is None else options.layers
     concepts = concepts_of(options.names, options.concepts, words)
     stack, digest = text_stack(encoder), weights_digest(encoder)
+    prompts = sum(len(one.spans) for one in concepts)
     print(
-        f"{options.family}: {len(concepts)} concepts, {sum(len(one.spans) for one in concepts)} prompts, "
+        f"{options.family} {options.component}: {len(concepts)} concepts, {prompts} prompts, "
         f"{len(layers)} layers of {stack.width} × {stack.mlp_width}, {torch.get_num_threads()} threads"
     )
     rate32, rate64 = rates(stack.width, stack.mlp_width)

@@ -26,7 +26,9 @@ def text_offsets(options: argparse.Namespace) -> bool:
     """Prints a row for each metric; whether the default one keeps to its time, scaled to the concepts."""
     words, encoder = tokenizer(options.vocabulary), text_encoder(options.family)
     concepts, stack = concepts_of(options.names, options.concepts, words), text_stack(encoder)
-    layer, allowed_s = len(stack.blocks) - 2, ALLOWED_S * options.concepts / 1000
+    second = text_encoder(options.family, "text_encoder_2") if options.family == "sdxl" else None
+    layer, layer_2 = len(stack.blocks) - 2, None if second is None else len(text_stack(second).blocks) - 2
+    allowed_s = ALLOWED_S * options.concepts / 1000
     rate, _ = rates(stack.width, stack.mlp_width)
     print(
         f"{options.family}: {len(concepts)} concepts behind block {layer}, "
@@ -34,10 +36,11 @@ def text_offsets(options: argparse.Namespace) -> bool:
     )
     good = True
     for metric in options.metrics:
-        models = EmcidModels(tokenizer=words, text_encoder=encoder)
+        models = EmcidModels(tokenizer=words, text_encoder=encoder, text_encoder_2=second)
         if metric == "cross_attention":
             models = replace(models, unet=unet(options.family), scheduler=_scheduler())
-        elapsed_s = report(models, concepts, replace(DEFAULT, metric=metric), layer, rate, options)
+        settings = replace(DEFAULT, metric=metric)
+        elapsed_s = report(models, concepts, settings, (layer, layer_2), rate, options)
         good = good and (metric != DEFAULT.metric or elapsed_s <= allowed_s)
     return good
 
@@ -46,13 +49,16 @@ def report(
     models: EmcidModels,
     concepts: tuple[Concept, ...],
     settings: OffsetSettings,
-    layer: int,
+    layers: tuple[int, int | None],
     rate: float,
     options: argparse.Namespace,
 ) -> float:
     """One row; a run that finds stored batches says how many it computed, and its time is theirs alone."""
     store = Store(options.store) if options.resume else None
-    took = spent(lambda: optimise_offsets(models, concepts, settings, layer=layer, store=store))
+    layer, layer_2 = layers
+    took = spent(
+        lambda: optimise_offsets(models, concepts, settings, layer=layer, layer_2=layer_2, store=store)
+    )
     steps = sum(one.steps for one in took.found) / len(concepts)
     print(
         f"{settings.metric}: {took.elapsed_s:.1f} s, {took.elapsed_s / len(concepts):.2f} s a concept, "

@@ -56,6 +56,7 @@ def full_size(tmp_path: Path, **more: Any) -> argparse.Namespace:
     texts.write_text("\n".join(captions()))
     return argparse.Namespace(
         family="sd15",
+        component="text_encoder",
         vocabulary=tmp_path,
         names=names,
         captions=texts,
@@ -74,7 +75,7 @@ def test_stage_two_prints_ratio_memory_parts_and_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stagetwo = bench("stagetwo")
-    monkeypatch.setattr(stagetwo, "text_encoder", lambda family: encoder)
+    monkeypatch.setattr(stagetwo, "text_encoder", lambda *names: encoder)
     monkeypatch.setattr(stagetwo, "tokenizer", lambda folder: tokenizer)
     options = full_size(
         tmp_path,
@@ -104,7 +105,7 @@ def test_text_offsets_prints_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     textoffsets = bench("textoffsets")
-    monkeypatch.setattr(textoffsets, "text_encoder", lambda family: encoder)
+    monkeypatch.setattr(textoffsets, "text_encoder", lambda *names: encoder)
     monkeypatch.setattr(textoffsets, "tokenizer", lambda folder: tokenizer)
     monkeypatch.setattr(textoffsets, "DEFAULT", OffsetSettings(mode="text", steps=3))
     textoffsets.text_offsets(full_size(tmp_path, metrics=["pooled"], resume=False))
