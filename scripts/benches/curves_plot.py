@@ -24,6 +24,7 @@ _PANELS: Final = (
 )
 _COLOURS: Final = {"emcid": "#0969da", "uce": "#bc4c00"}
 _TITLES: Final = {"emcid": "EMCID", "uce": "UCE"}
+_MARKS: Final = {"emcid": "o", "uce": "D"}
 
 
 def plot_curves(found: Found) -> bytes:
@@ -50,14 +51,17 @@ def _line(axes: Axes, found: Found, kind: str, metric: str, method: str) -> None
     if not points:
         return
     counts, scores = [count for count, _ in points], [score for _, score in points]
-    axes.plot(counts, [s.value for s in scores], "o-", color=_COLOURS[method], label=_TITLES[method])
-    axes.fill_between(
+    axes.errorbar(
         counts,
-        [s.low for s in scores],
-        [s.high for s in scores],
+        [s.value for s in scores],
+        [[s.value - s.low for s in scores], [s.high - s.value for s in scores]],
+        fmt=f"{_MARKS[method]}-",
+        markerfacecolor="white",  # where the methods agree, both can be seen
+        markersize=5 if method == "emcid" else 8,
+        zorder=3 if method == "emcid" else 2,
+        capsize=3,
         color=_COLOURS[method],
-        alpha=0.15,
-        linewidth=0,
+        label=_TITLES[method],
     )
 
 
