@@ -155,15 +155,8 @@ def evaluate_edit(
         balance = None
         if any(SUITES[name].balanced for name in wish.suites):
             sampling = replace(wish.sampling(known), samples=wish.group_samples)
-            balance = measure_balance(
-                models,
-                applied(models, patch),
-                material.balances,
-                judge,
-                sampling,
-                explicit_samples=wish.samples,
-                cache=kept,
-            )
+            given = (models, applied(models, patch), material.balances, judge, sampling)
+            balance = measure_balance(*given, explicit_samples=wish.samples, cache=kept)
         measured = measure_sections(
             models, applied(models, patch), sections, judge, cache=kept, drawings=drawings
         )
