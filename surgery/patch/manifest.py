@@ -95,9 +95,9 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
         manifest, base, edit = (
             parse_json(metadata[f"sdpatch.{key}"]) for key in ("manifest", "base", "edit")
         )
-        raw_terms, raw_changes = list(manifest["terms"]), dict(manifest["changes"])
+        raw_terms, raw_changes = list(manifest["terms"]), _table(manifest["changes"])
         roots = {component: digest_from(root) for component, root in base["roots"].items()}
-        architecture, provenance = str(base["architecture"]), dict(edit)
+        architecture, provenance = str(base["architecture"]), _table(edit)
         carriers = {str(n): tuple(int(x) for x in shape) for n, shape in manifest["carriers"].items()}
         family = FAMILIES[architecture] if manifest["layout"] == "lora" else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -146,7 +146,7 @@ def _surplus(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _term(raw: Any, read: Callable[[str, Any], Form], what: str, faults: list[str]) -> Term | None:
     try:
-        described, strength, source = dict(raw["forms"]), float(raw["strength"]), str(raw["source"])
+        described, strength, source = _table(raw["forms"]), float(raw["strength"]), str(raw["source"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         faults.append(f"{what} is not described as one ({error!r})")
         return None
@@ -190,6 +190,13 @@ def _misfits(terms: tuple[Term, ...], changes: Mapping[str, Change]) -> list[str
                     f"tensor {name!r} is {changes[name].dtype}; its new values are {form.new.dtype}"
                 )
     return faults
+
+
+def _table(raw: Any) -> dict[str, Any]:
+    """JSON that is a table; a list of pairs would pass for one."""
+    if not isinstance(raw, dict):
+        raise TypeError(f"{type(raw).__name__} where a table was expected")
+    return raw
 
 
 def _keys(raw: object) -> list[str]:

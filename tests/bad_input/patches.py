@@ -150,6 +150,11 @@ def one_more(tensors: Tensors, texts: Texts) -> None:
     tensors["0/unet/foreign::left"] = torch.zeros(2)
 
 
+# for a program that makes tables of lists, as Python's dict does
+PAIRS = (
+    '{"layout": "terms", "terms": [{"forms": [[1, 2]], "strength": 1, "source": ""}], '
+    '"changes": {}, "carriers": {}}'
+)
 PATCH_FAULTS: Sequence[tuple[str, str, Callable[[Tensors, Texts], object], str]] = [
     ("patch of another version", "newer", text("sdpatch.version", "999"), "is a patch of version '999'"),
     ("patch of another version", "none", text("sdpatch.version", ""), "is a patch of version ''"),
@@ -165,6 +170,12 @@ PATCH_FAULTS: Sequence[tuple[str, str, Callable[[Tensors, Texts], object], str]]
         "does not describe a patch",
     ),
     ("patch whose texts are no JSON", "a list", text("sdpatch.base", "[]"), "does not describe a patch"),
+    (
+        "patch whose texts are no JSON",
+        "pairs for a table",
+        text("sdpatch.manifest", PAIRS),
+        "is not described",
+    ),
     ("nested JSON", "in a patch", text("sdpatch.manifest", "[" * 100_000), "does not describe|nested"),
     ("patch with other tensors", "one is gone", first_gone, "missing"),
     ("patch with other tensors", "one too many", one_more, "belongs to no term"),
