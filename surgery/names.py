@@ -18,7 +18,8 @@ rank     columns of a low-rank factor
 
 from typing import Final
 
-COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae")
+TEXT_ENCODERS: Final = ("text_encoder", "text_encoder_2")
+COMPONENTS: Final = (*TEXT_ENCODERS, "unet", "vae")
 
 PATCH_FILE: Final = "patch.safetensors"
 LORA_FILE: Final = "lora.safetensors"

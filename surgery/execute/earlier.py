@@ -1,6 +1,5 @@
 """The patches that a base has in it already, and what they ask later edits to leave where it is."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ from surgery.errors import PatchError, brief, raise_all
 from surgery.patch import Patch, load_patch
 from surgery.patch.match import state_of
 from surgery.recipe import Recipe
-from surgery.record import JSON
+from surgery.record import JSON, file_digest
 
 
 def digests_of(recipe: Recipe) -> Sequence[JSON]:
     """The sha256 of each file of ``recipe.after``, sorted: their order changes nothing."""
-    return sorted(hashlib.sha256(recipe.file(name).read_bytes()).hexdigest() for name in recipe.after)
+    return sorted(file_digest(recipe.file(name)) for name in recipe.after)
 
 
 def keys_of(recipe: Recipe, base: Checkpoint) -> tuple[JSON, ...]:

@@ -1,6 +1,5 @@
 """The folder of a run: claimed by one plan, finished by run.json, resumed when a run was stopped."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from surgery.checkpoint.atomic import atomic_file, make_folder, remove, replace,
 from surgery.checkpoint.writer import refuse_foreign
 from surgery.errors import SurgeryError
 from surgery.names import CHECKPOINT_FOLDER, LORA_FILE, PATCH_FILE, RUN_FILE, SHEET_FILE
-from surgery.record import JSON
+from surgery.record import JSON, file_digest
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +71,7 @@ class RunFolder:
         for place in (self.work / name for name in _RESULTS):
             for path in (place, *sorted(place.rglob("*"))):
                 if path.is_file():
-                    with path.open("rb") as handle:
-                        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                    digest = file_digest(path)
                     name = path.relative_to(self.work).as_posix()
                     found[name] = {"bytes": path.stat().st_size, "sha256": digest, "autov2": digest[:10]}
         return found

@@ -9,8 +9,8 @@ import torch
 from surgery.audit.operator import KEYS, VALUES
 from surgery.audit.sides import Sides
 from surgery.audit.words.inputs import FEATURES
-from surgery.audit.words.towers import ENCODERS, Towers
-from surgery.names import canonical
+from surgery.audit.words.towers import Towers
+from surgery.names import TEXT_ENCODERS, canonical
 from surgery.record import Finding
 from surgery.report.audit_record import TensorRow
 
@@ -39,7 +39,7 @@ def sites_in(towers: Towers, changed: Sequence[TensorRow]) -> list[Site]:
     for row in changed:
         if row.name in linear:
             sites.append(Site(row=row, reads=row.name))
-        elif row.component in ENCODERS and row.role == _TABLE:
+        elif row.component in TEXT_ENCODERS and row.role == _TABLE:
             sites.append(Site(row=row, reads=""))
         elif _crosses(row) and row.columns[1] == towers.width:
             sites.append(Site(row=row, reads=FEATURES))
@@ -67,7 +67,7 @@ def put_in(towers: Towers, sides: Sides, changed: Sequence[TensorRow]) -> None:
 def unreadable(rows: Sequence[TensorRow]) -> Iterator[Finding]:
     """Why words cannot be looked for: a text encoder before and after is not one model."""
     for row in rows:
-        if row.component in ENCODERS and row.state in ("added", "missing", "reshaped"):
+        if row.component in TEXT_ENCODERS and row.state in ("added", "missing", "reshaped"):
             message = f"words were not looked for: this tensor of the text encoder is {row.state}"
             yield Finding(kind="no-words", subject=row.name, message=message, severity="warning")
             return
@@ -86,7 +86,7 @@ def overlooked(sites: Sequence[Site], changed: Sequence[TensorRow]) -> Iterator[
 
 
 def _pools(row: TensorRow) -> bool:
-    return row.component in ENCODERS and row.role == _POOLING
+    return row.component in TEXT_ENCODERS and row.role == _POOLING
 
 
 def _crosses(row: TensorRow) -> bool:

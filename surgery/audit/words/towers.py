@@ -1,16 +1,13 @@
 """The text encoders of a checkpoint as an audit reads them, one or both of SDXL's."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
 from surgery.anatomy import TextStack, Tokenizer, text_stack
 from surgery.checkpoint import Checkpoint
-from surgery.names import canonical
-
-ENCODERS: Final = ("text_encoder", "text_encoder_2")
+from surgery.names import TEXT_ENCODERS, canonical
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +19,7 @@ class Tower:
     stack: TextStack
 
     @classmethod
-    def of(cls, encoder: Any, component: str = ENCODERS[0]) -> "Tower":
+    def of(cls, encoder: Any, component: str = TEXT_ENCODERS[0]) -> "Tower":
         """The tower of an encoder, which it holds and does not copy."""
         return cls(component=component, encoder=encoder, stack=text_stack(encoder))
 
@@ -62,12 +59,10 @@ def load_towers(base: Checkpoint) -> Towers:
     """
     from surgery.checkpoint.components import load_text_encoder, load_tokenizer
 
-    there = encoders_in(base.tensors)
-    towers = [Tower.of(load_text_encoder(base.path, component=name), name) for name in there]
+    there = {name.partition("/")[0] for name in base.tensors}
+    towers = [
+        Tower.of(load_text_encoder(base.path, component=name), name)
+        for name in TEXT_ENCODERS
+        if name in there
+    ]
     return Towers(every=tuple(towers), tokenizer=load_tokenizer(base.path))
-
-
-def encoders_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Which text encoders some tensors are of."""
-    components = {name.partition("/")[0] for name in names}
-    return tuple(component for component in ENCODERS if component in components)

@@ -5,9 +5,8 @@ from typing import Final
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import MethodError, raise_all
-from surgery.names import canonical
+from surgery.names import TEXT_ENCODERS, canonical
 
-TEXT: Final = ("text_encoder", "text_encoder_2")
 _XL: Final = "stable-diffusion-xl-v1-base"
 # as released: 8-10 of 12 and 26-30 of 32
 _LAST_OF_XL: Final = {"text_encoder": 3, "text_encoder_2": 5}
@@ -29,11 +28,11 @@ def text_components(base: Checkpoint) -> tuple[str, ...]:
     Raises:
         MethodError: when its first text encoder is not of CLIP's kind, or missing.
     """
-    if blocks(base, TEXT[0]) == 0:
+    if blocks(base, TEXT_ENCODERS[0]) == 0:
         raise MethodError(
             f"{base.path} has no text encoder of CLIP's kind; EMCID edits its feed-forward layers."
         )
-    return tuple(component for component in TEXT if blocks(base, component))
+    return tuple(component for component in TEXT_ENCODERS if blocks(base, component))
 
 
 def default_layers(base: Checkpoint, component: str) -> tuple[int, ...]:

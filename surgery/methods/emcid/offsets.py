@@ -1,6 +1,5 @@
 """Stage I: one offset per concept, learned in batches that are stored whole."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from surgery.methods.emcid.models import EmcidModels, models_digest
 from surgery.methods.emcid.nouns import Concept, warning
 from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.settings import OffsetSettings, as_json
-from surgery.record import JSON, Finding, Severity
+from surgery.record import JSON, Finding, Severity, file_digest
 from surgery.store import Store
 
 # Settings that decide what is done with a result, not what it is.
@@ -237,7 +236,7 @@ def _concept_meaning(concept: Concept, settings: OffsetSettings) -> dict[str, JS
     }
     if settings.mode != "text":
         meaning["seed"] = concept.edit.seed
-        meaning["images"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in concept.edit.images]
+        meaning["images"] = [file_digest(path) for path in concept.edit.images]
     return meaning
 
 

@@ -45,7 +45,7 @@ from surgery.methods.emcid.statistics import KeyStatistics
 from surgery.methods.emcid.statistics_file import load_statistics
 from surgery.recipe import Emcid, Recipe
 from surgery.recipe.emcid import Kind as RecipeKind
-from surgery.record import JSON, Work
+from surgery.record import JSON, Work, file_digest
 from surgery.store import Store
 
 # Five blocks stay behind the last edited one, in which the later tokens read the subject; with the published
@@ -130,7 +130,7 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
         "update": as_json(update),
         "corpus": as_json(corpus_of(entry)),
         "rules": as_json(_rules(entry)),
-        "captions": _digest(_source_of(entry, recipe, base)),
+        "captions": file_digest(_source_of(entry, recipe, base)),
         "preserve": sorted(preserved(entry)),
         "edits": sorted((_edit_json(edit_) for edit_ in edits), key=str),
     }
@@ -251,11 +251,6 @@ def _captions_path(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Path:
     return path
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _seed(seed: int, source: str) -> int:
     """A seed of the concept's own, so that neither order nor company changes its noise."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{source}".encode()).digest()[:6])
@@ -268,7 +263,7 @@ def _edit_json(concept: ConceptEdit) -> dict[str, JSON]:
         "kind": concept.kind,
         "templates": list(concept.templates),
         "weight": concept.weight,
-        "images": [_digest(path) for path in concept.images],
+        "images": [file_digest(path) for path in concept.images],
         "seed": concept.seed,
     }
     if concept.blend:
