@@ -11,8 +11,9 @@ operation                                               form                    
 ``scale_rows``, … , ``scale_full``                       `Rescale`               ``factors``
 ======================================================= ======================= =========================
 
-The index of rows or columns is a list. That of elements is the smallest of three: ``flat`` positions, ``csr``
-(ends of the rows, and a column per element), or ``bits`` (one for each element of the weight).
+The index of rows or columns is a list. That of elements is the smallest of three: ``gaps`` between them, in
+one or two bytes each, ``flat`` positions, or ``bits`` (one for each element of the weight). Older files have
+``csr`` too (ends of the rows, and a column per element), which never is the smallest.
 """
 
 from collections.abc import Mapping
@@ -42,9 +43,12 @@ _INDEX_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "": (),
     "list": ("index",),
     "flat": ("index",),
+    "gaps": ("gaps",),
     "csr": ("row_ends", "columns"),
     "bits": ("bits",),
 }
+# The largest number of each type that gaps are written in.
+_GAPS: Final[Mapping[torch.dtype, int]] = {torch.uint8: (1 << 8) - 1, torch.uint16: (1 << 16) - 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +128,7 @@ def _index(places: Places) -> tuple[str, dict[str, Tensor]]:
     if places.kind != "elements":
         return "list", {"index": _narrow(places.index, max(places.shape[:2]))}
     choices = [("flat", {"index": _narrow(places.index, limit)})]
-    if len(places.shape) > 1 and places.shape[0] < limit:
-        width = limit // places.shape[0]
-        ends = torch.searchsorted(places.index, torch.arange(1, places.shape[0] + 1) * width)
-        choices.append(
-            (
-                "csr",
-                {"row_ends": _narrow(ends, limit + 1), "columns": _narrow(places.index % width, width)},
-            )
-        )
+    choices += [("gaps", {"gaps": gaps_of(places.index, kind)}) for kind in _GAPS if len(places.index)]
     choices.append(("bits", {"bits": _bits(places.index, limit)}))
     return min(choices, key=lambda choice: sum(t.numel() * t.element_size() for t in choice[1].values()))
 
@@ -144,6 +140,19 @@ def _narrow(index: Tensor, limit: int) -> Tensor:
     return index.to(torch.int32 if limit <= 1 << 31 else torch.int64)
 
 
+def gaps_of(index: Tensor, kind: torch.dtype) -> Tensor:
+    """How many positions lie between each element and the one before it.
+
+    The largest number of the type stands for so many positions without an element at their end.
+    """
+    skipped = torch.diff(index, prepend=torch.tensor([-1])) - 1
+    most = _GAPS[kind]
+    whole = skipped // most
+    found = torch.full((len(index) + int(whole.sum()),), most, dtype=torch.int64)
+    found[torch.arange(len(index)) + whole.cumsum(0)] = skipped % most
+    return found.to(kind)
+
+
 def _bits(index: Tensor, limit: int) -> Tensor:
     marks = np.zeros(limit, np.bool_)
     marks[index.numpy()] = True
@@ -152,7 +161,7 @@ def _bits(index: Tensor, limit: int) -> Tensor:
 
 def _places(kind: Kind, index: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Places:
     limit = prod(shape)
-    expected = {"all": ("",), "elements": ("flat", "csr", "bits")}.get(kind, ("list",))
+    expected = {"all": ("",), "elements": ("gaps", "flat", "csr", "bits")}.get(kind, ("list",))
     if index not in expected:
         raise ValueError(f"names its {kind} by {index!r}; {' or '.join(map(repr, expected))} was expected")
     for part in _INDEX_PARTS[index]:
@@ -165,9 +174,22 @@ def _places(kind: Kind, index: str, parts: Mapping[str, Tensor], shape: tuple[in
         if len(marks) < limit or len(marks) >= limit + 8 or marks[limit:].any():
             raise ValueError(f"marks {len(marks)} elements; {limit} were expected")
         return Places(kind, shape, torch.from_numpy(np.flatnonzero(marks[:limit])))
+    if index == "gaps":
+        return Places(kind, shape, _from_gaps(parts["gaps"]))
     if index == "csr":
         return Places(kind, shape, _from_csr(parts["row_ends"].long(), parts["columns"].long(), shape))
     return Places(kind, shape, parts["index"].long())
+
+
+def _from_gaps(gaps: Tensor) -> Tensor:
+    if gaps.dtype not in _GAPS:
+        raise ValueError(f"has gaps of the type {gaps.dtype}; uint8 or uint16 was expected")
+    most = _GAPS[gaps.dtype]
+    steps = gaps.long()
+    is_element = steps != most
+    if len(steps) and not bool(is_element[-1]):
+        raise ValueError("has gaps that end without an element")
+    return (torch.where(is_element, steps + 1, steps).cumsum(0) - 1)[is_element]
 
 
 def _from_csr(row_ends: Tensor, columns: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -127,12 +127,23 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
         carriers=carriers,
         provenance=provenance,
     )
-    faults = _surplus(patch, tensors)
+    faults = _unread(patch, tensors) if family else _surplus(raw_terms, tensors)
     return (None if faults else patch), faults
 
 
-def _surplus(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Tensors of the file that writing the patch again would not give, or not so."""
+def _surplus(raw_terms: Sequence[Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of the file that no term names; how a term writes its places is the writer's choice."""
+    named = {
+        _key(index, name, part)
+        for index, raw in enumerate(raw_terms)
+        for name, form in raw["forms"].items()
+        for part in form["parts"]
+    }
+    return [f"tensor {key!r} belongs to no term" for key in sorted(tensors.keys() - named)]
+
+
+def _unread(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of a LoRA file that loaders would read otherwise than the terms say, or that are missing."""
     written = tensors_in(patch)
     faults = [f"tensor {key!r} belongs to no term" for key in sorted(tensors.keys() - written.keys())]
     faults += [f"tensor {key!r} is missing" for key in sorted(written.keys() - tensors.keys())]

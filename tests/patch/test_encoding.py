@@ -10,7 +10,7 @@ from torch import Tensor
 
 from surgery.delta import Form, Places, Replace, Rescale, Sparse
 from surgery.errors import NumericsError
-from surgery.patch.encoding import Encoded, decode, encode
+from surgery.patch.encoding import Encoded, decode, encode, gaps_of
 from tests.delta.test_forms import FORMS, SHAPE
 
 
@@ -50,24 +50,56 @@ def test_any_set_of_elements_comes_back_from_any_encoding(data: st.DataObject) -
 @pytest.mark.parametrize(
     ("shape", "index", "written"),
     [
-        ((10, 100), [3], "flat"),  # 2 bytes against 22 and 125
-        ((10, 100), list(range(0, 1000, 2)), "bits"),  # 1,000 bytes against 1,020 and 125
-        ((4, 50_000), list(range(0, 200_000, 100)), "csr"),  # 8,000 bytes flat, 4,016 by rows, 25,000 as bits
+        ((10, 100), [3], ("gaps", 1)),  # 2 bytes flat, 125 as bits
+        ((10, 100), list(range(0, 1000, 2)), ("bits", 125)),  # 1,000 bytes flat, 500 as gaps
+        ((4, 50_000), list(range(0, 200_000, 100)), ("gaps", 2000)),  # 8,000 bytes flat, 25,000 as bits
+        ((4, 50_000), list(range(0, 200_000, 1000)), ("gaps", 400)),  # in two bytes each; in one it takes 800
+        ((100, 10_000), [999_999], ("flat", 4)),  # gaps of two bytes: 15 without an element, and one with
+        ((10, 100), [], ("flat", 0)),
     ],
 )
 def test_elements_are_written_in_the_fewest_bytes(
-    shape: tuple[int, ...], index: list[int], written: str
+    shape: tuple[int, ...], index: list[int], written: tuple[str, int]
 ) -> None:
-    assert encode(elements(shape, index)).index == written
+    encoded = encode(elements(shape, index))
+    where = [part for name, part in encoded.parts.items() if name != "values"]
+    assert (encoded.index, sum(part.numel() * part.element_size() for part in where)) == written
 
 
-def spoilt(form: Form, **changes: Tensor | None) -> Encoded:
-    encoded = encode(form)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16])
+def test_gaps_as_long_as_the_type_can_say_and_longer_come_back(kind: torch.dtype) -> None:
+    most = torch.iinfo(kind).max
+    index, place = [], -1
+    for skipped in (0, most - 1, most, most + 1, 2 * most, 3 * most - 1):
+        place += skipped + 1
+        index.append(place)
+    gaps = gaps_of(torch.tensor(index), kind)
+    written = Encoded(op="add_sparse", index="gaps", parts={"gaps": gaps, "values": torch.ones(len(index))})
+    again = back(written, (place + 1,))
+    assert isinstance(again, Sparse)
+    assert again.places.index is not None
+    assert again.places.index.tolist() == index
+
+
+def test_rows_of_an_older_file_come_back() -> None:
+    again = back(CSR, (4, 50_000))
+    assert isinstance(again, Sparse)
+    assert again.places.index is not None
+    assert again.places.index.tolist() == [7, 50_000, 150_009]
+
+
+def spoilt(form: Form | Encoded, **changes: Tensor | None) -> Encoded:
+    encoded = form if isinstance(form, Encoded) else encode(form)
     parts = {k: v for k, v in (dict(encoded.parts) | changes).items() if v is not None}
     return Encoded(op=encoded.op, index=encoded.index, parts=parts)
 
 
-CSR = elements((4, 50_000), list(range(0, 200_000, 100)))
+GAPS = elements((4, 50_000), list(range(0, 200_000, 100)))
+CSR = Encoded(
+    op="add_sparse",
+    index="csr",
+    parts={"row_ends": torch.tensor([1, 2, 2, 3]), "columns": torch.tensor([7, 0, 9]), "values": torch.ones(3)},
+)
 ROWS = Replace(Places("rows", SHAPE, torch.tensor([0, 1])), torch.ones(2, 4, 3).half())
 
 
@@ -81,10 +113,14 @@ ROWS = Replace(Places("rows", SHAPE, torch.tensor([0, 1])), torch.ones(2, 4, 3).
         (spoilt(ROWS, new=torch.ones(2, 4, 2).half()), SHAPE, r"\(2, 4, 3\) was expected"),
         (spoilt(ROWS, old=torch.ones(2, 4, 3)), SHAPE, "they must be alike"),
         (spoilt(CSR, row_ends=torch.tensor([1, 2, 3])), (4, 50_000), "has 3 ends of rows"),
-        (spoilt(CSR, row_ends=torch.tensor([900, 800, 2000, 2000])), (4, 50_000), "do not fit each other"),
-        (spoilt(CSR, columns=torch.full((2000,), 50_000)), (4, 50_000), "do not fit each other"),
+        (spoilt(CSR, row_ends=torch.tensor([2, 1, 3, 3])), (4, 50_000), "do not fit each other"),
+        (spoilt(CSR, columns=torch.full((3,), 50_000)), (4, 50_000), "do not fit each other"),
         (Encoded(op="set_elems", index="list", parts={"index": torch.tensor([0]), "new": torch.ones(1)}),
-         SHAPE, "'flat' or 'csr' or 'bits' was expected"),
+         SHAPE, "'gaps' or 'flat' or 'csr' or 'bits' was expected"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 100.0)), (4, 50_000), "no list of whole numbers"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 99)), (4, 50_000), "gaps of the type torch.int64"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 100, dtype=torch.uint8)), (4, 50_000), "numbers below 200000"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 255, dtype=torch.uint8)), (4, 50_000), "end without an element"),
         (Encoded(op="set_elems", index="bits", parts={"bits": torch.zeros(8, dtype=torch.uint8),
          "new": torch.ones(0)}), SHAPE, "marks 64 elements; 72 were expected"),
         (Encoded(op="scale_elems", index="list", parts={"index": torch.tensor([0]), "old": torch.ones(1),

@@ -16,7 +16,8 @@ from tests.support.folders import CONV as CONV_PATH
 from tests.support.folders import CONV_NAME, FC2, FC2_NAME, PROJ_IN, TO_K, TO_K_NAME, write_folder
 
 GOLDEN = Path(__file__).parent / "golden"
-FLAT, CSR, BITS, FULL = (f"unet/{name}.weight" for name in ("flat", "csr", "bits", "full"))
+FLAT, GAPS, BITS, FULL = (f"unet/{name}.weight" for name in ("flat", "csr", "bits", "full"))
+OLDER = "operations-with-csr"
 
 
 def numbers(*shape: int, seed: int = 1) -> Tensor:
@@ -25,15 +26,15 @@ def numbers(*shape: int, seed: int = 1) -> Tensor:
     return ((torch.arange(count) * 7919 * seed % 2003) / 1001.5 - 1).reshape(shape).float()
 
 
-def base_at(folder: Path) -> Path:
-    """A pretended SD 1.x for the golden files."""
+def base_at(folder: Path, name: str = "operations") -> Path:
+    """A pretended SD 1.x for the golden files; the older ones were made on a smaller weight."""
     weights = {
         "text_encoder": {f"text_model.{FC2}": numbers(6, 5).half()},
         "unet": {
             TO_K: numbers(4, 6, seed=2).half(),
             CONV_PATH: numbers(3, 2, 3, 3, seed=3).half(),
             PROJ_IN: numbers(2, 2, 1, 1, seed=4).half(),
-            "flat.weight": numbers(20, 9, seed=5),
+            "flat.weight": numbers(20, 9000 if name == "operations" else 9, seed=5),
             "csr.weight": numbers(8, 18, seed=6).repeat(1, 500).half(),
             "bits.weight": numbers(9, 11, seed=7).half(),
             "full.weight": numbers(4, 4, seed=8).half(),
@@ -55,8 +56,8 @@ def every_operation() -> list[Term]:
             FC2_NAME: LowRank(numbers(6, 3, seed=9), numbers(3, 5, seed=10)),
             TO_K_NAME: Operator(numbers(6, 2, seed=11), numbers(2, 6, seed=12)),
             CONV_NAME: Replace(rows, numbers(2, 2, 3, 3, seed=13).half()),
-            FLAT: Rescale(elements((20, 9), [3, 177]), torch.tensor([0.0, 1.25])),
-            CSR: Sparse(elements((8, 9000), torch.arange(0, 72_000, 36)), numbers(2000, seed=14).half()),
+            FLAT: Rescale(elements((20, 9000), [89_999, 179_999]), torch.tensor([0.0, 1.25])),
+            GAPS: Sparse(elements((8, 9000), torch.arange(0, 72_000, 36)), numbers(2000, seed=14).half()),
             BITS: Replace(elements((9, 11), list(range(0, 99, 2))), numbers(50, seed=15).half()),
             FULL: Replace(columns, numbers(4, 1, seed=16).half(), numbers(4, 4, seed=8).half()[:, 1:2]),
         },
@@ -82,6 +83,7 @@ def low_ranks() -> list[Term]:
 
 TERMS = {"operations": every_operation, "lora": low_ranks}
 each_file = pytest.mark.parametrize("name", TERMS)
+each_readable = pytest.mark.parametrize("name", [*TERMS, OLDER])
 
 
 def made(name: str, base: Path) -> Patch:
@@ -90,14 +92,14 @@ def made(name: str, base: Path) -> Patch:
 
 @each_file
 def test_golden_files_are_written_to_the_byte(name: str, tmp_path: Path) -> None:
-    save_patch(made(name, base_at(tmp_path / "base")), tmp_path / "patch")
+    save_patch(made(name, base_at(tmp_path / "base", name)), tmp_path / "patch")
     assert (tmp_path / "patch").read_bytes() == (GOLDEN / f"{name}.safetensors").read_bytes()
 
 
-@each_file
+@each_readable
 @pytest.mark.parametrize("strength", [1.0, 0.25, -1.0])
 def test_a_stranger_applies_golden_files_to_the_bit(name: str, strength: float, tmp_path: Path) -> None:
-    file, base = GOLDEN / f"{name}.safetensors", base_at(tmp_path / "base")
+    file, base = GOLDEN / f"{name}.safetensors", base_at(tmp_path / "base", name)
     checkpoint = open_checkpoint(base)
     weights = {tensor: checkpoint.read(tensor).numpy() for tensor in checkpoint.tensors}
     theirs = stranger.apply(file, weights, strength)
@@ -108,11 +110,11 @@ def test_a_stranger_applies_golden_files_to_the_bit(name: str, strength: float, 
         assert ours.read(tensor).numpy().tobytes() == values.tobytes(), tensor
 
 
-@each_file
+@each_readable
 def test_a_stranger_finds_the_digests_of_golden_files(name: str, tmp_path: Path) -> None:
     metadata, tensors, types = stranger.read(GOLDEN / f"{name}.safetensors")
     assert stranger.content(metadata, tensors, types) == metadata["sdpatch.content"]
-    checkpoint = open_checkpoint(base_at(tmp_path / "base"))
+    checkpoint = open_checkpoint(base_at(tmp_path / "base", name))
     weights = {tensor: checkpoint.read(tensor).numpy() for tensor in checkpoint.tensors}
     after = stranger.apply(GOLDEN / f"{name}.safetensors", weights)
     for tensor, change in json.loads(metadata["sdpatch.manifest"])["changes"].items():
@@ -124,4 +126,4 @@ def test_the_golden_operations_use_every_operation_and_index() -> None:
     manifest = json.loads(stranger.read(GOLDEN / "operations.safetensors")[0]["sdpatch.manifest"])
     forms = [form for term in manifest["terms"] for form in term["forms"].values()]
     assert {form["op"].split("_")[0] for form in forms} == {"add", "operator", "set", "scale"}
-    assert {form["index"] for form in forms} == {"", "list", "flat", "csr", "bits"}
+    assert {form["index"] for form in forms} == {"", "list", "flat", "gaps", "bits"}

@@ -141,6 +141,13 @@ def _mask(where: str, index: str, parts: dict[str, Array], shape: tuple[int, ...
         mask[:, parts["index"].astype(int)] = True
     elif index == "bits":
         mask = np.unpackbits(parts["bits"], bitorder="little")[: prod(shape)].astype(bool).reshape(shape)
+    elif index == "gaps":
+        place = -1
+        most = np.iinfo(parts["gaps"].dtype).max
+        for gap in parts["gaps"].tolist():
+            place += gap + (gap != most)
+            if gap != most:
+                mask.reshape(-1)[place] = True
     elif index == "csr":
         ends = parts["row_ends"].astype(int)
         rows = np.repeat(np.arange(shape[0]), np.diff(ends, prepend=0))
