@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from surgery.anatomy.atlas import ROLES, block_order
 from surgery.audit.classify import Evidence, classify
 from surgery.audit.facts import by_component
 from surgery.audit.merge import fit_merge
 from surgery.audit.operator import fit_operator
 from surgery.audit.patch_side import expectation, open_patch
-from surgery.audit.places import ROLES, block_order
 from surgery.audit.sides import CheckpointPair, Sides, refuse_strangers
 from surgery.audit.tensors import tensor_rows
 from surgery.audit.words import own_captions, own_words, rank_words, read_captions, read_words

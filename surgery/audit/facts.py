@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from surgery.audit.places import block_order
+from surgery.anatomy.atlas import block_order
 from surgery.report.audit_record import TensorRow
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from surgery.anatomy.atlas import place_of
 from surgery.audit.measure import Measured, measure
 from surgery.audit.patch_side import PatchAlone, recorded
-from surgery.audit.places import place_of
 from surgery.audit.sides import Listed, Sides, matrix_shape
 from surgery.audit.spectrum import spectrum
 from surgery.progress import track

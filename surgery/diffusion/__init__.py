@@ -2,17 +2,21 @@
 
 from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
 from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, two_encoders
+from surgery.diffusion.files import load_picture
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
-from surgery.diffusion.pixels import decode
+from surgery.diffusion.pixels import decode, encode
 from surgery.diffusion.predict import guided_noise, predict_noise
 from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents
+from surgery.diffusion.schedule import NoiseSchedule, noise_schedule
+from surgery.diffusion.seeds import derived_seed, generator_for
 from surgery.diffusion.text import encode_prompts
 from surgery.diffusion.workers import at_once, in_order
 
 __all__ = [
     "Models",
+    "NoiseSchedule",
     "PictureTable",
     "Reading",
     "SampleKnobs",
@@ -21,13 +25,18 @@ __all__ = [
     "at_once",
     "before_and_after",
     "decode",
+    "derived_seed",
     "device_and_dtype",
+    "encode",
     "encode_prompts",
+    "generator_for",
     "guided_noise",
     "halving",
     "in_batches",
     "in_order",
     "is_offloaded",
+    "load_picture",
+    "noise_schedule",
     "note_halving",
     "noting_halvings",
     "offload",

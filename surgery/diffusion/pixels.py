@@ -1,7 +1,7 @@
-"""Latents to pixels, in batches."""
+"""Latents to pixels and back, in batches."""
 
 import copy
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from surgery.diffusion.batches import in_batches
 from surgery.diffusion.models import config_of
 from surgery.diffusion.offload import device_and_dtype, resident
+
+_AT_A_TIME: Final = 8  # pictures that are encoded
 
 
 @torch.no_grad()
@@ -38,6 +40,22 @@ def decode(
 
     with resident(vae):
         return np.concatenate(in_batches(len(latents), batch, work, halve=halve))
+
+
+@torch.no_grad()
+def encode(
+    vae: Any, pixels: Float[Tensor, "pictures 3 rows columns"]
+) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
+    """Mean and deviation of the posterior of pictures in [-1, 1], scaled as the U-Net sees latents."""
+    device, dtype = device_and_dtype(vae)
+    scaling = float(config_of(vae).scaling_factor)
+    means, deviations = [], []
+    with resident(vae):
+        for part in torch.split(pixels, _AT_A_TIME):
+            posterior = vae.encode(part.to(device, dtype)).latent_dist
+            means.append(posterior.mean.float().cpu() * scaling)
+            deviations.append(posterior.std.float().cpu() * scaling)
+    return torch.cat(means), torch.cat(deviations)
 
 
 def scale_factor(vae: nn.Module) -> int:

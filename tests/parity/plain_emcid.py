@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy import fill, locate, reading, reading_inputs, replacing
-from surgery.diffusion import decode, sample_latents
+from surgery.diffusion import decode, derived_seed, generator_for, sample_latents
 from surgery.methods.emcid import OBJECT_TEMPLATES, ConceptEdit, OffsetSettings, UpdateSettings
-from surgery.methods.emcid.pictures import derived_seed, generator_for
 
 Ask = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Gives the noisy latents, the timesteps and the noise of the next step."""

@@ -98,7 +98,11 @@ GAPS = elements((4, 50_000), list(range(0, 200_000, 100)))
 CSR = Encoded(
     op="add_sparse",
     index="csr",
-    parts={"row_ends": torch.tensor([1, 2, 2, 3]), "columns": torch.tensor([7, 0, 9]), "values": torch.ones(3)},
+    parts={
+        "row_ends": torch.tensor([1, 2, 2, 3]),
+        "columns": torch.tensor([7, 0, 9]),
+        "values": torch.ones(3),
+    },
 )
 ROWS = Replace(Places("rows", SHAPE, torch.tensor([0, 1])), torch.ones(2, 4, 3).half())
 
@@ -119,8 +123,8 @@ ROWS = Replace(Places("rows", SHAPE, torch.tensor([0, 1])), torch.ones(2, 4, 3).
          SHAPE, "'gaps' or 'flat' or 'csr' or 'bits' was expected"),
         (spoilt(GAPS, gaps=torch.full((2000,), 100.0)), (4, 50_000), "no list of whole numbers"),
         (spoilt(GAPS, gaps=torch.full((2000,), 99)), (4, 50_000), "gaps of the type torch.int64"),
-        (spoilt(GAPS, gaps=torch.full((2000,), 100, dtype=torch.uint8)), (4, 50_000), "numbers below 200000"),
-        (spoilt(GAPS, gaps=torch.full((2000,), 255, dtype=torch.uint8)), (4, 50_000), "end without an element"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 100).byte()), (4, 50_000), "numbers below 200000"),
+        (spoilt(GAPS, gaps=torch.full((2000,), 255).byte()), (4, 50_000), "end without an element"),
         (Encoded(op="set_elems", index="bits", parts={"bits": torch.zeros(8, dtype=torch.uint8),
          "new": torch.ones(0)}), SHAPE, "marks 64 elements; 72 were expected"),
         (Encoded(op="scale_elems", index="list", parts={"index": torch.tensor([0]), "old": torch.ones(1),

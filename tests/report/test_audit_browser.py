@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.audit.places import ROLES
+from surgery.anatomy.atlas import ROLES
 from surgery.report import audit_page
 from tests.report.audit_records import BACKWARDS, HOSTILE, record, row, total, word
 from tests.support.browser import Browser, browsing

@@ -1,25 +1,18 @@
 """The pictures behind the noise loss, as latents: drawn by the checkpoint, given as files, or none at all."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from surgery.anatomy import fill
-from surgery.diffusion import decode, device_and_dtype, resident, sample_latents
-from surgery.errors import ConceptError
+from surgery.diffusion import decode, derived_seed, encode, generator_for, load_picture, sample_latents
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.settings import Images, OffsetSettings
 from surgery.methods.emcid.views import View
-
-_AT_A_TIME = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +26,6 @@ class Clean:
 def images_of(view: View, settings: OffsetSettings) -> Images:
     """Where a view's picture comes from: an edit's own pictures win over the settings."""
     return "given" if view.concept.edit.images else settings.images
-
-
-def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
-    """A generator of its own for each purpose, so that no draw depends on what else is drawn."""
-    return torch.Generator().manual_seed(derived_seed(seed, *purpose))
-
-
-def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed below 2⁶³ from a seed and a purpose."""
-    text = "|".join(str(part) for part in (seed, *purpose))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @torch.no_grad()
@@ -65,7 +47,7 @@ def clean_latents(models: EmcidModels, views: Sequence[View], settings: OffsetSe
     if given:
         pixels = torch.stack([_given(models, views[row]) for row in given])
         chosen = [views[row] for row in given]
-        mean[given], deviation[given] = _encoded(models, _mirrored(pixels, chosen, settings))
+        mean[given], deviation[given] = encode(models.vae, _mirrored(pixels, chosen, settings))
     return Clean(mean=mean, deviation=deviation)
 
 
@@ -84,7 +66,7 @@ def _drawn(models: EmcidModels, views: list[View], settings: OffsetSettings) -> 
     pixels = (
         torch.from_numpy(decode(models.vae, latents, halve=False)).permute(0, 3, 1, 2).float() / 127.5 - 1
     )
-    return _encoded(models, _mirrored(pixels, views, settings))
+    return encode(models.vae, _mirrored(pixels, views, settings))
 
 
 def _prompt(view: View, settings: OffsetSettings) -> str:
@@ -101,24 +83,6 @@ def _given(models: EmcidModels, view: View) -> Tensor:
     return load_picture(paths[view.number % len(paths)], height * factor, width * factor)
 
 
-def load_picture(path: Path, height: int, width: int) -> Float[Tensor, "3 height width"]:
-    """A picture file in [-1, 1]: turned upright, its shorter side resized, its centre cut out.
-
-    Raises:
-        ConceptError: when the file is no picture.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConceptError(
-            f"{str(path)!r} cannot be read as a picture ({error}); expected PNG, JPEG or another format that "
-            "Pillow reads."
-        ) from error
-    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
 def _mirrored(pictures: Tensor, views: Sequence[View], settings: OffsetSettings) -> Tensor:
     if not settings.flip:
         return pictures
@@ -127,15 +91,3 @@ def _mirrored(pictures: Tensor, views: Sequence[View], settings: OffsetSettings)
         for view in views
     ]
     return torch.where(torch.stack(drawn)[:, None, None, None], pictures.flip(-1), pictures)
-
-
-def _encoded(models: EmcidModels, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    device, dtype = device_and_dtype(models.vae)
-    scaling = float(models.vae.config.scaling_factor)
-    means, deviations = [], []
-    with resident(models.vae):
-        for part in torch.split(pixels, _AT_A_TIME):
-            posterior = models.vae.encode(part.to(device, dtype)).latent_dist
-            means.append(posterior.mean.float().cpu() * scaling)
-            deviations.append(posterior.std.float().cpu() * scaling)
-    return torch.cat(means), torch.cat(deviations)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from surgery.diffusion import device_and_dtype
+from surgery.diffusion import device_and_dtype, noise_schedule
 from surgery.methods.emcid.metric import cross_attention_metric, gathered, token_distance
-from surgery.methods.emcid.models import EmcidModels, noise_schedule
+from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.nouns import Concept
 from surgery.methods.emcid.pictures import clean_latents
 from surgery.methods.emcid.settings import OffsetSettings

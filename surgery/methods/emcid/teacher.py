@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surgery import progress
-from surgery.diffusion import device_and_dtype
-from surgery.methods.emcid.models import EmcidModels, NoiseSchedule
-from surgery.methods.emcid.pictures import Clean, generator_for, images_of
+from surgery.diffusion import NoiseSchedule, device_and_dtype, generator_for
+from surgery.methods.emcid.models import EmcidModels
+from surgery.methods.emcid.pictures import Clean, images_of
 from surgery.methods.emcid.settings import OffsetSettings
 from surgery.methods.emcid.views import Rows
 

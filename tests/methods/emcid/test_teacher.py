@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from surgery.anatomy import text_stack
-from surgery.diffusion import encode_prompts
-from surgery.errors import MethodError
+from surgery.diffusion import encode_prompts, noise_schedule
 from surgery.methods.emcid import ConceptEdit, EmcidModels, OffsetSettings
-from surgery.methods.emcid.models import noise_schedule
 from surgery.methods.emcid.pictures import clean_latents
 from surgery.methods.emcid.tail import encode
 from surgery.methods.emcid.teacher import BankTeacher, FreshTeacher, Lesson, teacher_of
@@ -33,28 +31,6 @@ def lesson(models: EmcidModels, settings: OffsetSettings, *edits: ConceptEdit) -
         goal=encode(stack, rows.goal),
         settings=settings,
     )
-
-
-def test_noising_is_the_scheduler_s(models: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
-    times = torch.tensor([0, 500, 999])
-    found = noise_schedule(models.scheduler).noisy(clean, noise, times)
-    torch.testing.assert_close(found, models.scheduler.add_noise(clean, noise, times))
-
-
-def test_the_truth_is_the_noise_or_the_velocity(models: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
-    times, schedule = torch.tensor([100, 900]), noise_schedule(models.scheduler)
-    assert torch.equal(schedule.truth(clean, noise, times), noise)
-    velocity = replace(schedule, predicts="v_prediction").truth(clean, noise, times)
-    torch.testing.assert_close(velocity, models.scheduler.get_velocity(clean, noise, times))
-
-
-def test_a_scheduler_without_a_table_of_noise_is_refused() -> None:
-    with pytest.raises(MethodError, match="no table of noise levels"):
-        noise_schedule(object())
 
 
 def test_answers_are_the_frozen_u_net_s_for_the_destination(models: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.audit.places import block_order, place_of
+from surgery.anatomy.atlas import block_order, place_of
 from surgery.checkpoint import open_checkpoint
 
 UP = "unet/up_blocks.3.attentions.1.transformer_blocks.0"
