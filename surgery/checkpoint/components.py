@@ -242,6 +242,12 @@ def load_scheduler(path: Path) -> Any:
     return scheduler.from_pretrained(folder, local_files_only=True)
 
 
+def ddim_like(scheduler: Any) -> Any:
+    """A DDIM solver (Song et al. 2021, η = 0) with the noise schedule and timesteps of another scheduler."""
+    usual = {"clip_sample": False, "set_alpha_to_one": False}
+    return diffusers.DDIMScheduler.from_config({**usual, **dict(scheduler.config)})
+
+
 def _load(source: _Source, component: str, kind: Any, device: Device, dtype: torch.dtype) -> Any:
     """A model with every parameter filled from the checkpoint."""
     folder = _component(source.folder, component)

@@ -60,8 +60,12 @@ def two_encoders(models: Any) -> bool:
     return getattr(models, "text_encoder_2", None) is not None
 
 
-def read_prompts(models: Models, prompts: Sequence[str], clip_skip: int = 0) -> Reading:
+def read_prompts(
+    models: Models, prompts: Sequence[str], clip_skip: int = 0, *, gradients: bool = False
+) -> Reading:
     """The prompts as the models' U-Net reads them, in their order; equal prompts are encoded once.
+
+    With ``gradients`` they flow back into the text encoders.
 
     Of SDXL the streams before the last block of both encoders, side by side and without final norm, and the
     second encoder's projected feature; ``clip_skip`` leaves further blocks out.
@@ -72,7 +76,8 @@ def read_prompts(models: Models, prompts: Sequence[str], clip_skip: int = 0) -> 
     Source: ``encode_prompt`` of both stock pipelines of diffusers 0.42.
     """
     if not two_encoders(models):
-        return Reading(features=encode_prompts(models.tokenizer, models.text_encoder, prompts, clip_skip))
+        given = (models.tokenizer, models.text_encoder, prompts, clip_skip)
+        return Reading(features=encode_prompts(*given, gradients=gradients))
     if not prompts:
         raise SurgeryError(
             "no prompts to encode; expected at least one. Pass the prompts as a list of texts."
@@ -80,8 +85,9 @@ def read_prompts(models: Models, prompts: Sequence[str], clip_skip: int = 0) -> 
     second: Any = models
     unique = list(dict.fromkeys(prompts))
     warn_of_long_prompts(models.tokenizer, unique)
-    first, _ = _penultimate(models.tokenizer, models.text_encoder, unique, clip_skip)
-    other, pooled = _penultimate(second.tokenizer_2, second.text_encoder_2, unique, clip_skip)
+    with torch.set_grad_enabled(gradients):
+        first, _ = _penultimate(models.tokenizer, models.text_encoder, unique, clip_skip)
+        other, pooled = _penultimate(second.tokenizer_2, second.text_encoder_2, unique, clip_skip)
     place = {prompt: row for row, prompt in enumerate(unique)}
     whole = Reading(features=torch.cat([first, other.to(first)], -1), pooled=pooled.to(first))
     return whole.select([place[prompt] for prompt in prompts])
@@ -96,7 +102,6 @@ def read_without(models: Models, negative: str) -> Reading:
     return Reading(features=torch.zeros_like(reading.features), pooled=torch.zeros_like(reading.pooled))
 
 
-@torch.no_grad()
 def _penultimate(
     tokenizer: Any, encoder: nn.Module, prompts: Sequence[str], clip_skip: int
 ) -> tuple[Tensor, Tensor]:

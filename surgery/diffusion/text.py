@@ -21,9 +21,13 @@ _BATCH = 32
 _tokenizing = Lock()
 
 
-@torch.no_grad()
 def encode_prompts(
-    tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int = 0
+    tokenizer: Tokenizer,
+    text_encoder: nn.Module,
+    prompts: Sequence[str],
+    clip_skip: int = 0,
+    *,
+    gradients: bool = False,
 ) -> Float[Tensor, "prompts tokens width"]:
     """Features of the prompts, in their order; equal prompts are encoded once.
 
@@ -32,6 +36,7 @@ def encode_prompts(
         text_encoder: CLIP text model; the features have its device and type.
         prompts: Any number of prompts, repeats allowed.
         clip_skip: Blocks left out at the end. The final layer norm is applied either way.
+        gradients: Whether they flow back into the text encoder.
 
     A prompt that is too long is cut as the stock pipeline cuts it, and a warning names it.
 
@@ -51,7 +56,7 @@ def encode_prompts(
         )
     unique = list(dict.fromkeys(prompts))
     warn_of_long_prompts(tokenizer, unique)
-    with resident(text_encoder):
+    with resident(text_encoder), torch.set_grad_enabled(gradients):
         parts = [
             _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
             for start in range(0, len(unique), _BATCH)

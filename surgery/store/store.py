@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from surgery.checkpoint.atomic import atomic_folder, make_folder, write_bytes
+from surgery.checkpoint.atomic import atomic_folder, make_folder, remove, write_bytes
 from surgery.errors import StoreError
 from surgery.record import JSON, json_digest
 from surgery.store.libraries import library_versions
@@ -92,6 +92,10 @@ class Store:
             write_bytes(folder / _TENSORS, [content])
             write_bytes(folder / _DONE, [text.encode()])
         return StoredResult(folder=self._folder(key), data=json.loads(text)["data"])
+
+    def drop(self, key: str) -> None:
+        """Remove the entry of ``key``; does nothing where there is none."""
+        remove(self._folder(key))
 
     def remember(self, key: str, compute: Callable[[], Computed]) -> StoredResult:
         """The entry of ``key``; computed and put first when there is none.

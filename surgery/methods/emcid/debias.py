@@ -9,7 +9,16 @@ from surgery.recipe import Concept, Emcid, Mixed
 from surgery.recipe.combinations import Values, combinations, mixture
 from surgery.record import JSON
 
-DEBIAS_TEMPLATES: Final = ("a photo of a {}", "an image of a {}", "{}")
+# Of many lengths, with the name in many places: with three short ones a fifth of the change did not arrive in
+# longer prompts.
+DEBIAS_TEMPLATES: Final = (
+    "a {}",
+    "a photo of a {}",
+    "a detailed illustration of a {}",
+    "an old painting that shows a {}",
+    "there is a {} in this scene",
+    "in the foreground you can see a {}",
+)
 
 
 def groups_of(concept: Concept, entry: Emcid) -> tuple[Group, ...]:

@@ -1,0 +1,132 @@
+"""The score of every weight: what a concept's measure loses, to first order, when it is set to nothing."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery.anatomy import weights_of
+from surgery.diffusion import Models, halving
+from surgery.methods.cad.gradients import Grading, Sums, add_gradients
+from surgery.methods.cad.nouns import Measured, Pairs
+from surgery.progress import track
+
+Scores: TypeAlias = Callable[[], Iterable[tuple[str, Float[Tensor, "*shape"]]]]
+"""Gives the score of each weight, tensor by tensor, each time it is called; nothing is kept in between."""
+
+_SMALL: Final = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """The scores of one concept, positive where the weight makes the concept, and its measure.
+
+    ``gradients`` are means over all pairs, of the measure. Scores are made when they are asked for.
+
+    Attributes:
+        weights: The models' weights themselves.
+        gradients: ∂J/∂w, float32.
+        spread: Standard error of each gradient between samples, where it was asked for.
+        measured: J of each pair.
+    """
+
+    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Float[Tensor, "*shape"]]
+    spread: Mapping[str, Float[Tensor, "*shape"]] | None
+    measured: Measured
+
+    def score(self, name: str) -> Float[Tensor, "*shape"]:
+        """α = w · ∂J/∂w of one tensor, in float32.
+
+        Source: 2412.02542, eq. 4 (1.1 of the study).
+        """
+        return self.weights[name].detach().float() * self.gradients[name]
+
+    def scores(self) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
+        """The score of each weight, by sorted names."""
+        for name in sorted(self.gradients):
+            yield name, self.score(name)
+
+    def t_statistics(self) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
+        """Score over its standard error; nothing where the weight or its gradient is nothing."""
+        spread = self.spread or {}
+        for name in sorted(self.gradients):
+            t = self.gradients[name] / spread[name].clamp_min(_SMALL)
+            yield name, t * self.weights[name].detach().float().sign()
+
+
+def attribute(
+    models: Models,
+    pairs: Pairs,
+    grading: Grading,
+    *,
+    standard_errors: bool = False,
+) -> Attribution:
+    """The scores of the weights in ``grading`` for the concept whose pairs these are.
+
+    Args:
+        models: The unedited checkpoint; it is left as it was.
+        pairs: Noisy pictures with their targets.
+        grading: How passes are made.
+        standard_errors: Whether the spread between paths (pictures) is kept.
+
+    Raises:
+        MethodError: as ``add_gradients``.
+    """
+    sums = Sums(squares={} if standard_errors else None)
+    measured = [part for _, part in add_samples(models, pairs, grading, sums)]
+    return attribution_of(models, grading.names, sums, together(measured), len(pairs))
+
+
+def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Iterator[tuple[int, Measured]]:
+    """Add path after path (picture after picture) to ``sums``; number and measure of each as it is added.
+
+    Where memory runs out, micro-batches are halved from there on, and a warning says so.
+    """
+    size = grading.micro_batch
+    for number in track(pairs.sample.unique().tolist(), "gradients", unit="path"):
+        part = pairs.of_sample(number)
+
+        def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Measured]:
+            own = replace(grading, micro_batch=micro_batch)
+            return micro_batch, add_gradients(models, part, own, sums)
+
+        size, measured = halving(size, attempt)
+        yield number, measured
+
+
+def attribution_of(
+    models: Models, names: Sequence[str], sums: Sums, measured: Measured, pairs: int
+) -> Attribution:
+    """Sums over so many pairs as an attribution; the sums' own memory is used up."""
+    spread = None
+    if sums.squares is not None:
+        spread = {name: _standard_error(sums, name, pairs) for name in names}
+    for name in names:
+        sums.gradients[name] /= pairs
+    return Attribution(
+        weights={name: weight.detach() for name, weight in weights_of(models, tuple(names)).items()},
+        gradients={name: sums.gradients[name] for name in names},
+        spread=spread,
+        measured=measured,
+    )
+
+
+def _standard_error(sums: Sums, name: str, pairs: int) -> Tensor:
+    """Of the mean over pairs, from the sums of equally large samples: √(Σ(gₖ - ḡ)² · n / (n - 1)) / pairs."""
+    count = sums.samples
+    squares = sums.squares or {}
+    deviations = (squares[name] - sums.gradients[name].square() / count).clamp_min(0)
+    return torch.as_tensor((deviations * (count / max(1, count - 1))).sqrt() / pairs)
+
+
+def together(parts: Sequence[Measured]) -> Measured:
+    """The measures of several parts of a concept's pairs as one."""
+    return Measured(
+        values=torch.cat([part.values for part in parts]),
+        timesteps=torch.cat([part.timesteps for part in parts]),
+        sample=torch.cat([part.sample for part in parts]),
+    )

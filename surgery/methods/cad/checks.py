@@ -1,0 +1,176 @@
+"""What can be wrong with an attribution, told before its mask is trusted (8.5 of the study)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from surgery.methods.cad.attribution import Attribution
+from surgery.methods.cad.control import Control
+from surgery.methods.cad.masks import ComponentMask
+from surgery.record import Finding
+
+# more scores of exactly nothing than this: numbers were too small for their type
+_ZEROS: Final = 1e-3
+_ONE_TIMESTEP: Final = 0.5
+# a weight that is nothing already has a score of nothing; so many of a tensor look like a mask
+_MASKED: Final = 1e-3
+_NO_GAP: Final = 1e-6
+# a random mask that does at least so much of what the chosen one does says that the choice was idle
+_IDLE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Numbers of one attribution that the checks look at and reports show."""
+
+    measure: float
+    deviation: float
+    pairs: int
+    by_timestep: Mapping[int, float]
+    total: float
+    positive: float
+    zeros: float
+    empty: tuple[str, ...]
+    masked_already: Mapping[str, float]
+
+
+def facts_of(attribution: Attribution) -> Facts:
+    """The numbers of an attribution; tensors pass one by one."""
+    total, positive, zeros, count = 0.0, 0, 0, 0
+    empty, already = [], {}
+    for name, scores in attribution.scores():
+        gone = int((attribution.weights[name] == 0).sum())
+        nothing = int((scores == 0).sum())
+        if nothing == scores.numel():
+            empty.append(name)
+        if gone > _MASKED * scores.numel():
+            already[name] = gone / scores.numel()
+        total += float(scores.double().sum())
+        positive += int((scores > 0).sum())
+        zeros += nothing - gone
+        count += scores.numel()
+    measured = attribution.measured
+    return Facts(
+        measure=measured.mean,
+        deviation=measured.deviation,
+        pairs=len(measured.values),
+        by_timestep=measured.by_timestep(),
+        total=total,
+        positive=positive / count,
+        zeros=max(0, zeros) / count,
+        empty=tuple(empty),
+        masked_already=already,
+    )
+
+
+def attribution_findings(name: str, facts: Facts, null_measure: float | None = None) -> Iterator[Finding]:
+    """What is suspicious about an attribution.
+
+    Args:
+        name: The concept's.
+        facts: Of its attribution.
+        null_measure: The measure of a prompt that says nothing in particular, where there is one.
+    """
+    if facts.empty:
+        yield _finding(
+            "no-gradient",
+            name,
+            f"all scores of {len(facts.empty)} tensors are nothing, {facts.empty[0]!r} among them. Is the "
+            "layer replaced, or never used?",
+        )
+    if facts.zeros > _ZEROS:
+        yield _finding(
+            "underflow",
+            name,
+            f"{100 * facts.zeros:.1f} % of the scores are exactly nothing where the weight is not: gradients "
+            "were too small for their type. Compute in float32.",
+        )
+    share = _largest_share(facts.by_timestep)
+    if len(facts.by_timestep) > 2 and share > _ONE_TIMESTEP:
+        yield _finding(
+            "one-timestep",
+            name,
+            f"one timestep holds {100 * share:.0f} % of the measure; the scores are about it alone. Grade "
+            "more steps.",
+        )
+    if facts.masked_already:
+        worst = max(facts.masked_already, key=lambda one: facts.masked_already[one])
+        yield _finding(
+            "masked-already",
+            name,
+            f"{100 * facts.masked_already[worst]:.1f} % of {worst!r} is nothing already: a mask is in this "
+            "checkpoint, and its weights have no score. Attribute the checkpoint it was made from.",
+        )
+    if abs(facts.measure) < _NO_GAP:
+        yield _finding(
+            "no-gap",
+            name,
+            "the predictions for the concept and for the base prompt are alike. Does the prompt name the "
+            "concept before its 77th token, and is the base prompt another one?",
+        )
+    elif null_measure is not None and facts.measure <= null_measure:
+        yield _finding(
+            "unknown-concept",
+            name,
+            f"the measure is {facts.measure:.3g}, that of a prompt without the concept {null_measure:.3g}: "
+            "the checkpoint does not seem to know it.",
+        )
+
+
+def mask_findings(
+    name: str, mask: ComponentMask, wanted: int, tensors: Sequence[str], control: Control | None
+) -> Iterator[Finding]:
+    """What is suspicious about a mask of ``wanted`` weights at most.
+
+    Args:
+        name: The concept's.
+        mask: The mask.
+        wanted: Weights that the ratio asks for.
+        tensors: All that were looked at.
+        control: What it does, beside random masks.
+    """
+    skipped = [tensor for tensor in tensors if tensor not in mask.places]
+    if skipped:
+        yield _finding(
+            "skipped-tensors",
+            name,
+            f"no weight of {len(skipped)} of {len(tensors)} tensors is masked, {skipped[0]!r} among them: "
+            "their quota is nothing, or nothing in them speaks for the concept.",
+            severity="info",
+        )
+    if mask.count < wanted:
+        yield _finding(
+            "short-mask",
+            name,
+            f"{mask.count} weights are masked of the {wanted} that the ratio asks for; the others of their "
+            "rows speak against the concept.",
+            severity="info",
+        )
+    if control is None:
+        return
+    if abs(control.random_change) >= _IDLE * abs(control.change):
+        yield _finding(
+            "no-better-than-random",
+            name,
+            f"the mask changes the measure by {100 * control.change:+.0f} %, random masks of its size by "
+            f"{100 * control.random_change:+.0f} %. Is the ratio too large, or are there too few paths?",
+        )
+
+
+def _largest_share(by_timestep: Mapping[int, float]) -> float:
+    values = torch.tensor(list(by_timestep.values()), dtype=torch.float64).abs()
+    return float(values.max() / values.sum()) if len(values) and float(values.sum()) > 0 else 0.0
+
+
+def _finding(kind: str, subject: str, message: str, severity: str = "warning") -> Finding:
+    return Finding(kind=kind, subject=subject, message=message, severity=severity)  # type: ignore[arg-type]  # one of two words
+
+
+def tensor_facts(scores: Tensor) -> dict[str, float]:
+    """Sum of the positive, of the negative and of all absolute scores of one tensor."""
+    positive = float(scores.clamp_min(0).double().sum())
+    negative = float(scores.clamp_max(0).double().sum())
+    return {"positive": positive, "negative": negative, "absolute": positive - negative}

@@ -1,0 +1,374 @@
+"""The door of component attribution: concepts and models in, masks and a delta out."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery.delta import Delta
+from surgery.diffusion import Models, derived_seed
+from surgery.errors import MethodError, raise_all
+from surgery.methods.cad.attribution import Attribution
+from surgery.methods.cad.checks import Facts, attribution_findings, facts_of, mask_findings
+from surgery.methods.cad.control import Control, control
+from surgery.methods.cad.gradients import Grading
+from surgery.methods.cad.masks import ComponentMask, delta_of
+from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.predict import PROBES, curvature
+from surgery.methods.cad.ranked import Ranked, rank, ranked_from
+from surgery.methods.cad.settings import (
+    AttributionSettings,
+    SelectionSettings,
+    check_settings,
+)
+from surgery.methods.cad.stored import Shelf
+from surgery.numerics.ranking import quotas
+from surgery.record import JSON, Finding
+from surgery.store import Store
+
+_log = logging.getLogger(__name__)
+
+Polarity: TypeAlias = Literal["positive", "negative"]
+Combine: TypeAlias = Literal["union", "sum", "quota"]
+
+LISTED: Final = 0.1
+"""Masks of up to this ratio come from one list, unless a larger one was asked for."""
+HELD_OUT: Final = 2
+"""Paths (or pictures) that a mask is tried on, with other noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CadSettings:
+    """All knobs of an edit.
+
+    Attributes:
+        polarity: ``positive`` takes away what makes a concept, ``negative`` what stands in its way.
+        combine: What several concepts share: ``union`` masks the ratio for each, ``sum`` for the sum of their
+            scores, each as a share of its concept's measure; ``quota`` an equal part of the ratio for each.
+        controls: Whether every mask is tried on held-out pairs beside random ones.
+        micro_batch: Noisy pictures in one pass forward and back.
+        batch: Paths of the sampler at a time.
+        checkpointing: Whether activations are computed again on the way back: slower, with less memory.
+    """
+
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    polarity: Polarity = "positive"
+    combine: Combine = "union"
+    controls: bool = True
+    micro_batch: int = 4
+    batch: int = 8
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskReport:
+    """One mask: whose it is, how large, what its attribution was like, and what it does."""
+
+    concepts: tuple[str, ...]
+    mask: ComponentMask
+    wanted: int
+    facts: tuple[Facts, ...]
+    controls: tuple[Control, ...]
+
+    def as_json(self) -> dict[str, JSON]:
+        """As plain data."""
+        return {
+            "concepts": list(self.concepts),
+            "weights": self.mask.count,
+            "wanted": self.wanted,
+            "tensors": len(self.mask.places),
+            "attribution": [
+                {
+                    "measure": one.measure,
+                    "deviation": one.deviation,
+                    "pairs": one.pairs,
+                    "positive": one.positive,
+                }
+                for one in self.facts
+            ],
+            "controls": [one.as_json() for one in self.controls],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CadResult:
+    """Masks and the change that they make."""
+
+    delta: Delta
+    masks: tuple[MaskReport, ...]
+    findings: tuple[Finding, ...]
+
+
+def edit(
+    models: Models,
+    concepts: Sequence[CadConcept],
+    names: tuple[str, ...],
+    settings: CadSettings,
+    *,
+    retain: Sequence[CadConcept] = (),
+    store: Store | None = None,
+) -> CadResult:
+    """The change that takes the weights of some concepts away. The models are read and never changed.
+
+    Args:
+        models: The unedited checkpoint.
+        concepts: Whose weights.
+        names: Canonical names of the tensors looked at (``components_of``).
+        settings: How weights are scored and chosen.
+        retain: Concepts that must stay, for the rankings ``retain`` and ``damage`` and for ``protect``.
+        store: Where lists and half-done attributions are kept, so that a killed run goes on where it was.
+
+    Raises:
+        MethodError: when settings, names or models do not fit, or scores are not finite.
+
+    Source: arXiv 2412.02542.
+    """
+    check_edit(concepts, settings, retain)
+    maker = _Maker(models, names, settings, tuple(retain), store)
+    reports, findings = [], []
+    for group in [tuple(concepts)] if settings.combine == "sum" else [(concept,) for concept in concepts]:
+        report, found = maker.report(group, len(concepts))
+        reports.append(report)
+        findings += found
+    for finding in findings:
+        if finding.severity == "warning":
+            _log.warning("%s: %s", finding.subject, finding.message)
+    strength = settings.selection.strength
+    return CadResult(
+        delta=delta_of([(report.mask, strength) for report in reports]),
+        masks=tuple(reports),
+        findings=tuple(findings),
+    )
+
+
+def check_edit(
+    concepts: Sequence[CadConcept], settings: CadSettings, retain: Sequence[CadConcept] = ()
+) -> None:
+    """Refuse what ``edit`` would refuse before anything is computed.
+
+    Raises:
+        MethodError: all faults at once.
+    """
+    check_settings(settings.attribution, settings.selection)
+    chosen = settings.selection
+    faults = []
+    if not concepts:
+        faults.append("no concept is named; expected at least one.")
+    if not retain and (chosen.ranking in ("retain", "damage") or chosen.protect > 0):
+        faults.append(
+            f"ranking {chosen.ranking!r} with protect {chosen.protect:g} looks at concepts to retain; "
+            "expected some. Name them under retain."
+        )
+    if not 0 <= chosen.strength <= 1:
+        faults.append(f"strength is {chosen.strength:g}; expected 0 (keep) to 1 (take all).")
+    both = {concept.name for concept in concepts} & {concept.name for concept in retain}
+    if both:
+        faults.append(f"{', '.join(sorted(both))} is to go and to be retained; expected one of the two.")
+    raise_all(MethodError, faults)
+
+
+class _Maker:
+    """Lists and masks of one call."""
+
+    def __init__(
+        self,
+        models: Models,
+        names: tuple[str, ...],
+        settings: CadSettings,
+        retain: tuple[CadConcept, ...],
+        store: Store | None,
+    ) -> None:
+        self.models, self.names, self.settings, self.retain, self.store = (
+            models,
+            names,
+            settings,
+            retain,
+            store,
+        )
+        self.grading = Grading(
+            names=names, micro_batch=settings.micro_batch, checkpointing=settings.checkpointing
+        )
+        self.shelf = Shelf(store, models, self.grading, settings.batch)
+        self._penalty: dict[str, Tensor] | None = None
+
+    def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:
+        """The mask of one concept, or of the sum of several, with what was noticed."""
+        chosen = self.settings.selection
+        ratio = chosen.ratio / among if self.settings.combine == "quota" else chosen.ratio
+        ranked, facts = self._ranked(group, ratio)
+        mask = ranked.mask(ratio, chosen.rounding)
+        wanted = self._wanted(ranked, ratio)
+        controls = tuple(self._control(concept, mask) for concept in group) if self.settings.controls else ()
+        label = " + ".join(concept.name for concept in group)
+        findings = [
+            finding
+            for concept, own in zip(group, facts, strict=True)
+            for finding in attribution_findings(concept.name, own)
+        ]
+        first = controls[0] if len(controls) == 1 else None
+        findings += mask_findings(label, mask, wanted, self.names, first)
+        names = tuple(concept.name for concept in group)
+        report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
+        return report, findings
+
+    def _wanted(self, ranked: Ranked, ratio: float) -> int:
+        rounding = self.settings.selection.rounding
+        sizes = [(shape[0], int(torch.Size(shape[1:]).numel())) for shape in ranked.shapes.values()]
+        if ranked.rule == "row":
+            return sum(int(quotas(rows, width, ratio, rounding).sum()) for rows, width in sizes)
+        totals = [rows * width for rows, width in sizes]
+        parts = totals if ranked.rule == "tensor" else [sum(totals)]
+        return sum(int(quotas(1, total, ratio, rounding)) for total in parts)
+
+    def _ranked(self, group: tuple[CadConcept, ...], ratio: float) -> tuple[Ranked, tuple[Facts, ...]]:
+        most = max(LISTED, ratio)
+        meaning = self._meaning(group, most)
+        key = None if self.store is None else self.store.key(meaning)
+        if self.store is not None and key is not None:
+            held = self.store.get(key)
+            if held is not None:
+                facts = tuple(_facts_from(one) for one in held.data["facts"])
+                return ranked_from(held.tensors(), held.data["ranked"]), facts
+        ranked, facts = self._rank(group, most)
+        if self.store is not None and key is not None:
+            told: Mapping[str, JSON] = {
+                "ranked": ranked.as_data(),
+                "facts": [_facts_json(one) for one in facts],
+            }
+            self.store.put(key, ranked.as_tensors(), told)
+            for concept in group:
+                self.shelf.clear(concept, self.settings.attribution)
+        return ranked, facts
+
+    def _rank(self, group: tuple[CadConcept, ...], most: float) -> tuple[Ranked, tuple[Facts, ...]]:
+        chosen = self.settings.selection
+        total: dict[str, Tensor] = {}
+        facts = []
+        for concept in group:
+            attribution = self._attribution(concept)
+            facts.append(facts_of(attribution))
+            if len(group) == 1:
+                scores = self._scores(attribution, facts[-1].measure)
+                return rank(scores, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
+            for name, score in self._scores(attribution, facts[-1].measure)():
+                total[name] = total[name] + score if name in total else score
+        return rank(lambda: sorted(total.items()), chosen.rule, most, zeros=chosen.zeros), tuple(facts)
+
+    def _attribution(self, concept: CadConcept) -> Attribution:
+        return self.shelf.attribution(concept, self.settings.attribution)
+
+    def _scores(
+        self, attribution: Attribution, measure: float
+    ) -> Callable[[], Iterator[tuple[str, Float[Tensor, "*shape"]]]]:
+        """What weights are ordered by, as shares of the concept's measure; what is protected comes last."""
+        chosen = self.settings.selection
+        sign = 1.0 if self.settings.polarity == "positive" else -1.0
+        factor = sign / max(abs(measure), 1e-12)
+        penalty = self._penalties()
+        source = attribution.t_statistics if chosen.ranking == "t" else attribution.scores
+
+        def passing() -> Iterator[tuple[str, Tensor]]:
+            for name, score in source():
+                own = score * (sign if chosen.ranking == "t" else factor)
+                if name in penalty:
+                    own = torch.where(penalty[name].isinf(), -1.0, own - chosen.retain_weight * penalty[name])
+                yield name, own
+
+        return passing
+
+    def _penalties(self) -> dict[str, Tensor]:
+        """What each weight means to the concepts to retain, infinite where it is protected; made once."""
+        if self._penalty is None:
+            self._penalty = self._retained() if self.retain else {}
+        return self._penalty
+
+    def _retained(self) -> dict[str, Tensor]:
+        chosen = self.settings.selection
+        if chosen.ranking not in ("retain", "damage") and chosen.protect == 0:
+            return {}
+        absolute: dict[str, Tensor] = {}
+        damage: dict[str, Tensor] = {}
+        for concept in self.retain:
+            attribution = self._attribution(concept)
+            measure = max(abs(attribution.measured.mean), 1e-12) * len(self.retain)
+            for name, score in attribution.scores():
+                _add(absolute, name, score.abs() / measure)
+            if chosen.ranking == "damage":
+                for name, height in self._curvature(concept).items():
+                    _add(damage, name, height / measure)
+        penalty = {"retain": absolute, "damage": damage}.get(chosen.ranking) or {
+            name: torch.zeros_like(one) for name, one in absolute.items()
+        }
+        for name, one in absolute.items():
+            count = int(chosen.protect * one.numel())
+            if count:
+                penalty[name] = penalty[name].clone()
+                penalty[name].view(-1)[one.flatten().topk(count).indices] = torch.inf
+        return penalty
+
+    def _curvature(self, concept: CadConcept) -> dict[str, Tensor]:
+        pairs = self.shelf.pairs(concept, self.settings.attribution)
+        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "signs"))
+        return curvature(self.models, pairs, self.grading, PROBES, generator)
+
+    def _control(self, concept: CadConcept, mask: ComponentMask) -> Control:
+        few = replace(
+            self.settings.attribution,
+            trajectories=HELD_OUT,
+            pictures=HELD_OUT,
+            restart=False,
+            pairing="matched",
+            sampling_steps=min(20, self.settings.attribution.sampling_steps),
+            graded_steps=min(10, self.settings.attribution.graded_steps),
+        )
+        own = replace(concept, images=concept.images[-HELD_OUT:])
+        pairs = self.shelf.pairs(own, few, "control")
+        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
+        return control(self.models, pairs, mask, self.settings.selection.strength, generator)
+
+    def _meaning(self, group: tuple[CadConcept, ...], most: float) -> dict[str, JSON]:
+        chosen = self.settings.selection
+        meaning: dict[str, JSON] = {
+            "what": "cad ranked",
+            "concepts": [self.shelf.keys.concept(one, self.settings.attribution) for one in group],
+            "rule": chosen.rule,
+            "ranking": chosen.ranking,
+            "most": most,
+            "zeros": chosen.zeros,
+            "polarity": self.settings.polarity,
+        }
+        if chosen.ranking in ("retain", "damage") or chosen.protect > 0:
+            meaning["retain"] = [
+                self.shelf.keys.concept(one, self.settings.attribution) for one in self.retain
+            ]
+            meaning["retain_weight"], meaning["protect"] = chosen.retain_weight, chosen.protect
+        return meaning
+
+
+def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    total[name] = total[name] + part if name in total else part
+
+
+def _facts_json(facts: Facts) -> dict[str, JSON]:
+    return {
+        "measure": facts.measure,
+        "deviation": facts.deviation,
+        "pairs": facts.pairs,
+        "by_timestep": {str(step): value for step, value in facts.by_timestep.items()},
+        "total": facts.total,
+        "positive": facts.positive,
+        "zeros": facts.zeros,
+        "empty": list(facts.empty),
+        "masked_already": dict(facts.masked_already),
+    }
+
+
+def _facts_from(data: Mapping[str, Any]) -> Facts:
+    told = {**data, "empty": tuple(data["empty"])}
+    told["by_timestep"] = {int(step): value for step, value in data["by_timestep"].items()}
+    return Facts(**told)

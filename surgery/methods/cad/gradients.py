@@ -1,0 +1,213 @@
+"""How a concept's measure changes with each weight: gradients summed in place over many noisy pictures."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from surgery.anatomy import standing_in, weights_of
+from surgery.diffusion import Models, Reading, device_and_dtype, predict_noise, read_prompts, resident
+from surgery.diffusion.pixels import scale_factor
+from surgery.errors import MethodError
+from surgery.methods.cad.nouns import Measured, Pairs
+from surgery.names import TEXT_ENCODERS, split
+
+MICRO_BATCH: Final = 4
+"""Noisy pictures in one pass forward and back, unless told otherwise."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """Sums of gradients by weight in float32; of their squares, sample by sample, where there is a table."""
+
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] | None = None
+    samples: int = 0
+
+    def close(self, leaves: Mapping[str, nn.Parameter], samples: int = 1) -> None:
+        """Take what the leaves have gathered as the gradient of some samples together, and empty them."""
+        self.samples += samples
+        for name, leaf in leaves.items():
+            gradient = leaf.grad
+            leaf.grad = None
+            if gradient is None:
+                continue
+            gathered = gradient.float()
+            if self.squares is not None:
+                _add(self.squares, name, gathered.square())
+            _add(self.gradients, name, gathered)
+
+
+def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    if name in total:
+        total[name] += part
+    else:
+        total[name] = part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grading:
+    """How passes are made: weights looked at, pictures at a time, and whether activations are kept.
+
+    ``shrunk`` looks at the gradient where the weights are smaller by this share, half way to what an ablation
+    leaves (the midpoint rule of 9).
+    """
+
+    names: tuple[str, ...]
+    micro_batch: int = MICRO_BATCH
+    checkpointing: bool = False
+    shrunk: float = 0.0
+
+
+def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Measured:
+    """Add the gradient of the measure of some pairs, summed over them, to ``sums``; the measure itself.
+
+    Every path or picture counts as one sample. Weights in half precision are multiplied and added up in
+    float32 beyond a sample.
+
+    Raises:
+        MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
+    """
+    leaves = _leaves(models, grading)
+    halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
+    apart = sums.squares is not None or halves
+    wholes = [pairs.of_sample(number) for number in range(pairs.samples)] if apart else [pairs]
+    values = []
+    with _ready(models, leaves, grading):
+        reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
+        for whole in wholes:
+            for part in _parts(whole, grading.micro_batch):
+                found = _measure(models, part, reader)
+                found.sum().backward()
+                values.append(found.detach().cpu())
+            sums.close(leaves, whole.samples if not apart else 1)
+    measured = Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
+    _refuse_broken(sums, measured, grading.names)
+    return measured
+
+
+@torch.no_grad()
+def measure(
+    models: Models, pairs: Pairs, changed: Mapping[str, Tensor], micro_batch: int = 2 * MICRO_BATCH
+) -> Measured:
+    """The measure of some pairs with other values in the place of some weights; targets stay as they are."""
+    with _ready(models, changed, None):
+        reader = _Reader(models, pairs, in_graph=False)
+        values = [_measure(models, part, reader).cpu() for part in _parts(pairs, micro_batch)]
+    return Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
+
+
+def add_curvature(
+    models: Models, pairs: Pairs, grading: Grading, probes: int, generator: torch.Generator, sums: Sums
+) -> None:
+    """Add squared gradients of randomly signed predictions: Σ ‖∂ε/∂w‖² over all pairs, ``probes`` times.
+
+    Only ``sums.squares`` is added to; every micro-batch of every probe is one sample there. The square of the
+    gradient of ⟨v, ε⟩ with random signs v is, on average, the sum over all outputs of the squared derivative.
+
+    Source: Hutchinson 1990; 9 of the study (Gauss-Newton diagonal).
+    """
+    if sums.squares is None:
+        raise MethodError("curvature adds up squares; expected sums that keep them. Pass Sums(squares={}).")
+    leaves = _leaves(models, grading)
+    with _ready(models, leaves, grading):
+        reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
+        for _ in range(probes):
+            for part in _parts(pairs, grading.micro_batch):
+                predicted = _predict(models, part, reader)
+                signs = torch.randint(0, 2, predicted.shape, generator=generator) * 2 - 1
+                (predicted * signs.to(predicted)).sum().backward()
+                for name, leaf in leaves.items():
+                    if leaf.grad is not None:
+                        _add(sums.squares, name, leaf.grad.float().square())
+                    leaf.grad = None
+                sums.samples += 1
+
+
+class _Reader:
+    """The prompts' features: read once, or inside of every graph where gradients flow into a text encoder."""
+
+    def __init__(self, models: Models, pairs: Pairs, *, in_graph: bool) -> None:
+        self._models, self._prompts, self._in_graph = models, pairs.prompts, in_graph
+        self._once = None if in_graph else read_prompts(models, pairs.prompts)
+
+    def rows(self, which: Tensor) -> Reading:
+        """The reading of some rows."""
+        read = self._once or read_prompts(self._models, self._prompts, gradients=torch.is_grad_enabled())
+        return read.select(which.to(read.features.device))
+
+
+@contextmanager
+def _ready(models: Models, values: Mapping[str, Tensor], grading: Grading | None) -> Iterator[None]:
+    """The values in the weights' place, on the device; activations recomputed where ``grading`` says so."""
+    sparing = _checkpointed(models.unet) if grading is not None and grading.checkpointing else nullcontext()
+    with resident(models.unet), standing_in(models, values, gradients=True), sparing:
+        yield
+
+
+@contextmanager
+def _checkpointed(unet: Any) -> Iterator[None]:
+    before = unet.is_gradient_checkpointing
+    unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if not before:
+            unet.disable_gradient_checkpointing()
+
+
+def _predict(models: Models, part: Pairs, reader: _Reader) -> Tensor:
+    device, dtype = device_and_dtype(models.unet)
+    noisy = part.noisy.to(device, dtype)
+    reading = reader.rows(part.prompt).to(noisy)
+    height, width = (side * scale_factor(models.vae) for side in noisy.shape[2:])
+    added = reading.added(height, width)
+    return predict_noise(models.unet, noisy, part.timesteps.to(device), reading.features, added).float()
+
+
+def _measure(models: Models, part: Pairs, reader: _Reader) -> Tensor:
+    """The measure of each pair: the sum of squared distances, towards or away from the target."""
+    predicted = _predict(models, part, reader)
+    return part.towards * (predicted - part.target.to(predicted)).square().flatten(1).sum(1)
+
+
+def _parts(pairs: Pairs, size: int) -> Iterator[Pairs]:
+    for start in range(0, len(pairs), size):
+        yield pairs.select(slice(start, start + size))
+
+
+def _leaves(models: Models, grading: Grading) -> dict[str, nn.Parameter]:
+    """Parameters that gather gradients, on the memory of the models' own where these are not shrunk."""
+    kept = 1.0 - grading.shrunk
+    weights = weights_of(models, grading.names)
+    return {
+        name: nn.Parameter(weight.detach() if kept == 1 else weight.detach() * kept)
+        for name, weight in weights.items()
+    }
+
+
+def _reads_text(leaves: Mapping[str, object]) -> bool:
+    return any(split(name)[0] in TEXT_ENCODERS for name in leaves)
+
+
+def _refuse_broken(sums: Sums, measured: Measured, names: tuple[str, ...]) -> None:
+    if not bool(measured.values.isfinite().all()):
+        raise MethodError(
+            "the concept's measure is NaN or infinite; expected finite numbers. Audit the weights, or "
+            "compute in float32."
+        )
+    missing = [name for name in names if name not in sums.gradients]
+    if missing:
+        raise MethodError(
+            f"no gradient reaches {missing[0]!r} and {len(missing) - 1} others; expected one for each "
+            "weight. Is the layer replaced, quantised or never used?"
+        )
+    broken = [name for name, total in sums.gradients.items() if not bool(total.isfinite().all())]
+    if broken:
+        raise MethodError(
+            f"the gradient of {broken[0]!r} is NaN or infinite (and of {len(broken) - 1} others); expected "
+            "finite numbers. Compute in float32."
+        )

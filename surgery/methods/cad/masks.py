@@ -1,0 +1,142 @@
+"""Sets of weights, by tensor and place, and how they combine. Masking a weight twice is masking it once."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgery.delta import Delta, Places, Rescale
+from surgery.errors import MethodError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComponentMask:
+    """Elements of some weights."""
+
+    places: Mapping[str, Places] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return sum(len(_index(places)) for places in self.places.values())
+
+    def counts(self) -> dict[str, int]:
+        """How many of each tensor."""
+        return {name: len(_index(places)) for name, places in self.places.items()}
+
+    def __or__(self, other: "ComponentMask") -> "ComponentMask":
+        """What is in either."""
+        return self._with(other, np.union1d)
+
+    def __and__(self, other: "ComponentMask") -> "ComponentMask":
+        """What is in both."""
+        return self._with(other, np.intersect1d)
+
+    def __sub__(self, other: "ComponentMask") -> "ComponentMask":
+        """What is in this one alone."""
+        return self._with(other, np.setdiff1d)
+
+    def _with(self, other: "ComponentMask", combine: Callable[..., np.ndarray]) -> "ComponentMask":
+        found = {}
+        for name in sorted(self.places.keys() | other.places.keys()):
+            mine, theirs = self.places.get(name), other.places.get(name)
+            shape = _shape(name, mine, theirs)
+            index = combine(_numbers(mine), _numbers(theirs))
+            if len(index):
+                found[name] = Places("elements", shape, torch.from_numpy(index))
+        return ComponentMask(found)
+
+    def overlap(self, other: "ComponentMask") -> float:
+        """Jaccard index: the share of what is in either that is in both; 1 for two empty masks."""
+        either = (self | other).count
+        return (self & other).count / either if either else 1.0
+
+
+def union(masks: Sequence[ComponentMask]) -> ComponentMask:
+    """What is in any of them."""
+    return reduce(lambda one, other: one | other, masks, ComponentMask())
+
+
+def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:
+    """The change that takes the share ``strength`` of every masked weight away: W · ∏(1 - sⱼ).
+
+    Where masks overlap, what one leaves the next takes its share of: two masks of strength 1 leave nothing,
+    and never the opposite of the weight, as the sum of two differences -w would.
+
+    Raises:
+        MethodError: when a strength is not between 0 and 1.
+    """
+    factors: dict[str, tuple[Places, Tensor]] = {}
+    for mask, strength in masks:
+        if not 0 <= strength <= 1:
+            raise MethodError(f"a mask has the strength {strength}; expected 0 (keep) to 1 (take all).")
+        for name, places in mask.places.items():
+            held = factors.get(name)
+            factors[name] = _times(held, places, 1 - strength) if held else _alone(places, 1 - strength)
+    terms = {}
+    for name, (places, values) in sorted(factors.items()):
+        alike = len(values) and bool((values == values[0]).all())
+        terms[name] = Rescale(places, values[0].clone() if alike else values)
+    return Delta(terms)
+
+
+def _alone(places: Places, factor: float) -> tuple[Places, Tensor]:
+    return places, torch.full((len(_index(places)),), factor)
+
+
+def _times(held: tuple[Places, Tensor], places: Places, factor: float) -> tuple[Places, Tensor]:
+    """Both together: the product of the factors where they overlap."""
+    joined = torch.cat([_index(held[0]), _index(places)])
+    index, where = joined.unique(return_inverse=True)
+    values = torch.ones(len(index))
+    values[where[: len(held[1])]] = held[1]
+    values[where[len(held[1]) :]] *= factor  # each place once in a mask
+    return Places("elements", places.shape, index), values
+
+
+def random_mask(like: ComponentMask, generator: torch.Generator) -> ComponentMask:
+    """As many elements of each tensor, drawn evenly: the control of every masking."""
+    found = {}
+    for name, places in sorted(like.places.items()):
+        count, total = len(_index(places)), int(np.prod(places.shape))
+        found[name] = Places("elements", places.shape, _draw(total, count, generator))
+    return ComponentMask(found)
+
+
+def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different numbers below ``total``, ascending."""
+    if count * 4 > total:
+        return torch.randperm(total, generator=generator)[:count].sort().values
+    found = torch.zeros(0, dtype=torch.int64)
+    while len(found) < count:
+        more = torch.randint(total, (2 * (count - len(found)) + 8,), generator=generator)
+        found = torch.cat([found, more]).unique()
+    return found[torch.randperm(len(found), generator=generator)[:count]].sort().values
+
+
+def masked(weight: Tensor, places: Places, strength: float = 1.0) -> Tensor:
+    """A copy of a weight with a share of these elements taken away."""
+    return places.put(weight, places.take(weight) * (1 - strength))
+
+
+def _index(places: Places) -> Tensor:
+    if places.index is None or places.kind != "elements":
+        raise MethodError(f"a mask names single elements; it has {places.kind}.")
+    return places.index
+
+
+def _numbers(places: Places | None) -> np.ndarray:
+    return np.zeros(0, np.int64) if places is None else _index(places).numpy()
+
+
+def _shape(name: str, mine: Places | None, theirs: Places | None) -> tuple[int, ...]:
+    shapes = {places.shape for places in (mine, theirs) if places is not None}
+    if len(shapes) > 1:
+        raise MethodError(
+            f"two masks of {name!r} are for shapes {' and '.join(map(str, sorted(shapes)))}; expected one. "
+            "Are they of one checkpoint?"
+        )
+    return shapes.pop()

@@ -1,0 +1,297 @@
+"""Noisy pictures of a concept: points of the sampler's paths, or pictures with noise added."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery import progress
+from surgery.checkpoint.components import ddim_like
+from surgery.diffusion import (
+    Models,
+    Reading,
+    derived_seed,
+    device_and_dtype,
+    encode,
+    generator_for,
+    in_batches,
+    load_picture,
+    noise_schedule,
+    predict_noise,
+    read_prompts,
+    resident,
+    sample_latents,
+)
+from surgery.diffusion.conditions import read_without
+from surgery.diffusion.models import config_of
+from surgery.diffusion.pixels import scale_factor
+from surgery.methods.cad.nouns import CadConcept, Pairs
+from surgery.methods.cad.settings import AttributionSettings
+
+_BATCH = 8  # paths at a time; the U-Net sees twice as many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """One path: whose it is, the steps that are looked at, and where it may end."""
+
+    concept: int
+    prompt: int
+    seed: int
+    graded: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.graded[-1] + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point:
+    path: int
+    timestep: int
+    noisy: Tensor
+    target: Tensor
+
+
+def pairs_of(
+    models: Models,
+    concepts: Sequence[CadConcept],
+    settings: AttributionSettings,
+    *,
+    purpose: str = "attribution",
+    batch: int = _BATCH,
+) -> list[Pairs]:
+    """The pairs of each concept; the paths of all share the sampler's batches.
+
+    Args:
+        models: The unedited checkpoint.
+        concepts: Whose pairs.
+        settings: Objective and scheme.
+        purpose: Enters every seed: other purposes give other noise.
+        batch: Paths or pictures at a time.
+
+    Source: 2412.02542, sections 1.2 to 1.5 of the study.
+    """
+    if settings.objective == "denoise":
+        return [_noised(models, concept, settings, purpose, batch) for concept in concepts]
+    return _walked(models, concepts, settings, purpose, batch)
+
+
+def graded_steps(settings: AttributionSettings) -> tuple[int, ...]:
+    """Which of the sampler's steps are looked at: in the middle of equal parts."""
+    total, graded = settings.sampling_steps, settings.graded_steps
+    return tuple((2 * part + 1) * total // (2 * graded) for part in range(graded))
+
+
+@torch.no_grad()
+def _walked(
+    models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings, purpose: str, batch: int
+) -> list[Pairs]:
+    paths = [
+        path for number, concept in enumerate(concepts) for path in _paths(number, concept, settings, purpose)
+    ]
+    # those of one length side by side, so that a batch ends together
+    order = sorted(range(len(paths)), key=lambda row: -paths[row].length)
+    walker = _Walker(models, concepts, settings)
+    total = sum(path.length for path in paths)
+    points: list[_Point] = []
+    with progress.bar(total, "paths", "step") as bar, resident(models.unet):
+
+        def work(part: slice) -> list[_Point]:
+            return walker.walk([(row, paths[row]) for row in order[part]], bar)
+
+        for found in in_batches(len(paths), batch, work):
+            points += found
+    points.sort(key=lambda point: (point.path, -point.timestep))
+    return [
+        _collected([point for point in points if paths[point.path].concept == number], paths, concept)
+        for number, concept in enumerate(concepts)
+    ]
+
+
+def _paths(number: int, concept: CadConcept, settings: AttributionSettings, purpose: str) -> list[_Path]:
+    if settings.restart:
+        grades: list[tuple[int, ...]] = [(step,) for step in range(settings.sampling_steps)]
+    else:
+        grades = [graded_steps(settings)] * settings.trajectories
+    return [
+        _Path(
+            concept=number,
+            prompt=place % len(concept.prompts),
+            seed=derived_seed(concept.seed, purpose, "path", place),
+            graded=graded,
+        )
+        for place, graded in enumerate(grades)
+    ]
+
+
+def _collected(points: list[_Point], paths: Sequence[_Path], concept: CadConcept) -> Pairs:
+    numbers = {path: place for place, path in enumerate(dict.fromkeys(point.path for point in points))}
+    return Pairs(
+        noisy=torch.stack([point.noisy for point in points]),
+        timesteps=torch.tensor([point.timestep for point in points]),
+        target=torch.stack([point.target for point in points]),
+        prompt=torch.tensor([paths[point.path].prompt for point in points]),
+        sample=torch.tensor([numbers[point.path] for point in points]),
+        prompts=concept.prompts,
+    )
+
+
+class _Walker:
+    """The sampler with guidance, looking at what it passes."""
+
+    def __init__(self, models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
+        self.unet, self.settings = models.unet, settings
+        self.device, self.dtype = device_and_dtype(models.unet)
+        self.readings = [read_prompts(models, concept.prompts) for concept in concepts]
+        self.without = read_without(models, "")
+        self.base = read_prompts(models, [settings.base_prompt])
+        same = torch.equal(self.base.features, self.without.features)
+        # the sampler's own second half is then the base prompt's prediction, too
+        self.shared = same and settings.pairing == "matched"
+        config = config_of(models.unet)
+        side = config.sample_size
+        self.shape = (config.in_channels, *((side, side) if isinstance(side, int) else side))
+        self.pixels = tuple(side * scale_factor(models.vae) for side in self.shape[1:])
+        self.solver = ddim_like(models.scheduler)
+        self.solver.set_timesteps(settings.sampling_steps, device=self.device)
+
+    def walk(self, paths: Sequence[tuple[int, _Path]], bar: Any) -> list[_Point]:
+        """The points of some paths, the longest first."""
+        noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(p.seed)) for _, p in paths]
+        latents = torch.stack(noise).to(self.device, self.dtype) * self.solver.init_noise_sigma
+        points: list[_Point] = []
+        for step, timestep in enumerate(self.solver.timesteps):
+            live = [(row, path) for row, path in paths if path.length > step]
+            if not live:
+                break
+            latents = latents[: len(live)]
+            text = self._text([path for _, path in live], latents)
+            without = self.without.to(latents).repeated(len(live))
+            both = self._predict(latents, timestep, without, text)
+            plain, conditional = both.chunk(2)
+            due = [place for place, (_, path) in enumerate(live) if step in path.graded]
+            if self.settings.pairing == "matched":
+                target = plain if self.shared else self._base(latents, timestep, due, len(live))
+                points += self._points(live, due, timestep, latents, target)
+            guided = plain + self.settings.guidance * (conditional - plain)
+            latents = self.solver.step(guided, timestep, latents, return_dict=False)[0]
+            if self.settings.pairing == "shifted":
+                target = self._base(latents, timestep, due, len(live))
+                points += self._points(live, due, timestep, latents, target)
+            bar.update(len(live))
+        return points
+
+    def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
+        parts = [self.readings[path.concept].select([path.prompt]).to(like) for path in paths]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Reading(
+            features=torch.cat([part.features for part in parts]),
+            pooled=torch.cat(pooled) if pooled else None,
+        )
+
+    def _predict(self, latents: Tensor, timestep: Any, *readings: Reading) -> Tensor:
+        pooled = [reading.pooled for reading in readings if reading.pooled is not None]
+        joined = Reading(
+            features=torch.cat([reading.features for reading in readings]),
+            pooled=torch.cat(pooled) if pooled else None,
+        )
+        repeated = torch.cat([latents] * len(readings))
+        return predict_noise(self.unet, repeated, timestep, joined.features, joined.added(*self.pixels))
+
+    def _base(self, latents: Tensor, timestep: Any, due: Sequence[int], count: int) -> Tensor:
+        """The base prompt's predictions; nothing where none is due."""
+        found = torch.zeros_like(latents)
+        if due:
+            rows = list(due)
+            base = self.base.to(latents).repeated(len(rows))
+            found[rows] = self._predict(latents[rows], timestep, base)
+        return found[:count]
+
+    @staticmethod
+    def _points(
+        live: Sequence[tuple[int, _Path]], due: Sequence[int], timestep: Tensor, noisy: Tensor, target: Tensor
+    ) -> list[_Point]:
+        # copies: the batch's own tensors go
+        return [
+            _Point(
+                path=live[place][0],
+                timestep=int(timestep),
+                noisy=noisy[place].float().cpu().clone(),
+                target=target[place].float().cpu().clone(),
+            )
+            for place in due
+        ]
+
+
+@torch.no_grad()
+def _noised(
+    models: Models, concept: CadConcept, settings: AttributionSettings, purpose: str, batch: int
+) -> Pairs:
+    """Pictures of a concept, each with noise of several sizes; timesteps are spread over all pairs."""
+    clean, deviation = _pictures(models, concept, settings, purpose, batch)
+    each, count = settings.graded_steps, len(clean)
+    schedule = noise_schedule(models.scheduler)
+    generator = generator_for(concept.seed, purpose, "noise")
+    timesteps = _timesteps(models, settings, count, each, len(schedule.remaining), generator)
+    jitter, noise = (torch.randn((count * each, *clean.shape[1:]), generator=generator) for _ in range(2))
+    pictures = torch.arange(count).repeat_interleave(each)
+    latents = clean[pictures] + deviation[pictures] * jitter
+    return Pairs(
+        noisy=schedule.noisy(latents, noise, timesteps),
+        timesteps=timesteps,
+        target=schedule.truth(latents, noise, timesteps),
+        prompt=pictures % len(concept.prompts),
+        sample=pictures,
+        prompts=concept.prompts,
+        towards=-1,
+    )
+
+
+def _timesteps(
+    models: Models,
+    settings: AttributionSettings,
+    count: int,
+    each: int,
+    most: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """One in each of ``each`` equal parts for every picture; all of the sampler's where it has as many."""
+    if each == settings.sampling_steps:
+        solver = ddim_like(models.scheduler)
+        solver.set_timesteps(each)
+        return torch.as_tensor(solver.timesteps).long().cpu().repeat(count)
+    # one in each of count · each parts, dealt so that every picture has one of each coarse part
+    fine = torch.stack([torch.randperm(count, generator=generator) for _ in range(each)], 1)
+    inside = torch.rand((count, each), generator=generator)
+    places = (torch.arange(each) + (fine + inside) / count) / each
+    return (places * most).long().clamp(max=most - 1).flatten()
+
+
+def _pictures(
+    models: Models, concept: CadConcept, settings: AttributionSettings, purpose: str, batch: int
+) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
+    """Mean and deviation of the latents of each picture: own ones, or drawn by the checkpoint."""
+    if concept.images:
+        config = config_of(models.unet)
+        side = config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        factor = scale_factor(models.vae)
+        pixels = [load_picture(path, height * factor, width * factor) for path in concept.images]
+        return encode(models.vae, torch.stack(pixels))
+    latents = (
+        sample_latents(
+            models,
+            [concept.prompts[number % len(concept.prompts)] for number in range(settings.pictures)],
+            [derived_seed(concept.seed, purpose, "picture", number) for number in range(settings.pictures)],
+            steps=settings.sampling_steps,
+            guidance=settings.guidance,
+            batch=batch,
+        )
+        .float()
+        .cpu()
+    )
+    return latents, torch.zeros_like(latents)

@@ -1,0 +1,167 @@
+"""The best candidates for a mask with their scores, found once: every smaller mask is a part of them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from surgery.delta import Places
+from surgery.errors import MethodError
+from surgery.methods.cad.attribution import Scores
+from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.settings import Rounding, Rule, SelectionSettings
+from surgery.numerics.ranking import largest_of_all, largest_of_rows, quotas
+
+_SLACK: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Flat places of one tensor, ascending, and their scores."""
+
+    places: Int64[Tensor, " places"]
+    scores: Float[Tensor, " places"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """Candidates by tensor for masks of any ratio up to ``ratio`` under one rule.
+
+    Attributes:
+        shapes: Of the weights, also of those without a candidate.
+        zeros: Whether scores of nothing are among them.
+        short: How many places of the quotas had no score that speaks for the concept.
+    """
+
+    rule: Rule
+    ratio: float
+    zeros: bool
+    shapes: Mapping[str, tuple[int, ...]]
+    candidates: Mapping[str, Candidates]
+
+    def mask(self, ratio: float, rounding: Rounding = "carry") -> ComponentMask:
+        """The mask of a ratio: of each row, tensor or all together the candidates with the largest scores.
+
+        Raises:
+            MethodError: when the ratio is larger than what was ranked.
+        """
+        if not 0 <= ratio <= self.ratio + _SLACK:
+            raise MethodError(
+                f"the ratio is {ratio:g}; the list holds the largest {self.ratio:g}. Rank more, or ask for "
+                "less."
+            )
+        match self.rule:
+            case "row":
+                chosen = {name: self._of_rows(name, ratio, rounding) for name in self.candidates}
+            case "tensor":
+                chosen = {name: self._of_tensor(name, ratio, rounding) for name in self.candidates}
+            case _:
+                chosen = self._of_all(ratio, rounding)
+        places = {
+            name: Places("elements", self.shapes[name], index) for name, index in chosen.items() if len(index)
+        }
+        return ComponentMask(places=places)
+
+    def _of_rows(self, name: str, ratio: float, rounding: Rounding) -> Tensor:
+        mine, shape = self.candidates[name], self.shapes[name]
+        width = prod(shape[1:])
+        wanted = quotas(shape[0], width, ratio, rounding)
+        order = mine.scores.sort(descending=True, stable=True).indices
+        rows = mine.places[order] // width
+        by_row = rows.sort(stable=True)
+        counts = torch.bincount(by_row.values, minlength=shape[0])
+        first = counts.cumsum(0) - counts
+        rank = torch.arange(len(rows)) - first[by_row.values]
+        kept = order[by_row.indices[rank < wanted[by_row.values]]]
+        return mine.places[kept].sort().values
+
+    def _of_tensor(self, name: str, ratio: float, rounding: Rounding) -> Tensor:
+        mine = self.candidates[name]
+        wanted = int(quotas(1, prod(self.shapes[name]), ratio, rounding))
+        best = mine.scores.sort(descending=True, stable=True).indices[:wanted]
+        return mine.places[best].sort().values
+
+    def _of_all(self, ratio: float, rounding: Rounding) -> dict[str, Tensor]:
+        names = sorted(self.candidates)
+        wanted = int(quotas(1, _total(self.shapes), ratio, rounding))
+        scores = torch.cat([self.candidates[name].scores for name in names])
+        best = torch.zeros(len(scores), dtype=torch.bool)
+        best[scores.sort(descending=True, stable=True).indices[:wanted]] = True
+        parts = best.split([len(self.candidates[name].scores) for name in names])
+        return {name: self.candidates[name].places[part] for name, part in zip(names, parts, strict=True)}
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """All of it for a file."""
+        found = {}
+        for name, mine in self.candidates.items():
+            found[f"{name}::places"] = mine.places
+            found[f"{name}::scores"] = mine.scores
+        return found
+
+    def as_data(self) -> dict[str, Any]:
+        """What the tensors do not say, as plain data."""
+        return {
+            "rule": self.rule,
+            "ratio": self.ratio,
+            "zeros": self.zeros,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+
+def ranked_from(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Ranked:
+    """What ``as_tensors`` and ``as_data`` were made of."""
+    return Ranked(
+        rule=data["rule"],
+        ratio=float(data["ratio"]),
+        zeros=bool(data["zeros"]),
+        shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+        candidates={
+            name: Candidates(places=tensors[f"{name}::places"], scores=tensors[f"{name}::scores"])
+            for name in data["shapes"]
+        },
+    )
+
+
+def rank(scores: Scores, rule: Rule, ratio: float, *, zeros: bool = False) -> Ranked:
+    """The candidates for masks of up to a ratio; scores below zero are never among them.
+
+    Args:
+        scores: Gives the scores tensor by tensor; asked twice for the rule ``global``.
+        rule: What has a quota.
+        ratio: The largest that masks will be asked of.
+        zeros: Whether scores of nothing are taken where there are no others.
+    """
+    if rule == "global":
+        return _rank_all(scores, ratio, zeros)
+    shapes, candidates = {}, {}
+    for name, one in scores():
+        shapes[name] = tuple(one.shape)
+        matrix = one.reshape(one.shape[0], -1) if rule == "row" else one.reshape(1, -1)
+        counts = quotas(matrix.shape[0], matrix.shape[1], ratio, "ceil")
+        places = largest_of_rows(matrix, counts, zeros=zeros)
+        candidates[name] = Candidates(places=places, scores=one.flatten()[places])
+    return Ranked(rule=rule, ratio=ratio, zeros=zeros, shapes=shapes, candidates=candidates)
+
+
+def _rank_all(scores: Scores, ratio: float, zeros: bool) -> Ranked:
+    shapes = {name: tuple(one.shape) for name, one in scores()}
+    count = int(quotas(1, _total(shapes), ratio, "ceil"))
+    places = largest_of_all(scores, count, zeros=zeros)
+    candidates = {
+        name: Candidates(places=places[name], scores=one.flatten()[places[name]]) for name, one in scores()
+    }
+    return Ranked(rule="global", ratio=ratio, zeros=zeros, shapes=shapes, candidates=candidates)
+
+
+def _total(shapes: Mapping[str, Iterable[int]]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def mask_of(scores: Scores, settings: SelectionSettings) -> ComponentMask:
+    """The mask that the settings ask for, straight from the scores."""
+    ranked = rank(scores, settings.rule, settings.ratio, zeros=settings.zeros)
+    return ranked.mask(settings.ratio, settings.rounding)

@@ -1,0 +1,170 @@
+"""How weights are attributed and chosen: the knobs, their defaults, and the published scheme."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from surgery.errors import MethodError, raise_all
+from surgery.record import JSON
+
+Objective: TypeAlias = Literal["base_gap", "denoise"]
+Pairing: TypeAlias = Literal["matched", "shifted"]
+Rule: TypeAlias = Literal["row", "tensor", "global"]
+Rounding: TypeAlias = Literal["carry", "floor", "ceil"]
+Ranking: TypeAlias = Literal["score", "t", "retain", "damage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributionSettings:
+    """What a concept's measure is, and at which noisy pictures it is looked at.
+
+    ``base_gap`` measures how far the prediction for the concept's prompt is from that for the base prompt, at
+    points of the paths that the sampler takes to pictures of the concept. ``denoise`` measures how well the
+    noise of pictures of the concept is predicted; ``pictures`` are drawn unless the concept has its own.
+
+    Attributes:
+        trajectories: Paths of the sampler; prompts take turns.
+        sampling_steps: Steps of each path (DDIM), also of drawn pictures.
+        graded_steps: Steps of each path that are looked at, in the middle of equal parts of it; of a picture,
+            timesteps.
+        guidance: Guidance scale of the paths and drawn pictures.
+        base_prompt: What the concept's prompt is compared with.
+        pairing: ``matched`` looks at a point with its own timestep; ``shifted`` at the point one step later,
+            as published.
+        restart: Whether every graded step has a path of its own with new noise, as published.
+        pictures: Pictures of the objective ``denoise``.
+        standard_errors: Whether the spread between paths (pictures) is kept for each weight.
+    """
+
+    objective: Objective = "base_gap"
+    trajectories: int = 5
+    sampling_steps: int = 20
+    graded_steps: int = 10
+    guidance: float = 3.0
+    base_prompt: str = ""
+    pairing: Pairing = "matched"
+    restart: bool = False
+    pictures: int = 10
+    standard_errors: bool = False
+
+    @property
+    def pairs(self) -> int:
+        """Noisy pictures that are looked at for each concept."""
+        if self.objective == "denoise":
+            return self.pictures * self.graded_steps
+        return self.graded_steps * (1 if self.restart else self.trajectories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionSettings:
+    """Which of the weights are masked, and how strongly.
+
+    Attributes:
+        rule: Whether rows, tensors or all weights together have a quota.
+        ratio: Share of the weights, at most; those that speak against the concept are never taken.
+        rounding: How a row's quota becomes whole: ``carry`` hands what is left over to the next row, so that
+            no layer is skipped; ``floor`` skips (published).
+        ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;
+            ``retain``, the score less ``retain_weight`` times the mean absolute score of the concepts to
+            retain; ``damage``, less ``retain_weight`` times the curvature of their predictions.
+        retain_weight: See ``ranking``.
+        protect: Share of the weights, those that matter most to the concepts to retain, that are never taken.
+        zeros: Whether a weight with a score of exactly nothing may fill a quota (published).
+        strength: What is taken away of a weight: 1 is all of it.
+    """
+
+    rule: Rule = "row"
+    ratio: float = 0.001
+    rounding: Rounding = "carry"
+    ranking: Ranking = "score"
+    retain_weight: float = 1.0
+    protect: float = 0.0
+    zeros: bool = False
+    strength: float = 1.0
+
+
+PUBLISHED_ERASE: Final = (
+    AttributionSettings(sampling_steps=50, graded_steps=50, pairing="shifted", restart=True),
+    SelectionSettings(rounding="floor", zeros=True),
+)
+"""As released: 50 paths of 1 to 50 steps, each looked at where it ends, one step late."""
+
+PUBLISHED_AMPLIFY: Final = (
+    AttributionSettings(objective="denoise", sampling_steps=50, graded_steps=50, pictures=50, guidance=7.5),
+    SelectionSettings(rounding="floor", zeros=True),
+)
+"""As released: 50 pictures, each looked at with all 50 timesteps of the sampler."""
+
+PRESETS: Final = MappingProxyType(
+    {"published-erase": PUBLISHED_ERASE, "published-amplify": PUBLISHED_AMPLIFY}
+)
+
+
+def check_settings(attribution: AttributionSettings, selection: SelectionSettings) -> None:
+    """Refuse settings that cannot be carried out, all faults at once.
+
+    Raises:
+        MethodError: naming each.
+    """
+    faults = [*_words(attribution), *_words(selection), *_ranges(attribution, selection)]
+    if attribution.objective == "base_gap" and attribution.graded_steps > attribution.sampling_steps:
+        faults.append(
+            f"graded_steps is {attribution.graded_steps} and sampling_steps {attribution.sampling_steps}; a "
+            "path has no more points than steps. Grade fewer, or sample with more."
+        )
+    if attribution.restart and attribution.graded_steps != attribution.sampling_steps:
+        faults.append(
+            f"restart looks at the end of a path of every length, {attribution.sampling_steps} in all, and "
+            f"graded_steps is {attribution.graded_steps}; expected the same number."
+        )
+    if attribution.pairing == "shifted" and attribution.objective == "denoise":
+        faults.append("pairing 'shifted' belongs to paths of the sampler; denoise knows the noise it added.")
+    if selection.ranking == "t" and not attribution.standard_errors:
+        faults.append("ranking 't' divides by standard errors; set standard_errors to true.")
+    raise_all(MethodError, faults)
+
+
+def _ranges(attribution: AttributionSettings, selection: SelectionSettings) -> list[str]:
+    counts = ("trajectories", "sampling_steps", "graded_steps", "pictures")
+    shares = ("ratio", "protect")
+    return [
+        *(
+            f"{name} is {getattr(attribution, name)}; expected 1 or more."
+            for name in counts
+            if getattr(attribution, name) < 1
+        ),
+        *(
+            f"{name} is {getattr(selection, name)}; expected a share of at least 0, below 1."
+            for name in shares
+            if not 0 <= getattr(selection, name) < 1
+        ),
+    ]
+
+
+def _words(settings: AttributionSettings | SelectionSettings) -> list[str]:
+    allowed: dict[str, tuple[Any, ...]] = {
+        "objective": get_args(Objective),
+        "pairing": get_args(Pairing),
+        "rule": get_args(Rule),
+        "rounding": get_args(Rounding),
+        "ranking": get_args(Ranking),
+    }
+    return [
+        f"{field.name} is {getattr(settings, field.name)!r}; expected {' or '.join(allowed[field.name])}."
+        for field in fields(settings)
+        if field.name in allowed and getattr(settings, field.name) not in allowed[field.name]
+    ]
+
+
+def as_json(settings: AttributionSettings | SelectionSettings) -> dict[str, JSON]:
+    """The settings as plain data, for keys and reports."""
+    return dict(asdict(settings))
+
+
+def with_given(
+    settings: tuple[AttributionSettings, SelectionSettings],
+    attribution: dict[str, Any],
+    selection: dict[str, Any],
+) -> tuple[AttributionSettings, SelectionSettings]:
+    """The settings with some of them changed."""
+    return replace(settings[0], **attribution), replace(settings[1], **selection)

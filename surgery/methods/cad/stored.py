@@ -1,0 +1,139 @@
+"""Attributions in a store: keys that name all they depend on, and sums that a killed run goes on from."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgery.anatomy import settings_text, weights_digest
+from surgery.diffusion import Models, device_and_dtype
+from surgery.methods.cad.attribution import Attribution, add_samples, attribute, attribution_of
+from surgery.methods.cad.gradients import Grading, Sums
+from surgery.methods.cad.nouns import CadConcept, Measured, Pairs
+from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.settings import AttributionSettings, as_json
+from surgery.record import JSON, file_digest
+from surgery.store import Store
+
+
+class Keys:
+    """What results of one call are named by; the models' digests are made once."""
+
+    def __init__(self, models: Models, grading: Grading, batch: int) -> None:
+        self._models, self._grading, self._batch = models, grading, batch
+
+    @cached_property
+    def _common(self) -> dict[str, JSON]:
+        models: Any = self._models
+        device, dtype = device_and_dtype(models.unet)
+        found: dict[str, JSON] = {
+            "unet": weights_digest(models.unet),
+            "text_encoder": weights_digest(models.text_encoder),
+            "vae": weights_digest(models.vae),
+            "scheduler": settings_text(models.scheduler),
+            "names": list(self._grading.names),
+            "micro_batch": self._grading.micro_batch,
+            "checkpointing": self._grading.checkpointing,
+            "batch": self._batch,
+            "dtype": str(dtype),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
+        second = getattr(models, "text_encoder_2", None)
+        if second is not None:
+            found["text_encoder_2"] = weights_digest(second)
+        return found
+
+    def concept(self, concept: CadConcept, settings: AttributionSettings) -> dict[str, JSON]:
+        """All that one concept's attribution depends on; of the batches, too, which change last bits."""
+        return {
+            **self._common,
+            "attribution": as_json(settings),
+            "prompts": list(concept.prompts),
+            "images": [file_digest(path) for path in concept.images],
+            "seed": concept.seed,
+        }
+
+
+class Shelf:
+    """Attributions of one call; what is half done lies in the store after every path or picture.
+
+    Only the newest sums are kept, and none when the list made of them is safe (``clear``): they are as large
+    as the weights.
+    """
+
+    def __init__(self, store: Store | None, models: Models, grading: Grading, batch: int) -> None:
+        self.keys = Keys(models, grading, batch)
+        self._store, self._models, self._grading, self._batch = store, models, grading, batch
+
+    def pairs(
+        self, concept: CadConcept, settings: AttributionSettings, purpose: str = "attribution"
+    ) -> Pairs:
+        """The concept's noisy pictures, drawn once."""
+        if self._store is None:
+            return self._draw(concept, settings, purpose)
+        meaning: dict[str, JSON] = {
+            "what": "cad pairs",
+            "purpose": purpose,
+            "concept": self.keys.concept(concept, settings),
+        }
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
+            drawn = self._draw(concept, settings, purpose)
+            fields = ("noisy", "timesteps", "target", "prompt", "sample")
+            return {name: getattr(drawn, name) for name in fields}, {"towards": drawn.towards}
+
+        held = self._store.remember(self._store.key(meaning), compute)
+        return Pairs(**held.tensors(), prompts=concept.prompts, towards=held.data["towards"])
+
+    def _draw(self, concept: CadConcept, settings: AttributionSettings, purpose: str) -> Pairs:
+        return pairs_of(self._models, [concept], settings, purpose=purpose, batch=self._batch)[0]
+
+    def attribution(self, concept: CadConcept, settings: AttributionSettings) -> Attribution:
+        """The concept's attribution, gone on with where a stopped run left it."""
+        pairs, store = self.pairs(concept, settings), self._store
+        if store is None:
+            return attribute(self._models, pairs, self._grading, standard_errors=settings.standard_errors)
+        numbers = pairs.sample.unique().tolist()
+        done, values = self._newest(store, concept, settings, len(numbers))
+        rest = pairs.select(torch.isin(pairs.sample, torch.tensor(numbers[done.samples :])))
+        seen = values
+        for _, measured in add_samples(self._models, rest, self._grading, done):
+            seen.append(measured.values)
+            tensors = {f"gradient/{name}": one for name, one in done.gradients.items()}
+            tensors |= {f"square/{name}": one for name, one in (done.squares or {}).items()}
+            key = self._key(store, concept, settings, done.samples)
+            store.put(key, tensors, {"values": torch.cat(seen).tolist()})
+            store.drop(self._key(store, concept, settings, done.samples - 1))
+        whole = Measured(values=torch.cat(seen), timesteps=pairs.timesteps, sample=pairs.sample)
+        return attribution_of(self._models, self._grading.names, done, whole, len(pairs))
+
+    def clear(self, concept: CadConcept, settings: AttributionSettings) -> None:
+        """Throw the concept's sums away."""
+        if self._store is not None:
+            for number in range(1, settings.pairs + 1):
+                self._store.drop(self._key(self._store, concept, settings, number))
+
+    def _newest(
+        self, store: Store, concept: CadConcept, settings: AttributionSettings, most: int
+    ) -> tuple[Sums, list[Tensor]]:
+        for number in range(most, 0, -1):
+            held = store.get(self._key(store, concept, settings, number))
+            if held is not None:
+                tensors = held.tensors()
+                parts = {
+                    kind: {
+                        name.partition("/")[2]: one for name, one in tensors.items() if name.startswith(kind)
+                    }
+                    for kind in ("gradient", "square")
+                }
+                squares = parts["square"] if settings.standard_errors else None
+                sums = Sums(gradients=parts["gradient"], squares=squares, samples=number)
+                return sums, [torch.tensor(held.data["values"])]
+        return Sums(squares={} if settings.standard_errors else None), []
+
+    def _key(self, store: Store, concept: CadConcept, settings: AttributionSettings, number: int) -> str:
+        return store.key(
+            {"what": "cad sums", "samples": number, "concept": self.keys.concept(concept, settings)}
+        )

@@ -1,0 +1,116 @@
+"""Gradients of the measure: against finite differences, and the models stay as they were."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from surgery.anatomy import standing_in, weights_digest, weights_of
+from surgery.diffusion import encode_prompts, predict_noise
+from surgery.errors import MethodError
+from surgery.methods.cad.gradients import Grading, Sums, add_curvature, add_gradients, measure
+from surgery.methods.cad.nouns import Pairs
+from tests.methods.cad.conftest import NAMES
+
+TEXT = "text_encoder/text_model.encoder.layers.2.mlp.fc2.weight"
+
+
+def gradients(models: Any, pairs: Pairs, names: tuple[str, ...] = NAMES, **knobs: Any) -> dict[str, torch.Tensor]:
+    sums = Sums()
+    add_gradients(models, pairs, Grading(names=names, **knobs), sums)
+    return sums.gradients
+
+
+@pytest.mark.parametrize("name", [*NAMES, TEXT])
+def test_a_gradient_is_the_slope_of_the_measure(models: Any, pairs: Pairs, name: str) -> None:
+    weight = weights_of(models, (name,))[name].detach()
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    step = 1e-2 * weight.norm() / direction.norm() * direction
+    up, down = (measure(models, pairs, {name: weight + sign * step}).values.double().sum() for sign in (1, -1))
+    slope = float(up - down) / 2
+    expected = float((gradients(models, pairs, (name,))[name] * step).sum())
+    assert expected == pytest.approx(slope, rel=0.02)
+
+
+def test_micro_batches_and_recomputed_activations_change_nothing_but_rounding(models: Any, pairs: Pairs) -> None:
+    plain = gradients(models, pairs, micro_batch=4)
+    for knobs in ({"micro_batch": 1}, {"checkpointing": True}):
+        other = gradients(models, pairs, **knobs)
+        for name in NAMES:
+            torch.testing.assert_close(other[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+def test_squares_are_those_of_each_path(models: Any, pairs: Pairs) -> None:
+    sums = Sums(squares={})
+    add_gradients(models, pairs, Grading(names=NAMES), sums)
+    each = [gradients(models, pairs.of_sample(number)) for number in range(2)]
+    assert sums.samples == 2
+    assert sums.squares is not None
+    for name in NAMES:
+        torch.testing.assert_close(sums.gradients[name], each[0][name] + each[1][name], rtol=1e-3, atol=1e-5)
+        expected = each[0][name].square() + each[1][name].square()
+        torch.testing.assert_close(sums.squares[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_of_shrunk_weights_is_taken_where_they_are_smaller(models: Any, pairs: Pairs) -> None:
+    name = NAMES[1]
+    shrunk = gradients(models, pairs, (name,), shrunk=0.25)[name]
+    weight = weights_of(models, (name,))[name]
+    before = weight.detach().clone()
+    try:
+        weight.data.mul_(0.75)
+        expected = gradients(models, pairs, (name,))[name]
+    finally:
+        weight.data.copy_(before)
+    torch.testing.assert_close(shrunk, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_models_stay_as_they_were(models: Any, pairs: Pairs) -> None:
+    before = weights_digest(models.unet), [weight.requires_grad for weight in models.unet.parameters()]
+    gradients(models, pairs, checkpointing=True)
+    after = weights_digest(models.unet), [weight.requires_grad for weight in models.unet.parameters()]
+    assert before == after
+    assert all(weight.grad is None for weight in models.unet.parameters())
+    assert not models.unet.is_gradient_checkpointing
+
+
+def test_curvature_is_the_sum_of_squared_derivatives(models: Any, pairs: Pairs) -> None:
+    name = NAMES[1]
+    one = pairs.select(slice(0, 1))
+    sums = Sums(squares={})
+    add_curvature(models, one, Grading(names=(name,)), 200, torch.Generator().manual_seed(0), sums)
+    assert sums.squares is not None
+    found = sums.squares[name] / 200
+    weight = weights_of(models, (name,))[name].detach()
+    for place in ((0, 0), (3, 7), (5, 30)):
+        assert float(found[place]) == pytest.approx(_difference(models, one, name, weight, place), rel=0.4)
+
+
+def _difference(models: Any, one: Pairs, name: str, weight: torch.Tensor, place: tuple[int, int]) -> float:
+    """‖∂ε/∂w‖² of one weight."""
+    text = encode_prompts(models.tokenizer, models.text_encoder, [one.prompts[int(one.prompt[0])]])
+    told = []
+    for sign in (1, -1):
+        moved = weight.clone()
+        moved[place] += sign * 5e-2
+        with torch.no_grad(), standing_in(models, {name: moved}):
+            told.append(predict_noise(models.unet, one.noisy, one.timesteps, text))
+    return float(((told[0] - told[1]) / 1e-1).square().sum())
+
+
+def test_a_weight_that_nothing_flows_into_is_refused(models: Any, pairs: Pairs) -> None:
+    unused = "vae/decoder.conv_in.weight"
+    with pytest.raises(MethodError, match="no gradient reaches 'vae/decoder"):
+        gradients(models, pairs, (NAMES[0], unused))
+
+
+def test_a_measure_that_is_no_number_is_refused(models: Any, pairs: Pairs) -> None:
+    name = NAMES[0]
+    weight = weights_of(models, (name,))[name]
+    before = weight.detach().clone()
+    try:
+        weight.data[0, 0] = torch.nan
+        with pytest.raises(MethodError, match="measure is NaN"):
+            gradients(models, pairs)
+    finally:
+        weight.data.copy_(before)
