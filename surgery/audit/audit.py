@@ -16,6 +16,7 @@ from surgery.audit.patch_side import expectation, open_patch
 from surgery.audit.sides import CheckpointPair, Sides, refuse_strangers
 from surgery.audit.tensors import tensor_rows
 from surgery.audit.words import own_captions, own_words, rank_words, read_captions, read_words
+from surgery.checkpoint.beside import Beside, beside_weights
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.errors import SurgeryError
 from surgery.names import COMPONENTS
@@ -93,14 +94,27 @@ def _audit(
 ) -> AuditRecord:
     phrases, captions = _lists(options, base)  # before the long reading: they may be refused
     rows = tensor_rows(sides, spectra=options.spectra)
+    beside = beside_weights(sides.base, sides.edited) if isinstance(sides, CheckpointPair) else ()
     merge = fit_merge(sides, other, rows) if other and isinstance(sides, CheckpointPair) else None
     claims = classify(
-        Evidence(rows=rows, has_base=sides.has_base, operator=fit_operator(sides, rows), merge=merge)
+        Evidence(
+            rows=rows,
+            has_base=sides.has_base,
+            operator=fit_operator(sides, rows),
+            merge=merge,
+            beside=tuple(str(one) for one in beside if one.keys),
+        )
     )
     words, notes = (
         (None, ()) if base is None or not phrases else rank_words(sides, rows, base, phrases, captions)
     )
-    findings = (*_findings(rows), *_second_copies(sides), *notes, *_unexpected(expected))
+    findings = (
+        *_findings(rows),
+        *_beside_findings(beside),
+        *_second_copies(sides),
+        *notes,
+        *_unexpected(expected),
+    )
     return AuditRecord(
         summary=_summary(rows, claims, words),
         sides=sides.facts,
@@ -183,6 +197,16 @@ def _findings(rows: Sequence[TensorRow]) -> Iterable[Finding]:
             yield Finding(kind="reshaped", subject=row.name, message=message, severity="warning")
 
 
+def _beside_findings(beside: Sequence[Beside]) -> Iterable[Finding]:
+    for one in beside:
+        if one.keys:
+            message = "differ; they are no weights of the pipeline, and no patch carries them"
+            yield Finding(kind="beside", subject=str(one), message=message, severity="warning")
+        if one.nonfinite:
+            message = f"{one.nonfinite:,} elements of the edited are NaN or infinite"
+            yield Finding(kind="not-finite", subject=one.what, message=message, severity="fault")
+
+
 def _second_copies(sides: Sides) -> Iterable[Finding]:
     if not isinstance(sides, CheckpointPair):
         return
@@ -206,7 +230,8 @@ def _summary(rows: Sequence[TensorRow], claims: Sequence[Claim], words: WordRepo
     if not changed:
         others = sum(row.state != "same" for row in rows)
         start = f"No weight has another value; {others} tensors differ otherwise." if others else ""
-        return start or f"Nothing was changed: all {len(rows):,} tensors are the same."
+        nothing = claims[0].statement.rstrip(".") if claims else "Nothing was changed"
+        return start or f"{nothing}: all {len(rows):,} tensors are the same."
     weights = sum(row.changed for row in changed)
     parts = [f"{len(changed):,} of {len(rows):,} tensors changed, {weights:,} weight{'s' * (weights != 1)}"]
     if claims:

@@ -38,6 +38,8 @@ class Evidence:
     has_base: bool
     operator: OperatorFit | None = None
     merge: MergeFit | None = None
+    beside: tuple[str, ...] = ()
+    """What differs beside the weights, in words."""
 
     @property
     def changed(self) -> list[TensorRow]:
@@ -83,7 +85,11 @@ def classify(evidence: Evidence) -> tuple[Claim, ...]:
 def _nothing(evidence: Evidence) -> Iterator[Claim]:
     if all(row.state == "same" for row in evidence.rows):
         count = f"{len(evidence.rows)} tensors, not one bit differs"
-        yield _claim("nothing", "all weights", "certain", "Nothing was changed.", [count], 0)
+        others = [f"what differs beside them: {', '.join(evidence.beside)}"] if evidence.beside else []
+        statement = (
+            "Nothing was changed but what lies beside the weights." if others else "Nothing was changed."
+        )
+        yield _claim("nothing", "all weights", "certain", statement, [count, *others], 0)
 
 
 def _cast(evidence: Evidence) -> Iterator[Claim]:

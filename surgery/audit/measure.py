@@ -46,6 +46,8 @@ class Measured:
         nonfinite_before: NaN and infinite elements of the base.
         nonfinite_after: The same, edited.
         half_equal: Equal once rounded to half precision.
+        rounded_sides: Whether the base's, and the edited, numbers that differ are rounded to half precision
+            themselves: then the other side is what they were rounded from.
 
     Elements that are not finite on either side are left out of all sums.
     """
@@ -62,6 +64,7 @@ class Measured:
     nonfinite_before: int = 0
     nonfinite_after: int = 0
     half_equal: bool = True
+    rounded_sides: tuple[bool, bool] = (True, True)
     _columns: Any = field(default=None, repr=False)
     _last_row: int = field(default=-1, repr=False)
 
@@ -107,7 +110,7 @@ class Measured:
         if changed:
             self._count_places(differs, changed, *place)
             if self.half_equal:
-                self.half_equal = bool((before.half() == after.half()).all())
+                self._round(before, after)
         old = before.float().reshape(-1)
         square = float(torch.dot(old, old))
         quick = before.dtype in _QUICK and square < _LARGEST  # false for NaN too
@@ -130,6 +133,14 @@ class Measured:
             touched = old * torch.from_numpy(differs).reshape(-1)
             self.touched_square += float(torch.dot(touched, touched))
         self.zero_signs += changed - int(torch.count_nonzero(change))
+
+    def _round(self, before: Tensor, after: Tensor) -> None:
+        """Whether this piece is alike in half precision, and which side is in it already."""
+        halves = before.half(), after.half()
+        self.half_equal = bool((halves[0] == halves[1]).all())
+        sides = zip(self.rounded_sides, halves, (before, after), strict=True)
+        first, second = (known and bool((half.to(side) == side).all()) for known, half, side in sides)
+        self.rounded_sides = first, second
 
     def _count_places(self, differs: Any, changed: int, row: int, column: int) -> None:
         """Rows and columns with changes; quick where all elements differ or all columns are known."""

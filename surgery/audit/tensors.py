@@ -114,7 +114,9 @@ def _state(listed: Listed, measured: Measured) -> State:
     if not real:
         one_type = listed.dtypes[0] == listed.dtypes[1]
         return "same" if one_type and not measured.changed else "cast"
-    return "rounded" if measured.half_equal else "changed"
+    # in one type, two models may differ by less than half precision shows, and neither is the other's copy
+    copied = listed.dtypes[0] != listed.dtypes[1] or any(measured.rounded_sides)
+    return "rounded" if measured.half_equal and copied else "changed"
 
 
 def _as_recorded(sides: PatchAlone, row: TensorRow) -> TensorRow:

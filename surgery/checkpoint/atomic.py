@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,6 +23,8 @@ from surgery.errors import SurgeryError
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 Hook: TypeAlias = Callable[[str, Path], None]
+
+_NO_REPLACE, _EXCHANGE = 1, 2  # RENAME_NOREPLACE and RENAME_EXCHANGE of <linux/fs.h>
 
 _hook: ContextVar[Hook | None] = ContextVar("surgery_write_hook", default=None)
 
@@ -52,7 +54,10 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         fsync(temporary)
         refuse_existing(path, overwrite)
-        rename(temporary, path)
+        if overwrite:
+            rename(temporary, path)
+        else:
+            _give_name(temporary, path)
 
 
 @contextmanager
@@ -75,7 +80,18 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if path.exists():
             _replace_folder(temporary, path)
         else:
-            rename(temporary, path)
+            _give_name(temporary, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for the length of the block; what a kill leaves goes with the next writer."""
+    folder = _beside(path, "partial")
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def write_bytes(path: Path, chunks: Iterable[Bytes]) -> None:
@@ -114,6 +130,22 @@ def rename(source: Path, target: Path) -> None:
     with _worded("rename to", target):
         _step("rename", target)
         source.replace(target)
+
+
+def _give_name(source: Path, target: Path) -> None:
+    """Move ``source`` to a name that nothing has; where another writer was faster, its result stays.
+
+    Raises:
+        SurgeryError: when something stands there by now, or the disk refuses.
+    """
+    with _worded("rename to", target):
+        _step("rename", target)
+        done = _rename_flags(source, target, _NO_REPLACE)
+        if done is None:  # the system cannot; between the look before and this lies next to no time
+            source.replace(target)
+        elif not done:
+            refuse_existing(target, overwrite=False)
+            source.replace(target)
 
 
 def replace(source: Path, target: Path) -> None:
@@ -163,13 +195,16 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 def _swap_names(left: Path, right: Path) -> bool:
     """Exchange two names in one step; False where the system or the file system cannot."""
-    if sys.platform != "linux":
-        return False
-    swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    if swap is None:
-        return False
-    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
-    outcome = swap(at_working_folder, os.fsencode(left), at_working_folder, os.fsencode(right), exchange)
+    return bool(_rename_flags(left, right, _EXCHANGE))
+
+
+def _rename_flags(source: Path, target: Path, flags: int) -> bool | None:
+    """Linux' renameat2; whether it was done, or None where the system does not have it."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if call is None:
+        return None
+    at_working_folder = -100  # AT_FDCWD of <fcntl.h>
+    outcome = call(at_working_folder, os.fsencode(source), at_working_folder, os.fsencode(target), flags)
     return bool(outcome == 0)
 
 
@@ -179,11 +214,59 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     Raises:
         SurgeryError: when ``path`` exists and ``overwrite`` is not set.
     """
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise SurgeryError(
             f"{path} exists already; a new name was expected. "
-            "Choose another output, or allow it to be replaced (overwrite)."
+            "Choose another output, or allow it to be replaced (--overwrite)."
         )
+
+
+def check_outputs(
+    outputs: Iterable[Path | None], inputs: Sequence[Path | None], *, overwrite: bool = False
+) -> None:
+    """Refuse files to write, before any work for them, that cannot be written or would cost an input.
+
+    Args:
+        outputs: Files to write; None for those that were not asked for.
+        inputs: Files and folders that are read; none is ever written to or into.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        SurgeryError: when an output is an input, by whatever name, or lies in one; when two outputs are one;
+            when one exists and may not be replaced, is a folder, or stands where nothing can be written.
+    """
+    wanted = [path for path in outputs if path is not None]
+    for number, path in enumerate(wanted):
+        refuse_inputs(path, [*inputs, *wanted[:number]])
+        if path.is_dir():
+            raise SurgeryError(f"{path} is a folder; a new file was expected. Name a file in it.")
+        refuse_existing(path, overwrite)
+        refuse_unwritable(path)
+
+
+def refuse_inputs(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse a file or folder to write that is an input, by whatever name, lies in one, or holds one.
+
+    Raises:
+        SurgeryError: naming both.
+    """
+    for other in inputs:
+        if other is not None and _one_place(output, other):
+            raise SurgeryError(
+                f"the output {output} and {other}, which this command uses too, are one or lie inside each "
+                "other; a place of its own was expected. Choose another name."
+            )
+
+
+def _one_place(output: Path, other: Path) -> bool:
+    """Whether two paths are one file, or one of them is a folder that the other lies in."""
+    try:
+        if output.exists() and other.exists() and output.samefile(other):
+            return True
+        inner, outer = output.resolve(), other.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null in a name: said when it is opened
+        return False
+    return inner == outer or outer in inner.parents or inner in outer.parents
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -246,6 +329,10 @@ def _worded(action: str, path: Path) -> Iterator[None]:
     """Turn an error of the operating system into one that says what to do."""
     try:
         yield
+    except IsADirectoryError as error:
+        raise SurgeryError(
+            f"cannot {action} {path}: a folder stands there, and a file was expected. Choose another name."
+        ) from error
     except (FileExistsError, NotADirectoryError) as error:
         raise SurgeryError(
             f"cannot {action} {path}: a file stands where a folder was expected. Choose another place."

@@ -15,7 +15,7 @@ from surgery.errors import SurgeryError, brief, raise_all
 HEADER_LIMIT: Final = 25_000_000  # bytes; the library's limit is 100 MB, the largest of SDXL's take 0.4 MB
 TENSOR_LIMIT: Final = 2**31  # bytes; the largest of SDXL in single precision takes 253 MB
 LONGEST_KEY: Final = 1000
-_MOST_TENSORS: Final = 30_000  # SDXL has 2,500
+MOST_TENSORS: Final = 100_000  # SDXL has 2,500; a patch of many masks has as many parts for each of them
 _MOST_AXES: Final = 16
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
@@ -163,8 +163,8 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int, Stamp]:
         raise ValueError(f"its header {error}") from error
     if not isinstance(table, dict):
         raise ValueError("its header is no JSON object")
-    if len(table) > _MOST_TENSORS:
-        raise ValueError(f"its header names {len(table)} tensors, more than the {_MOST_TENSORS} allowed")
+    if len(table) > MOST_TENSORS:
+        raise ValueError(f"its header names {len(table)} tensors, more than the {MOST_TENSORS} allowed")
     return table, 8 + length, stamp
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import Bytes
 from surgery.checkpoint.digest import tensor_bytes
-from surgery.checkpoint.header import DTYPE_NAMES, HEADER_LIMIT, TensorEntry
+from surgery.checkpoint.header import DTYPE_NAMES, HEADER_LIMIT, MOST_TENSORS, TensorEntry
 from surgery.checkpoint.reader import read_chunks, read_tensor
 from surgery.errors import CheckpointError
 
@@ -59,7 +59,7 @@ def safetensors_chunks(tensors: Mapping[str, Written], metadata: Mapping[str, st
     Each piece is good until the next one is asked for.
 
     Raises:
-        CheckpointError: when the header would be longer than safetensors allows.
+        CheckpointError: when the header would be longer, or name more tensors, than readers allow.
     """
     ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0]))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
@@ -74,9 +74,10 @@ def safetensors_chunks(tensors: Mapping[str, Written], metadata: Mapping[str, st
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    if len(text) > HEADER_LIMIT:
+    if len(text) > HEADER_LIMIT or len(ordered) > MOST_TENSORS:
         raise CheckpointError(
-            f"the header would take {len(text)} bytes; {HEADER_LIMIT} are allowed. Shorten it."
+            f"the header would take {len(text)} bytes for {len(ordered)} tensors; {HEADER_LIMIT} bytes and "
+            f"{MOST_TENSORS} tensors are allowed, and readable. Write several files."
         )
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:

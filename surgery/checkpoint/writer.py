@@ -27,6 +27,7 @@ Make = Callable[[], Tensor | Iterator[Tensor]]
 Replacements = Mapping[str, Make]
 """By canonical name, what makes the new tensor when its turn comes, whole or in blocks of rows."""
 
+_WEIGHTS: Final = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _HASH: Final = "modelspec.hash_sha256"
 
 
@@ -55,6 +56,7 @@ def write_checkpoint(
         entry = checkpoint.entry(name)
         in_file.setdefault(entry.file, []).append((entry, make))
     _warn_of_hashes(checkpoint, in_file)
+    _warn_of_copies(checkpoint, in_file)
     stamps = {path: header.stamp for path, header in checkpoint.headers.items()}
     if checkpoint.layout == "single":
         with atomic_file(out, overwrite=overwrite) as temporary:
@@ -141,6 +143,14 @@ def _refuse_misfit(entry: TensorEntry, dtype: torch.dtype, shape: tuple[int, ...
             f"tensor {entry.key!r} of {entry.file} has shape {entry.shape} and type {entry.dtype}; "
             f"its replacement has {shape} and {dtype}."
         )
+
+
+def _warn_of_copies(checkpoint: Checkpoint, changed: Collection[Path]) -> None:
+    """Whole models that lie in a folder beside its components stay as they are, for whoever loads them."""
+    if checkpoint.layout == "folder" and changed:
+        for file in sorted(checkpoint.path.iterdir()):
+            if file.suffix.lower() in _WEIGHTS and file.is_file():
+                _log.warning("%s is no part of the folder's pipeline; it is copied without the change", file)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -50,7 +50,7 @@ def carried_by(provenance: Mapping[str, Any]) -> list[JSON]:
 
 def _faults(name: str, patch: Patch, base: Checkpoint) -> Iterable[str]:
     states = [
-        state_of(change, entry_digest(tensor, base.entry(tensor))).after
+        state_of(change, entry_digest(tensor, base.entry(tensor)), base.entry(tensor).dtype).after
         if tensor in base.tensors and tuple(base.entry(tensor).shape) == change.shape
         else None
         for tensor, change in patch.changes.items()

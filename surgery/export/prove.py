@@ -101,7 +101,7 @@ def _compared(
             tensor = canonical(component, path)
             held = parameter.detach()
             if tensor in patch.changes:
-                after = patch.changes[tensor].after.value16
+                after = patch.changes[tensor].after_in(held.dtype)
                 tensors[tensor] = tensor_digest(tensor, held).value16 == after
             elif not torch.equal(held, checkpoint.read(tensor).to(dtype)):
                 strays.append(tensor)

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
-from surgery.checkpoint.atomic import atomic_folder, make_folder, write_bytes
+from surgery.checkpoint.atomic import atomic_folder, make_folder, scratch_folder, write_bytes
 from surgery.checkpoint.convert import convert_checkpoint
 from surgery.checkpoint.header import open_header
 from surgery.checkpoint.keymap import WEIGHT_STEMS
@@ -92,9 +90,8 @@ def _new(job: Job, name: str) -> Lazy:
 def _edited(job: Job) -> Iterator[Checkpoint]:
     """The base as a checkpoint whose touched weights lie edited in a file of their own, beside the output."""
     tensors: dict[str, Written] = {name: _new(job, name) for name in job.patch.changes}
-    make_folder(job.out.parent)
-    with TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as place:
-        file = Path(place) / "edited.safetensors"
+    with scratch_folder(job.out) as place:
+        file = place / "edited.safetensors"
         write_bytes(file, safetensors_chunks(tensors, {}))
         entries = {entry.key: entry for entry in open_header(file, CheckpointError).entries}
         yield replace(job.checkpoint, tensors={**job.checkpoint.tensors, **entries})

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest
-from surgery.patch.match import Agreement, agreement, match_any, match_base, refuse_misfits
+from surgery.patch.match import Agreement, match_any, match_base, refuse_misfits, state_of
 from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
 from surgery.patch.terms import refuse_strength
-from surgery.patch.undo import Edits, Overwritten, write_undo
+from surgery.patch.undo import Edits, Overwritten, undo_file
 
 _log = logging.getLogger(__name__)
 
@@ -103,10 +104,13 @@ def apply_patch(
         name: _applied(patch, name, overwritten, agreements[name], strength)
         for name, overwritten in planned.items()
     }
-    if undo is not None:
-        write_undo(undo, patch_digest(patch), planned, edits, overwrite=overwrite)
     replacements = {name: partial(_after, edits, name) for name in planned if planned[name].changed}
-    write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
+    # the old bits are safe before the new checkpoint stands
+    kept: AbstractContextManager[None] = nullcontext()
+    if undo is not None:
+        kept = undo_file(undo, patch_digest(patch), planned, edits, overwrite=overwrite)
+    with kept:
+        write_checkpoint(checkpoint, out, replacements, overwrite=overwrite)
     return ApplyReport(out=out, strength=strength, tensors=tensors)
 
 
@@ -134,8 +138,8 @@ def _applied(
     Raises:
         PatchError: when a base that agrees bit for bit leads to another outcome.
     """
-    recorded = patch.changes[name].after
-    result = agreement(overwritten.after, recorded) if strength == 1 else None
+    change, recorded = patch.changes[name], patch.changes[name].after
+    result = state_of(change, overwritten.after, overwritten.dtype).after if strength == 1 else None
     if strength == 1 and base == "bytes" and result != "bytes":
         raise PatchError(
             f"tensor {name!r} came out as {overwritten.after.bytes[:12]}; the patch records "

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
+from torch import Tensor
 
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.delta.forms import Form, LowRank, Operator
@@ -19,6 +20,9 @@ from surgery.patch.model import Change, Patch, change_at
 from surgery.patch.terms import Term, conflicts, content_digest
 from surgery.record import JSON
 from surgery.store.libraries import library_versions
+
+# Of the largest singular value: what is smaller is a row that others make up, with what rounding left of it.
+_DEPENDENT: Final = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +123,16 @@ def _common_keys(first: Sequence[Form], second: Sequence[Form]) -> float | None:
         ]
         if not rows:
             return None
-        spaces.append(torch.linalg.qr(torch.cat(rows).T).Q)
+        spaces.append(_row_space(torch.cat(rows)))
+    if not all(space.numel() for space in spaces):
+        return 0.0
     return float(torch.linalg.matrix_norm(spaces[0].T @ spaces[1], ord=2).clamp(max=1))
+
+
+def _row_space(rows: Tensor) -> Tensor:
+    """An orthonormal basis, in columns; rows of nothing, and those that others make up, add none."""
+    _, values, right = torch.linalg.svd(rows, full_matrices=False)
+    return torch.as_tensor(right[values > _DEPENDENT * values.amax()].T)
 
 
 def _misfits(patches: Sequence[Patch]) -> Iterator[str]:

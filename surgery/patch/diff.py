@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from surgery.checkpoint.beside import beside_weights
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
-from surgery.delta.algebra import change_of
 from surgery.delta.delta import Delta
 from surgery.delta.exact import on_grid
 from surgery.delta.forms import Form, LowRank, Replace
 from surgery.delta.places import Kind, Places
 from surgery.errors import PatchError, nearest, raise_all
 from surgery.patch.encoding import encode
-from surgery.patch.model import Patch, make_patch
+from surgery.patch.model import SUPPORTED, Patch, make_patch
 from surgery.patch.rounding import bits_of
-from surgery.patch.terms import Term
+from surgery.patch.terms import Term, all_finite
+from surgery.patch.terms import edited as edited_by
 from surgery.progress import track
 
 SOURCE = "diff"
@@ -30,10 +31,12 @@ class Difference:
     Attributes:
         patch: Leads from the base to the edited checkpoint: exactly, or within ``errors``.
         errors: Per touched tensor the largest error of an element; 0 where the patch is exact.
+        left_out: What differs beside the weights, in words; no patch carries it.
     """
 
     patch: Patch
     errors: Mapping[str, float]
+    left_out: tuple[str, ...] = ()
 
 
 def diff_checkpoints(
@@ -65,16 +68,23 @@ def diff_checkpoints(
     for name in track(sorted(before.tensors), "diff", unit="tensor"):
         old = before.read(name)
         new, fault = _as_stored(name, after.read(name), old.dtype)
+        if not all_finite(new) and not torch.equal(bits_of(old), bits_of(new)):
+            fault.append(
+                f"tensor {name!r} of {edited} holds NaN or infinity; finite numbers were expected. Audit it."
+            )
         faults += fault
         if fault or torch.equal(bits_of(old), bits_of(new)):
             continue
         forms[name] = _form(old, new, rank, keep_old=keep_old)
         errors[name] = _error(forms[name], old, new)
     raise_all(PatchError, faults)
+    left_out = tuple(str(one) for one in beside_weights(before, after) if one.keys)
     if not forms:
-        raise PatchError(f"{edited} holds the same values as {base}; there is nothing to write.")
+        but = f" but for {', '.join(left_out)}, which no patch carries" if left_out else ""
+        raise PatchError(f"{edited} holds the same values as {base}{but}; there is nothing to write.")
     term = Term(delta=Delta(forms), source=SOURCE)
-    return Difference(patch=make_patch([term], before, {"method": SOURCE}), errors=errors)
+    patch = make_patch([term], before, {"method": SOURCE})
+    return Difference(patch=patch, errors=errors, left_out=left_out)
 
 
 def _mismatches(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
@@ -92,6 +102,12 @@ def _mismatches(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
         old, new = before.entry(name), after.entry(name)
         if old.shape != new.shape:
             yield f"tensor {name!r} has shape {old.shape} in {before.path} and {new.shape} in {after.path}."
+        for checkpoint, entry in ((before, old), (after, new)):
+            if entry.dtype not in SUPPORTED:
+                yield (
+                    f"tensor {name!r} of {checkpoint.path} is stored as {entry.dtype}; fp16, bf16 or fp32 "
+                    "was expected. Take the model in one of these."
+                )
 
 
 def _as_stored(name: str, new: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[str]]:
@@ -140,4 +156,5 @@ def _bytes(form: Replace) -> int:
 def _error(form: Form, old: Tensor, new: Tensor) -> float:
     if isinstance(form, Replace):
         return 0.0
-    return float((change_of(form, old) - (new.double() - old.double())).abs().max())
+    made = edited_by([(form, 1.0)], "", old)  # with both of its roundings
+    return float((made.double() - new.double()).abs().max())

@@ -127,17 +127,37 @@ def _index(places: Places) -> tuple[str, dict[str, Tensor]]:
     limit = prod(places.shape)
     if places.kind != "elements":
         return "list", {"index": _narrow(places.index, max(places.shape[:2]))}
-    choices = [("flat", {"index": _narrow(places.index, limit)})]
-    choices += [("gaps", {"gaps": gaps_of(places.index, kind)}) for kind in _GAPS if len(places.index)]
-    choices.append(("bits", {"bits": _bits(places.index, limit)}))
-    return min(choices, key=lambda choice: sum(t.numel() * t.element_size() for t in choice[1].values()))
+    return _smallest(places.index, limit)
+
+
+def _smallest(index: Tensor, limit: int) -> tuple[str, dict[str, Tensor]]:
+    """The shortest way to write elements; the others are never made, since a shape may be a lie."""
+    skipped = _skipped(index)
+    flat = len(index) * _type_for(limit).itemsize
+    sizes: dict[tuple[str, torch.dtype], int] = {("flat", torch.int64): flat}
+    for kind, most in _GAPS.items():
+        sizes["gaps", kind] = (len(index) + int((skipped // most).sum())) * kind.itemsize
+    sizes["bits", torch.uint8] = -(-limit // 8)
+    name, kind = min(sizes, key=lambda choice: sizes[choice])
+    if name == "gaps":
+        return name, {"gaps": gaps_of(index, kind)}
+    return name, {"index": _narrow(index, limit)} if name == "flat" else {"bits": _bits(index, limit)}
 
 
 def _narrow(index: Tensor, limit: int) -> Tensor:
     """Whole numbers below ``limit`` in the narrowest type of the format."""
+    return index.to(_type_for(limit))
+
+
+def _type_for(limit: int) -> torch.dtype:
     if limit <= 1 << 16:
-        return index.to(torch.uint16)
-    return index.to(torch.int32 if limit <= 1 << 31 else torch.int64)
+        return torch.uint16
+    return torch.int32 if limit <= 1 << 31 else torch.int64
+
+
+def _skipped(index: Tensor) -> Tensor:
+    """How many positions lie between each element and the one before it."""
+    return torch.diff(index, prepend=torch.tensor([-1])) - 1
 
 
 def gaps_of(index: Tensor, kind: torch.dtype) -> Tensor:
@@ -145,8 +165,7 @@ def gaps_of(index: Tensor, kind: torch.dtype) -> Tensor:
 
     The largest number of the type stands for so many positions without an element at their end.
     """
-    skipped = torch.diff(index, prepend=torch.tensor([-1])) - 1
-    most = _GAPS[kind]
+    skipped, most = _skipped(index), _GAPS[kind]
     whole = skipped // most
     found = torch.full((len(index) + int(whole.sum()),), most, dtype=torch.int64)
     found[torch.arange(len(index)) + whole.cumsum(0)] = skipped % most

@@ -12,7 +12,7 @@ from surgery.checkpoint.header import DTYPE_NAMES, open_header, read_header
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
-from surgery.patch.manifest import VERSION, metadata_of, patch_from, tensors_in
+from surgery.patch.manifest import VERSION, metadata_of, patch_from, refuse_version, tensors_in
 from surgery.patch.model import Patch
 
 _CONTENT = "sdpatch.content"
@@ -75,10 +75,7 @@ def _refuse_other_files(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path} is a safetensors file, but no patch of this program (no sdpatch.version in its header). "
             "A LoRA or a checkpoint cannot be used in place of a patch."
         )
-    if version != VERSION:
-        raise PatchError(
-            f"{path} is a patch of version {version!r}; this program knows {VERSION!r}. Update sd-surgery."
-        )
+    refuse_version(version, VERSION, f"{path} is a patch")
 
 
 def _content(patch: Patch) -> tuple[dict[str, Tensor], dict[str, str]]:

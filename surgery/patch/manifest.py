@@ -4,18 +4,19 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from surgery.checkpoint.digest import Digest
-from surgery.checkpoint.header import DTYPE_NAMES, DTYPES
+from surgery.checkpoint.header import DTYPE_NAMES, DTYPES, TENSOR_LIMIT
 from surgery.checkpoint.texts import parse_json
 from surgery.delta.algebra import fits, shape_of
 from surgery.delta.delta import Delta
 from surgery.delta.forms import Form, Replace
-from surgery.errors import NumericsError, PatchError, nearest
+from surgery.errors import NumericsError, PatchError, brief, nearest
 from surgery.names import split
 from surgery.patch.encoding import decode, encode
 from surgery.patch.kohya import FAMILIES, Family, lora_metadata
@@ -150,7 +151,7 @@ def _unread(patch: Patch, tensors: Mapping[str, Tensor]) -> list[str]:
     faults += [
         f"tensor {key!r} is not as the terms describe it"
         for key in sorted(tensors.keys() & written.keys())
-        if not torch.equal(written[key], tensors[key])
+        if written[key].dtype != tensors[key].dtype or not torch.equal(written[key], tensors[key])
     ]
     return faults
 
@@ -230,14 +231,18 @@ def _change(name: str, raw: Any) -> Change:
     dtype = DTYPES.get(raw["dtype"])
     if dtype not in SUPPORTED:
         raise ValueError(f"is of type {raw['dtype']!r}, which cannot be patched")
+    shape = tuple(int(size) for size in raw["shape"])
+    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize > TENSOR_LIMIT:
+        raise ValueError(f"has the shape {shape}, which no Stable Diffusion has")
     return Change(
         dtype=dtype,
-        shape=tuple(int(size) for size in raw["shape"]),
+        shape=shape,
         before=digest_from(raw["before"]),
         after=digest_from(raw["after"]),
         changed=int(raw["changed"]),
         largest=float(raw["largest"]),
         norm=float(raw["norm"]),
+        half=None if raw.get("half") is None else _sha256(raw["half"]),
     )
 
 
@@ -250,6 +255,7 @@ def _change_json(change: Change) -> dict[str, object]:
         "changed": change.changed,
         "largest": change.largest,
         "norm": change.norm,
+        **({} if change.half is None else {"half": change.half}),
     }
 
 
@@ -259,16 +265,33 @@ def digest_from(raw: Any) -> Digest:
     Raises:
         ValueError: when it holds no sha256; the message continues "tensor <name> ".
     """
-    digest = Digest(bytes=raw["bytes"], value16=raw["value16"])
-    for text in (digest.bytes, digest.value16):
-        if not re.fullmatch("[0-9a-f]{64}", text):
-            raise ValueError(f"has {text!r} where a sha256 was expected")
-    return digest
+    return Digest(bytes=_sha256(raw["bytes"]), value16=_sha256(raw["value16"]))
+
+
+def _sha256(text: Any) -> str:
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"has {text!r} where a sha256 was expected")
+    return text
 
 
 def digest_json(digest: Digest) -> dict[str, str]:
     """A digest pair as plain data."""
     return {"bytes": digest.bytes, "value16": digest.value16}
+
+
+def refuse_version(version: object, known: str, what: str) -> None:
+    """Refuse a file of a later version, or of one that never was; minor versions are read as their major.
+
+    Raises:
+        PatchError: beginning with ``what``.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,3})(?:\.\d{1,4})?", version) if isinstance(version, str) else None
+    if match is None:
+        raise PatchError(f"{what} of version {brief(version)}; expected {known!r}. Is the file damaged?")
+    if int(match[1]) > int(known):
+        raise PatchError(
+            f"{what} of version {version}; this program knows those up to {known}. Update sd-surgery."
+        )
 
 
 def _form_json(form: Form) -> dict[str, object]:

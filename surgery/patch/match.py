@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+
+import torch
 
 from surgery.checkpoint.digest import Digest, entry_digest
 from surgery.checkpoint.layout import Checkpoint
 from surgery.errors import PatchError, nearest, raise_all
-from surgery.patch.model import Change, Patch
+from surgery.patch.model import SUPPORTED, Change, Patch
+
+_OTHER_BASE: Final = (
+    "Applying takes a fine-tune as well (--allow-other-base); the outcome is then not claimed."
+)
 
 Agreement = Literal["bytes", "value16"]
 """How a tensor agrees with a digest: bit for bit, or after rounding to half precision with -0 read as +0."""
@@ -31,9 +37,17 @@ class State:
         return "before"
 
 
-def state_of(change: Change, found: Digest) -> State:
-    """How a tensor with the digest ``found`` stands to a patch that changes it so."""
-    return State(before=agreement(found, change.before), after=agreement(found, change.after))
+def state_of(change: Change, found: Digest, stored: torch.dtype) -> State:
+    """How a tensor with the digest ``found``, stored as ``stored``, stands to a patch that changes it so.
+
+    Where only bytes can tell before from after, in the patch's own precision, other bytes are no outcome.
+    """
+    before = agreement(found, change.before)
+    after: Agreement | None = "bytes" if found.bytes == change.after.bytes else None
+    if after is None and found.value16 == change.after_in(stored):
+        alike = before == "value16" and stored == change.dtype and change.before.bytes != change.after.bytes
+        after = None if alike else "value16"
+    return State(before=before, after=after)
 
 
 def agreement(found: Digest, recorded: Digest) -> Agreement | None:
@@ -71,7 +85,7 @@ def match_base(
         found = {name: entry_digest(name, checkpoint.entry(name)) for name in patch.changes}
     agreements = match_any(patch, checkpoint, found)
     faults = [
-        base_fault(name, patch.changes[name], checkpoint, found[name])
+        f"{base_fault(name, patch.changes[name], checkpoint, found[name])} {_OTHER_BASE}"
         for name, agreed in agreements.items()
         if agreed is None
     ]
@@ -92,7 +106,10 @@ def match_any(
     Raises:
         PatchError: when the patch was applied already.
     """
-    states = {name: state_of(change, found[name]) for name, change in patch.changes.items()}
+    states = {
+        name: state_of(change, found[name], checkpoint.entry(name).dtype)
+        for name, change in patch.changes.items()
+    }
     refuse_applied(states, str(checkpoint.path))
     return {name: state.before for name, state in states.items()}
 
@@ -116,14 +133,22 @@ def base_fault(name: str, change: Change, checkpoint: Checkpoint, found: Digest)
     return (
         f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]} (half precision "
         f"{found.value16[:12]}); this patch was made for {change.before.bytes[:12]} "
-        f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since? Allow another "
-        "base (allow_other_base) to patch a fine-tune; the outcome is then not claimed."
+        f"({change.before.value16[:12]}). Is it another base, or patched or fine-tuned since?"
     )
 
 
 def shape_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
-    """Touched tensors that the checkpoint lacks or has in another shape or type family."""
+    """Touched tensors that the checkpoint lacks or has in another shape; or that it is of another family.
+
+    The text encoders of two families may be alike in every number, and mean other things to their U-Nets.
+    """
     faults = []
+    families = {patch.architecture, checkpoint.architecture}
+    if len(families - {"unknown"}) > 1:
+        faults.append(
+            f"{checkpoint.path} is a {checkpoint.architecture}; this patch was made for a "
+            f"{patch.architecture}. Choose a checkpoint of that family."
+        )
     for name, change in patch.changes.items():
         entry = checkpoint.tensors.get(name)
         if entry is None:
@@ -135,6 +160,11 @@ def shape_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
             faults.append(
                 f"tensor {name!r} of {checkpoint.path} has shape {entry.shape}; this patch was made for "
                 f"{change.shape}. The base is a {patch.architecture}; is this one?"
+            )
+        elif entry.dtype not in SUPPORTED:
+            faults.append(
+                f"tensor {name!r} of {checkpoint.path} is stored as {entry.dtype}; fp16, bf16 or fp32 was "
+                "expected. Take the model in one of these."
             )
     return faults
 

@@ -41,6 +41,9 @@ class Change:
         changed: Number of elements whose bits change.
         largest: The largest absolute change of an element.
         norm: Frobenius norm of the change.
+        half: The ``value16`` digest of what the patch makes of the base's half-precision copy: rounding the
+            weight before or after the change is added is not the same. None where the base is in half
+            precision itself, where that cannot hold the outcome, and in older patches.
     """
 
     dtype: torch.dtype
@@ -50,6 +53,11 @@ class Change:
     changed: int
     largest: float
     norm: float
+    half: str | None = None
+
+    def after_in(self, stored: torch.dtype) -> str | None:
+        """The ``value16`` digest of the outcome in a copy of the base stored as ``stored``."""
+        return self.half if stored == torch.float16 and self.half is not None else self.after.value16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +173,15 @@ def storable(delta: Delta) -> Delta:
 
 
 def edit_blocks(
-    terms: Sequence[Term], checkpoint: Checkpoint, name: str, strength: float = 1.0
+    terms: Sequence[Term],
+    checkpoint: Checkpoint,
+    name: str,
+    strength: float = 1.0,
+    stored: torch.dtype | None = None,
 ) -> Iterator[Edit]:
-    """What terms make of one weight of the base, block of rows by block of rows."""
-    for start, before in read_blocks(checkpoint.entry(name)):
+    """What terms make of one weight of the base, block of rows by block of rows; perhaps of a copy's."""
+    for start, weight in read_blocks(checkpoint.entry(name)):
+        before = weight if stored is None else weight.to(stored)
         rows = (start, start + len(before)) if before.ndim else None
         yield Edit(before, edited(forms_of(terms, name, strength, rows), name, before))
 
@@ -192,7 +205,20 @@ def change_at(terms: Sequence[Term], checkpoint: Checkpoint, name: str, before: 
         changed=changed,
         largest=largest,
         norm=math.sqrt(squares),
+        half=None if entry.dtype == torch.float16 else _half(terms, checkpoint, name),
     )
+
+
+def _half(terms: Sequence[Term], checkpoint: Checkpoint, name: str) -> str | None:
+    """The digest of the outcome in the base's half-precision copy; None where that cannot hold it."""
+    entry = checkpoint.entry(name)
+    hashes = TensorHash(name, torch.float16, entry.shape)
+    try:
+        for edit in edit_blocks(terms, checkpoint, name, stored=torch.float16):
+            hashes.add(edit.after)
+    except PatchError:
+        return None
+    return hashes.digest().value16
 
 
 def _misfits(terms: Sequence[Term], checkpoint: Checkpoint) -> Iterable[str]:

@@ -165,10 +165,10 @@ def _from_base(patch: Patch, checkpoint: Checkpoint, base: Checkpoint) -> Replac
     raise_all(PatchError, faults)
     for name, change in patch.changes.items():
         of_base = entry_digest(name, base.entry(name))
-        if state_of(change, of_base).before is None:
+        if state_of(change, of_base, base.entry(name).dtype).before is None:
             faults.append(base_fault(name, change, base, of_base))
         found = entry_digest(name, checkpoint.entry(name))
-        if state_of(change, found).after is None:
+        if state_of(change, found, checkpoint.entry(name).dtype).after is None:
             faults.append(
                 f"tensor {name!r} of {checkpoint.path} has the digest {found.bytes[:12]}; this patch leaves "
                 f"{change.after.bytes[:12]}. Was it applied at another strength, or another patch after it? "

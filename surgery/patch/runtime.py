@@ -117,7 +117,7 @@ def _edited(
             faults.append(
                 f"{name!r} of the pipeline does not hold the numbers this patch was made for. Is it another "
                 "base, changed since, or loaded in a precision that lost digits? Load it in the base's own, "
-                "or allow another base (allow_other_base)."
+                "or take a fine-tune as it is (allow_other_base)."
             )
         else:
             base = _before_all(parameter, patch.changes[name].dtype)
@@ -155,11 +155,11 @@ def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Pat
         return State(before=None, after="bytes")
     if stored is None:
         return State(before=None, after=None)
-    state = state_of(change, tensor_digest(name, stored))
+    state = state_of(change, tensor_digest(name, stored), change.dtype)
     if state.before is None:
         below = _before_all(parameter, change.dtype)
         if below is not None:
-            return state_of(change, tensor_digest(name, below))
+            return state_of(change, tensor_digest(name, below), change.dtype)
     return state
 
 

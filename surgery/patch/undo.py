@@ -7,6 +7,7 @@ is smaller, of the changed ones, with their flat positions in ``<name>::position
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.atomic import atomic_file, fsync, write_bytes
 from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.header import TensorEntry, open_header
 from surgery.checkpoint.reader import read_blocks, read_chunks, read_tensor
 from surgery.checkpoint.serialise import Lazy, safetensors_chunks
 from surgery.checkpoint.texts import parse_json
 from surgery.errors import PatchError, raise_all
-from surgery.patch.manifest import digest_from, digest_json, dump
+from surgery.patch.manifest import digest_from, digest_json, dump, refuse_version
 from surgery.patch.model import Edit
 from surgery.patch.rounding import bits_of
 
@@ -69,12 +70,15 @@ class Undo:
             yield restored
 
 
-def write_undo(
+@contextmanager
+def undo_file(
     path: Path, patch: str, tensors: Mapping[str, Overwritten], edits: Edits, *, overwrite: bool = False
-) -> None:
-    """Write the undo file of an application, some rows of a tensor in memory at a time.
+) -> Iterator[None]:
+    """The undo file of an application, whole on the disk before the block that writes the checkpoint begins.
 
-    A file that already holds exactly this is left alone, so that a killed application can be run again.
+    Some rows of a tensor are in memory at a time. An older undo file is replaced only when the block ends
+    well: until then it belongs to the older checkpoint, which stands. A file that already holds exactly this
+    is left alone, so that a killed application can be run again.
 
     Args:
         path: Where to.
@@ -95,10 +99,17 @@ def write_undo(
     lazy: dict[str, Tensor | Lazy] = {}
     for name, tensor in tensors.items():
         lazy |= _planned(name, tensor, edits)
-    if path.is_file() and _file_digest(path) == _digest(lazy, metadata):
+    older = path.is_file()
+    if older and _file_digest(path) == _digest(lazy, metadata):
+        yield
         return
     with atomic_file(path, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(lazy, metadata))
+        fsync(temporary)
+        if older:
+            yield
+    if not older:
+        yield
 
 
 def read_undo(path: Path) -> Undo:
@@ -120,10 +131,7 @@ def read_undo(path: Path) -> Undo:
         raise PatchError(
             f"{path} is no undo file of this program ({error!r}); choose the one apply wrote."
         ) from error
-    if version != VERSION:
-        raise PatchError(
-            f"{path} is an undo file of version {version!r}; {VERSION!r} is known. Update sd-surgery."
-        )
+    refuse_version(version, VERSION, f"{path} is an undo file")
     missing = [name for name in digests if f"{name}::old" not in entries]
     raise_all(PatchError, [f"{path} lacks the old values of {name!r}; it is damaged." for name in missing])
     return Undo(path=path, patch=patch, digests=digests, entries=entries)

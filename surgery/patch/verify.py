@@ -62,7 +62,7 @@ def verify_patch(patch: Patch, checkpoint: Path) -> VerifyReport:
     opened = open_checkpoint(checkpoint)
     found = opened.fingerprint()
     states = {
-        name: state_of(change, found.tensors[name])
+        name: state_of(change, found.tensors[name], opened.entry(name).dtype)
         if name in found.tensors
         else State(before=None, after=None)
         for name, change in patch.changes.items()

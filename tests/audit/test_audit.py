@@ -16,6 +16,7 @@ from surgery.report.audit_record import AuditRecord, TensorRow
 from tests.audit.folders import Tensors, attn2, changed, fc2, pair, weights
 from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, small_weights, write_folder
 from tests.support.patches import random_patch
+from tests.support.singles import sd1_tensors, write_single
 
 NAME = f"text_encoder/{fc2(1)}"
 
@@ -187,3 +188,29 @@ def test_a_second_copy_that_was_not_looked_at_is_said(tmp_path: Path) -> None:
     copy.write_bytes((second / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     findings = audit_checkpoints(first, second).findings
     assert [finding.kind for finding in findings] == ["second-copy"]
+
+
+def test_what_lies_beside_the_weights_is_looked_at_too(tmp_path: Path) -> None:
+    before = write_single(tmp_path / "before.safetensors", sd1_tensors())
+    broken = torch.full((5,), torch.nan)
+    after = write_single(tmp_path / "after.safetensors", {**sd1_tensors(), "alphas_cumprod": broken})
+    record = audit_checkpoints(before, after)
+    assert record.claims[0].statement == "Nothing was changed but what lies beside the weights."
+    assert record.summary.startswith("Nothing was changed but what lies beside the weights: all ")
+    kinds = {finding.kind: finding for finding in record.findings}
+    assert "the noise schedule (1 tensor)" in kinds["beside"].subject
+    assert not record.sound
+    assert kinds["not-finite"].message.startswith("5 elements")
+
+
+def test_an_edit_below_half_precision_is_a_change(tmp_path: Path) -> None:
+    name = TO_K_NAME.removeprefix("unet/")
+    before, after = small_weights(torch.float32), small_weights(torch.float32)
+    weight = after["unet"][name]
+    after["unet"][name] = torch.nextafter(weight, weight + 1)
+    record = audit(tmp_path, before, after)
+    assert row_of(record, TO_K_NAME).state == "changed"
+    rounded = small_weights(torch.float32)
+    rounded["unet"][name] = weight.half().float()
+    again = audit(tmp_path / "rounded", small_weights(torch.float32), rounded)
+    assert row_of(again, TO_K_NAME).state == "rounded"

@@ -156,8 +156,18 @@ PAIRS = (
     '"changes": {}, "carriers": {}}'
 )
 PATCH_FAULTS: Sequence[tuple[str, str, Callable[[Tensors, Texts], object], str]] = [
-    ("patch of another version", "newer", text("sdpatch.version", "999"), "is a patch of version '999'"),
-    ("patch of another version", "none", text("sdpatch.version", ""), "is a patch of version ''"),
+    (
+        "patch of another version",
+        "newer",
+        text("sdpatch.version", "999"),
+        "of version 999; this program knows those up to 1",
+    ),
+    (
+        "patch of another version",
+        "none",
+        text("sdpatch.version", ""),
+        "of version ''; expected '1'",
+    ),
     ("patch of another version", "an escape", text("sdpatch.version", "\x1b[2J"), r"version '\\x1b\[2J'"),
     ("patch without a text", "the version", without("sdpatch.version"), "no patch of this program"),
     ("patch without a text", "the manifest", without("sdpatch.manifest"), "does not describe a patch"),

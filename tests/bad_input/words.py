@@ -210,15 +210,31 @@ ARGUMENTS: Sequence[tuple[str, str, Callable[[Place], Sequence[object]], str, in
         "output in the way",
         "the undo file in the input",
         put("apply", "PATCH", "BASE", "-o", "OUT", "--undo", "BASE/x"),
-        "would lie in|No such|no model_index|is missing",
+        "inside each other|No such|no model_index|is missing",
         1,
     ),
     (
         "output in the way",
         "the undo file is the output",
         put("apply", "PATCH", "BASE", "-o", "OUT", "--undo", "OUT"),
-        "would lie in",
+        "inside each other",
         1,
+    ),
+    *(
+        ("output that is an input", name, put(*words, "--overwrite"), "are one or lie inside each other", 1)
+        for name, words in (
+            ("the patch applied", ("apply", "PATCH", "BASE", "-o", "PATCH")),
+            ("the patch as undo file", ("apply", "PATCH", "BASE", "-o", "OUT", "--undo", "PATCH")),
+            ("the patch reverted", ("revert", "PATCH", "EDITED", "--base", "BASE", "-o", "PATCH")),
+            ("the edited side of a diff", ("diff", "BASE", "EDITED", "-o", "EDITED")),
+            ("a part of a composition", ("compose", "PATCH", "PATCH", "-o", "PATCH")),
+            (
+                "the base of an export",
+                ("export", "PATCH", "--to", "checkpoint", "--base", "BASE", "-o", "BASE"),
+            ),
+            ("the audited patch", ("audit", "PATCH", "--html", "PATCH")),
+            ("the patch of a sample", ("sample", "BASE", "--prompt", "a", "--patch", "x.png", "-o", "x.png")),
+        )
     ),
     (
         "output in a place that is none",

@@ -1,6 +1,7 @@
 """Final names are whole or absent, whatever stops the writer."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from surgery.checkpoint import atomic
+from surgery.checkpoint.atomic import atomic_file, check_outputs, fault_hook, scratch_folder
 from surgery.errors import SurgeryError
 from tests.support.faults import FullDisk, Kill, Killed, Trace, count_steps, names_can_be_swapped
 
@@ -201,3 +203,55 @@ def test_an_output_in_a_folder_of_others_is_refused_before_the_work_for_it(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for anyone but root
     with pytest.raises(SurgeryError, match="not yours to write"):
         atomic.refuse_unwritable(tmp_path / "new" / "sheet.png")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_name_that_another_writer_took_meanwhile_stays_his(tmp_path: Path, write: Writer) -> None:
+    place = tmp_path / "out"
+
+    def other(primitive: str, path: Path) -> None:
+        if (primitive, path) == ("rename", place):
+            place.write_bytes(b"his")
+
+    with pytest.raises(SurgeryError, match="exists already"), fault_hook(other):
+        write(place)
+    assert content(tmp_path) == {"out": b"his"}
+
+
+def test_outputs_that_would_cost_an_input_are_refused(tmp_path: Path) -> None:
+    given, folder = tmp_path / "given", tmp_path / "folder"
+    given.write_bytes(b"input")
+    folder.mkdir()
+    (tmp_path / "linked").hardlink_to(given)
+    (tmp_path / "symbolic").symlink_to(given)
+    for output in (given, tmp_path / "linked", tmp_path / "symbolic", tmp_path / "x" / ".." / "given"):
+        with pytest.raises(SurgeryError, match="inside each other"):
+            check_outputs([output], [given], overwrite=True)
+    with pytest.raises(SurgeryError, match="inside each other"):
+        check_outputs([folder / "new"], [folder])
+    with pytest.raises(SurgeryError, match="inside each other"):
+        check_outputs([tmp_path / "new", tmp_path / "new"], [given])
+    with pytest.raises(SurgeryError, match="is a folder; a new file was expected"):
+        check_outputs([folder], [given], overwrite=True)
+    with pytest.raises(SurgeryError, match="exists already"):
+        check_outputs([given], [])
+    check_outputs([tmp_path / "new", None], [given, None])
+    assert given.read_bytes() == b"input"
+
+
+def test_what_a_killed_process_left_in_a_scratch_folder_goes_with_the_next_writer(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "out") as folder:
+        (folder / "half").write_bytes(b"done")
+        left = tmp_path / f".out.{gone_process()}.1.00000000.partial"
+        shutil.copytree(folder, left)
+    assert not folder.exists()
+    with atomic_file(tmp_path / "out") as temporary:
+        temporary.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def gone_process() -> int:
+    """The number of a process that has ended."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.atomic import fault_hook
 from surgery.delta import Delta, Dense
 from surgery.errors import CheckpointError, PatchError, SurgeryError
 from surgery.patch import Term, apply_patch, make_patch, revert_patch
@@ -286,3 +287,36 @@ def test_the_undo_file_cannot_take_the_place_of_the_output(base: Path, tmp_path:
     patch = random_patch(base)
     with pytest.raises(PatchError, match="a place beside it"):
         apply_patch(patch, base, tmp_path / "out", undo=tmp_path / "out", overwrite=True)
+
+
+def test_a_patch_of_another_family_is_refused_where_its_tensors_fit(base: Path, tmp_path: Path) -> None:
+    patch = replace(random_patch(base, [FC2_NAME]), architecture="stable-diffusion-xl-v1-base")
+    for allowed in (False, True):
+        with pytest.raises(PatchError, match="this patch was made for a stable-diffusion-xl-v1-base"):
+            apply_patch(patch, base, tmp_path / "out", allow_other_base=allowed)
+
+
+def test_a_whole_model_beside_the_components_is_named(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (base / "v1-5-pruned.safetensors").write_bytes(weight_file(base, "vae").read_bytes())
+    apply_patch(random_patch(base), base, tmp_path / "out")
+    assert "v1-5-pruned.safetensors is no part of the folder's pipeline" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_an_apply_that_fails_while_replacing_leaves_checkpoint_and_undo_of_one_patch(
+    base: Path, tmp_path: Path, step: str
+) -> None:
+    first, second = random_patch(base, seed=1), random_patch(base, seed=2)
+    out, undo = tmp_path / "out", tmp_path / "undo"
+    apply_patch(first, base, out, undo=undo)
+
+    def full(primitive: str, path: Path) -> None:
+        if primitive == step and out.name in path.as_posix().split("/")[-1 if step == "rename" else -3]:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(SurgeryError, match="No space left"), fault_hook(full):
+        apply_patch(second, base, out, undo=undo, overwrite=True)
+    revert_patch(first, out, tmp_path / "reverted", undo=undo)
+    assert contents(tmp_path / "reverted") == contents(base)

@@ -141,3 +141,15 @@ def test_common_input_directions_are_measured(base: Path) -> None:
     found = {overlap.patches[1]: overlap.keys for overlap in overlaps([first, across, along])}
     assert found[patch_digest(across)] == pytest.approx(0)
     assert [o.keys for o in overlaps([first, along])] == [pytest.approx(0.6)]
+
+
+def test_rows_of_nothing_and_rows_that_others_make_up_are_no_common_direction(base: Path) -> None:
+    first, second = torch.zeros(3, 5), torch.zeros(3, 5)
+    first[0, 0] = first[1, 0] = 1.0  # the third row is nothing, the second the first one
+    second[0, 1] = 1.0
+    patches = [
+        make_patch([Term(delta=Delta({FC2_NAME: LowRank(torch.ones(3, 3), right)}))], open_checkpoint(base))
+        for right in (first, second)
+    ]
+    (found,) = overlaps(patches)
+    assert found.keys == pytest.approx(0, abs=1e-6)

@@ -21,6 +21,8 @@ from tests.support.folders import (
     small_weights,
     write_folder,
 )
+from tests.support.patches import random_patch
+from tests.support.singles import sd1_tensors, write_single
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -142,3 +144,35 @@ def test_equal_differences_are_one_patch(tmp_path: Path) -> None:
     form = first.terms[0].delta.terms[TO_K_NAME]
     assert isinstance(form, Replace)
     assert CONV_NAME not in first.changes
+
+
+def test_a_low_rank_diff_states_the_error_of_what_it_makes(tmp_path: Path) -> None:
+    before, after = small_weights(torch.float32), small_weights(torch.float32, seed=1)
+    base, edited = write_folder(tmp_path / "base", before), write_folder(tmp_path / "edited", after)
+    found = diff_checkpoints(base, edited, rank=2)
+    apply_patch(found.patch, base, tmp_path / "made")
+    made, wanted = open_checkpoint(tmp_path / "made"), open_checkpoint(edited)
+    for name, error in found.errors.items():
+        assert error == float((made.read(name).double() - wanted.read(name).double()).abs().max())
+
+
+def test_what_lies_beside_the_weights_is_said_to_be_left_out(tmp_path: Path) -> None:
+    tensors = sd1_tensors()
+    base = write_single(tmp_path / "base.safetensors", tensors)
+    averaged = write_single(tmp_path / "schedule.safetensors", {**tensors, "alphas_cumprod": torch.ones(5)})
+    with pytest.raises(PatchError, match=r"but for the noise schedule \(1 tensor\), which no patch carries"):
+        diff_checkpoints(base, averaged)
+    key = next(key for key in tensors if key.endswith("mlp.fc2.bias"))
+    both = {**tensors, "alphas_cumprod": torch.ones(5), key: tensors[key] + 1}
+    found = diff_checkpoints(base, write_single(tmp_path / "both.safetensors", both))
+    assert found.left_out == ("the noise schedule (1 tensor)",)
+
+
+def test_types_that_no_patch_holds_are_refused(tmp_path: Path) -> None:
+    weights = small_weights()
+    weights["unet"] = {key: one.to(torch.float8_e4m3fn) for key, one in weights["unet"].items()}
+    base = write_folder(tmp_path / "base", small_weights())
+    with pytest.raises(PatchError, match=r"is stored as torch\.float8_e4m3fn"):
+        diff_checkpoints(base, write_folder(tmp_path / "eight", weights))
+    with pytest.raises(PatchError, match=r"is stored as torch\.float8_e4m3fn"):
+        apply_patch(random_patch(base), tmp_path / "eight", tmp_path / "out")

@@ -154,8 +154,20 @@ def test_other_safetensors_files_are_no_patch(base: Path) -> None:
 
 def test_a_newer_version_is_refused_by_its_number(file: Path) -> None:
     tamper(file, lambda _, parsed: parsed["metadata"].update({"sdpatch.version": "2"}))
-    with pytest.raises(PatchError, match=r"version '2'.*knows '1'.*Update"):
+    with pytest.raises(PatchError, match=r"of version 2; this program knows those up to 1.*Update"):
         load_patch(file)
+
+
+@pytest.mark.parametrize(("written", "read"), [("1", True), ("1.3", True), ("0", False), ("one", False)])
+def test_minor_versions_are_read_as_their_major_and_what_is_none_is_refused(
+    file: Path, written: str, read: bool
+) -> None:
+    tamper(file, lambda _, parsed: parsed["metadata"].update({"sdpatch.version": written}))
+    if read:
+        assert load_patch(file).changes
+    else:
+        with pytest.raises(PatchError, match=f"of version '{written}'; expected '1'"):
+            load_patch(file)
 
 
 def test_a_missing_tensor_is_named_with_the_nearest(file: Path) -> None:

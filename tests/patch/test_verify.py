@@ -7,8 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgery.patch import Patch, apply_patch, verify_patch
-from tests.support.folders import FC2, FC2_NAME, TO_K_NAME, small_weights, weight_file, write_folder
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.digest import tensor_digest
+from surgery.delta import Delta, Places, Replace
+from surgery.errors import PatchError
+from surgery.patch import Patch, Term, apply_patch, make_patch, revert_patch, verify_patch
+from tests.support.folders import (
+    FC2,
+    FC2_NAME,
+    TO_K_NAME,
+    contents,
+    small_weights,
+    weight_file,
+    write_folder,
+)
 from tests.support.patches import NAMES, random_patch
 
 
@@ -132,3 +144,55 @@ def test_a_second_copy_of_an_edited_component_is_told(patch: Patch, edited: Path
     report = verify_patch(patch, edited)
     assert report.word == "neither"
     assert report.surplus == (copy,)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Path:
+    """A base in single precision whose weights no half-precision number holds."""
+    return write_folder(tmp_path / "master", small_weights(torch.float32))
+
+
+@pytest.fixture
+def half(master: Path, tmp_path: Path) -> Path:
+    """Its copy in half precision."""
+    weights = small_weights(torch.float32)
+    halves = {
+        component: {key: one.half() if one.is_floating_point() else one for key, one in tensors.items()}
+        for component, tensors in weights.items()
+    }
+    return write_folder(tmp_path / "half", halves)
+
+
+def test_a_half_precision_copy_with_the_patch_is_after(master: Path, half: Path, tmp_path: Path) -> None:
+    patch = random_patch(master, size=3e-3)
+    assert verify_patch(patch, half).word == "before"
+    report = apply_patch(patch, half, tmp_path / "out")
+    assert {tensor.result for tensor in report.tensors.values()} == {"value16"}
+    assert verify_patch(patch, tmp_path / "out").word == "after"
+    with pytest.raises(PatchError, match="has this patch already"):
+        apply_patch(patch, tmp_path / "out", tmp_path / "twice")
+    revert_patch(patch, tmp_path / "out", tmp_path / "reverted", base=half)
+    assert contents(tmp_path / "reverted") == contents(half)
+
+
+def test_rounding_before_and_after_adding_are_told_apart(master: Path, tmp_path: Path) -> None:
+    patch = random_patch(master, size=3e-3)
+    apply_patch(patch, master, tmp_path / "edited")
+    rounded = {name: open_checkpoint(tmp_path / "edited").read(name).half() for name in patch.changes}
+    records = {name: tensor_digest(name, one).value16 for name, one in rounded.items()}
+    # the records differ somewhere: each is the outcome of another order of roundings
+    assert any(records[name] != change.half for name, change in patch.changes.items())
+    assert all(records[name] == change.after.value16 for name, change in patch.changes.items())
+
+
+def test_other_bytes_in_the_patch_s_own_precision_are_no_outcome(master: Path, tmp_path: Path) -> None:
+    """The patch changes less than half precision shows; what is rounded to half is neither side's bytes."""
+    weight = open_checkpoint(master).read(FC2_NAME)
+    tiny = Replace(Places("all", tuple(weight.shape)), torch.nextafter(weight, weight + 1))
+    patch = make_patch([Term(delta=Delta({FC2_NAME: tiny}))], open_checkpoint(master))
+    other = write_folder(tmp_path / "other", small_weights(torch.float32))
+    tensors = load_file(weight_file(other, "text_encoder"))
+    tensors[f"text_model.{FC2}"] = weight.half().float()
+    save_file(tensors, weight_file(other, "text_encoder"), metadata={"format": "pt"})
+    state = verify_patch(patch, other).tensors[FC2_NAME]
+    assert (state.word, state.before) == ("before", "value16")

@@ -62,12 +62,12 @@ def audit(
     """
     _refuse_mixtures(edited, base, expect, other)
     from surgery.audit import AuditOptions
-    from surgery.checkpoint.atomic import atomic_file, refuse_existing, write_bytes
+    from surgery.checkpoint.atomic import atomic_file, check_outputs, write_bytes
     from surgery.report import audit_page, audit_text
 
-    if html is not None:
-        refuse_existing(html, overwrite)
-    merged = None if other is None else checkpoint_path(other)
+    named = [None if name is None else checkpoint_path(name) for name in (before, edited, base, other)]
+    check_outputs([html], [*named, expect, words, captions], overwrite=overwrite)
+    merged = named[-1]
     options = AuditOptions(spectra=spectra, words=words, captions=captions, other=merged, expect=expect)
     record = _record(before, edited, base, options)
     if html is not None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from surgery.checkpoint.atomic import refuse_existing, refuse_inputs
 from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
 from surgery.cli.program import FAULTS_FOUND, Verb
 from surgery.errors import SurgeryError, printable
@@ -72,6 +73,8 @@ def export(
     Everything is held against the weights that the patch makes before it is written. What the target cannot
     carry is refused, tensor by tensor, unless --partial leaves it out.
     """
+    refuse_inputs(output, [patch, None if base is None else checkpoint_path(base)])
+    refuse_existing(output, overwrite)
     from surgery.export import EXACT_LIMIT_BYTES, Knobs, export_patch
     from surgery.patch import load_patch
 

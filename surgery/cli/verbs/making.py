@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from surgery.checkpoint.atomic import check_outputs
 from surgery.cli.options import CHECKPOINT, FILE, output_option, overwrite_option
 from surgery.cli.program import Verb
+from surgery.errors import printable
 from surgery.shelf import checkpoint_path
 
 
@@ -22,6 +24,7 @@ from surgery.shelf import checkpoint_path
 @overwrite_option
 def diff(base: str, edited: str, output: Path, rank: int | None, keep_old: bool, overwrite: bool) -> None:
     """Write the patch that makes EDITED of BASE, in whatever layouts they are."""
+    check_outputs([output], [checkpoint_path(base), checkpoint_path(edited)], overwrite=overwrite)
     from surgery.patch import diff_checkpoints, save_patch
 
     found = diff_checkpoints(checkpoint_path(base), checkpoint_path(edited), rank=rank, keep_old=keep_old)
@@ -31,6 +34,8 @@ def diff(base: str, edited: str, output: Path, rank: int | None, keep_old: bool,
     exact = "exact" if not largest else f"off by at most {largest:.2g}"
     print(f"{output}: {changed:,} weights of {len(found.patch.changes)} tensors differ; {exact}")
     print(f"  {output.stat().st_size:,} bytes, digest {digest[:12]}")
+    for what in found.left_out:
+        print(printable(f"left out: {what} differ, and no patch carries them"))
 
 
 @click.command(cls=Verb)
@@ -43,10 +48,11 @@ def compose(
     patches: tuple[Path, ...], output: Path, base: str | None, without: str | None, overwrite: bool
 ) -> None:
     """Write several PATCHES of one base as one patch, in any order; or take a part out again."""
+    place = None if base is None else checkpoint_path(base)
+    check_outputs([output], [*patches, place], overwrite=overwrite)
     from surgery.patch import compose_patches, load_patch, overlaps, save_patch, take_out
 
     loaded = [load_patch(patch) for patch in patches]
-    place = None if base is None else checkpoint_path(base)
     if without is None:
         made = compose_patches(loaded, place)
     elif len(loaded) == 1:

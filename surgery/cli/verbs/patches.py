@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from surgery.checkpoint.atomic import refuse_existing, refuse_inputs
 from surgery.cli.options import (
     CHECKPOINT,
     FILE,
@@ -37,9 +38,13 @@ def apply(
     overwrite: bool,
 ) -> None:
     """Write the checkpoint BASE with PATCH in it."""
+    place = checkpoint_path(base)
+    refuse_inputs(output, [patch, place, undo])
+    if undo is not None:
+        refuse_inputs(undo, [patch, place])
+    refuse_existing(output, overwrite)
     from surgery.patch import apply_patch, load_patch
 
-    place = checkpoint_path(base)
     report = apply_patch(
         load_patch(patch),
         place,
@@ -69,9 +74,11 @@ def revert(
     """Write the checkpoint EDITED without PATCH, byte for byte as it was."""
     if undo is not None and base is not None:
         raise click.UsageError("give --undo or --base, not both: the old bits come from one of them.")
+    before = None if base is None else checkpoint_path(base)
+    refuse_inputs(output, [patch, undo, before, checkpoint_path(edited)])
+    refuse_existing(output, overwrite)
     from surgery.patch import load_patch, revert_patch
 
-    before = None if base is None else checkpoint_path(base)
     revert_patch(
         load_patch(patch), checkpoint_path(edited), output, undo=undo, base=before, overwrite=overwrite
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_unwritable
+from surgery.checkpoint.atomic import check_outputs
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
@@ -69,8 +69,7 @@ def sample(
         raise click.UsageError("--allow-other-base is about a patch; name one with --patch.")
     if output.suffix.lower() != ".png":
         raise click.UsageError(f"-o is {str(output)!r}; the sheet is a PNG file. Give it the ending .png.")
-    refuse_existing(output, overwrite)
-    refuse_unwritable(output)
+    check_outputs([output], [place, patch], overwrite=overwrite)
     import torch
 
     from surgery.diffusion import SampleKnobs

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_unwritable
+from surgery.checkpoint.atomic import check_outputs
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
@@ -59,9 +59,8 @@ def statistics(
     A recipe takes the file as corpus.statistics, in place of captions. It belongs to BASE's text encoders.
     """
     place = checkpoint_path(base)
-    refuse_existing(output, overwrite)
-    refuse_unwritable(output)
     path = place / "captions.txt" if captions is None else captions
+    check_outputs([output], [place, path], overwrite=overwrite)
     if not path.is_file():
         raise MethodError(
             f"no captions at {path}; expected a text file with one a line. Name it: --captions."

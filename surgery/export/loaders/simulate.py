@@ -141,10 +141,12 @@ def _weights(
         if changed is None:
             continue
         after = tensor_digest(name, changed).value16
+        # a loader rounds the weight before it adds; other types keep what half precision holds
+        meant = weight.to(run) if run == torch.float16 else weight
         yield (
             name,
             Held(
-                equal=after == patch.changes[name].after.value16,
-                apart=largest_difference(changed, patch.edited(name, weight)),
+                equal=after == patch.changes[name].after_in(run),
+                apart=largest_difference(changed, patch.edited(name, meant)),
             ),
         )

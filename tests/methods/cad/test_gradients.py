@@ -15,7 +15,9 @@ from tests.methods.cad.conftest import NAMES
 TEXT = "text_encoder/text_model.encoder.layers.2.mlp.fc2.weight"
 
 
-def gradients(models: Any, pairs: Pairs, names: tuple[str, ...] = NAMES, **knobs: Any) -> dict[str, torch.Tensor]:
+def gradients(
+    models: Any, pairs: Pairs, names: tuple[str, ...] = NAMES, **knobs: Any
+) -> dict[str, torch.Tensor]:
     sums = Sums()
     add_gradients(models, pairs, Grading(names=names, **knobs), sums)
     return sums.gradients
@@ -26,13 +28,17 @@ def test_a_gradient_is_the_slope_of_the_measure(models: Any, pairs: Pairs, name:
     weight = weights_of(models, (name,))[name].detach()
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     step = 1e-2 * weight.norm() / direction.norm() * direction
-    up, down = (measure(models, pairs, {name: weight + sign * step}).values.double().sum() for sign in (1, -1))
+    up, down = (
+        measure(models, pairs, {name: weight + sign * step}).values.double().sum() for sign in (1, -1)
+    )
     slope = float(up - down) / 2
     expected = float((gradients(models, pairs, (name,))[name] * step).sum())
     assert expected == pytest.approx(slope, rel=0.02)
 
 
-def test_micro_batches_and_recomputed_activations_change_nothing_but_rounding(models: Any, pairs: Pairs) -> None:
+def test_micro_batches_and_recomputed_activations_change_nothing_but_rounding(
+    models: Any, pairs: Pairs
+) -> None:
     plain = gradients(models, pairs, micro_batch=4)
     for knobs in ({"micro_batch": 1}, {"checkpointing": True}):
         other = gradients(models, pairs, **knobs)

@@ -88,7 +88,10 @@ def test_concepts_that_share_the_sampler_get_the_pairs_they_get_alone(models: An
 
 
 def test_other_purposes_and_seeds_give_other_noise(models: Any, pairs: Pairs) -> None:
-    for other in (pairs_of(models, [CAT], QUICK, purpose="control"), pairs_of(models, [replace(CAT, seed=4)], QUICK)):
+    for other in (
+        pairs_of(models, [CAT], QUICK, purpose="control"),
+        pairs_of(models, [replace(CAT, seed=4)], QUICK),
+    ):
         assert not torch.allclose(other[0].noisy, pairs.noisy, atol=0.1)
 
 
