@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
-from surgery.delta.forms import Form, LowRank, Operator
+from surgery.delta.forms import Dense, Form, LowRank, Operator
 from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
 from surgery.patch.lora_layout import carriers_for
@@ -33,11 +33,24 @@ class Overlap:
         patches: Digests of the two.
         keys: The largest cosine between an input direction that one changes and one of the other's, 0 to 1:
             near 1, each also moves what the other was made for. None where the forms have no such directions.
+        rows: Rows of the weight that both change, and all rows.
+
+    In one patch the order of the two changes nothing: both are changes of the base's weight.
     """
 
     name: str
     patches: tuple[str, str]
     keys: float | None
+    rows: tuple[int, int]
+
+    def as_json(self) -> dict[str, JSON]:
+        """As plain data."""
+        return {
+            "tensor": self.name,
+            "patches": list(self.patches),
+            "keys": self.keys,
+            "rows": list(self.rows),
+        }
 
 
 def compose_patches(patches: Sequence[Patch], base: Path | None = None) -> Patch:
@@ -105,6 +118,7 @@ def overlaps(patches: Sequence[Patch]) -> Iterator[Overlap]:
                 name=name,
                 patches=(patch_digest(first), patch_digest(second)),
                 keys=_common_keys(_forms(first, name), _forms(second, name)),
+                rows=_common_rows(_forms(first, name), _forms(second, name), first.changes[name].shape),
             )
 
 
@@ -127,6 +141,30 @@ def _common_keys(first: Sequence[Form], second: Sequence[Form]) -> float | None:
     if not all(space.numel() for space in spaces):
         return 0.0
     return float(torch.linalg.matrix_norm(spaces[0].T @ spaces[1], ord=2).clamp(max=1))
+
+
+def _common_rows(first: Sequence[Form], second: Sequence[Form], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows that both change, and all of them; an operator changes every row."""
+    count = shape[0] if shape else 1
+    sides = []
+    for forms in (first, second):
+        touched = torch.zeros(count, dtype=torch.bool)
+        for form in forms:
+            touched |= _rows_of(form, count)
+        sides.append(touched)
+    return int((sides[0] & sides[1]).sum()), count
+
+
+def _rows_of(form: Form, count: int) -> Tensor:
+    match form:
+        case Operator():
+            return torch.ones(count, dtype=torch.bool)
+        case LowRank():
+            return (form.left != 0).any(1)
+        case Dense():
+            return (form.values.reshape(count, -1) != 0).any(1)
+        case _:
+            return form.places.mask().reshape(count, -1).any(1)
 
 
 def _row_space(rows: Tensor) -> Tensor:

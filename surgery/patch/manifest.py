@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def tensors_in(patch: Patch) -> dict[str, Tensor]:
     """The tensors of a patch file, by key: those of a LoRA where the patch can be one."""
-    layout = _lora(patch)
+    layout = lora_of(patch)
     if layout is not None:
         return lora_tensors(layout, patch.terms)
     return {
@@ -48,7 +48,7 @@ def metadata_of(patch: Patch) -> dict[str, str]:
     Raises:
         PatchError: when the provenance holds something JSON has no word for.
     """
-    layout = _lora(patch)
+    layout = lora_of(patch)
     manifest = {
         "layout": "terms" if layout is None else "lora",
         "terms": [
@@ -85,7 +85,8 @@ def metadata_of(patch: Patch) -> dict[str, str]:
     return lora_metadata(layout.family, title, ranks.alpha, ranks.of.values(), tensors) | own
 
 
-def _lora(patch: Patch) -> LoraLayout | None:
+def lora_of(patch: Patch) -> LoraLayout | None:
+    """How the patch stands in a file that is a LoRA too; None where it cannot."""
     shapes = {name: change.shape for name, change in patch.changes.items()}
     return layout_of(patch.terms, patch.architecture, shapes, patch.carriers)
 

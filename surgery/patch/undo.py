@@ -18,7 +18,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, fsync, write_bytes
 from surgery.checkpoint.digest import Digest
-from surgery.checkpoint.header import TensorEntry, open_header
+from surgery.checkpoint.header import TensorEntry, open_header, read_header
 from surgery.checkpoint.reader import read_blocks, read_chunks, read_tensor
 from surgery.checkpoint.serialise import Lazy, safetensors_chunks
 from surgery.checkpoint.texts import parse_json
@@ -28,6 +28,7 @@ from surgery.patch.model import Edit
 from surgery.patch.rounding import bits_of
 
 VERSION: Final = "1"
+_UNDO: Final = "sdpatch.undo"
 _POSITION: Final = torch.int32  # bytes of one position decide between the two encodings
 
 Edits = Callable[[str], Iterator[Edit]]
@@ -95,7 +96,7 @@ def undo_file(
         for name, tensor in tensors.items()
     }
     content = {"version": VERSION, "patch": patch, "tensors": described}
-    metadata = {"format": "pt", "sdpatch.undo": dump(content)}
+    metadata = {"format": "pt", _UNDO: dump(content)}
     lazy: dict[str, Tensor | Lazy] = {}
     for name, tensor in tensors.items():
         lazy |= _planned(name, tensor, edits)
@@ -112,6 +113,12 @@ def undo_file(
         yield
 
 
+def is_undo(path: Path) -> bool:
+    """Whether a path is an undo file of any version, sound or not, by its header."""
+    header = read_header(path)[0] if path.is_file() else None
+    return header is not None and _UNDO in header.metadata
+
+
 def read_undo(path: Path) -> Undo:
     """An undo file, checked as far as headers go; the restored tensors have digests of their own.
 
@@ -121,7 +128,7 @@ def read_undo(path: Path) -> Undo:
     header = open_header(path, PatchError)
     entries = {entry.key: entry for entry in header.entries}
     try:
-        content = parse_json(header.metadata["sdpatch.undo"])
+        content = parse_json(header.metadata[_UNDO])
         version, patch = content["version"], str(content["patch"])
         digests = {
             name: (digest_from(raw["before"]), digest_from(raw["after"]))

@@ -53,10 +53,26 @@ class _Course:
     rounds: dict[str, list[Round]] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)
+    among: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    """The mixtures of all with which each source was drawn last."""
 
     @property
     def left(self) -> list[str]:
         return [source for source in self.goals if source not in self.settled | self.stuck]
+
+    @property
+    def moved(self) -> list[str]:
+        """Settled sources that were drawn before others found their mixtures: these moved them, too."""
+        return [
+            source for source in self.goals if source in self.settled and self.among[source] != self.weights
+        ]
+
+    def saw(self, source: str, seen: Round) -> None:
+        """Note a round; what the same mixture drew among other mixtures of the others no longer holds."""
+        self.among[source] = dict(self.weights)
+        history = self.rounds.setdefault(source, [])
+        history[:] = [one for one in history if not _same(one.weights, seen.weights)]
+        history.append(seen)
 
     def goal(self, source: str) -> tuple[float, ...]:
         return tuple(group.share for group in self.goals[source])
@@ -75,8 +91,9 @@ def tune_recipe(
     """The recipe with the mixture of every debiased concept filled in that pictures are to find.
 
     A concept is done when every share is within the tolerance and its interval narrow enough; it then keeps
-    its mixture. One that is not done after the last round, or can go no further, keeps its best mixture and
-    is named.
+    its mixture. When all are, they are drawn once more together, and those that the others' mixtures moved
+    away go on. One that is not done after the last round, or can go no further, keeps its best mixture and is
+    named.
 
     Args:
         recipe: What to do; as it is where no mixture is to be tuned.
@@ -147,9 +164,10 @@ class _Tuning:
         samples = planned
         for number in range(knobs.rounds):
             self._move(course)
-            if not course.left:
+            sources = course.left or course.moved
+            if not sources:
                 break
-            self._draw(course, self._sampling(templates, samples), number)
+            self._draw(course, sources, self._sampling(templates, samples), number)
             samples = self._enough(course, needed, samples, planned)
         for source in course.left:
             course.weights[source] = best(course.rounds[source], course.goal(source)).weights
@@ -177,11 +195,11 @@ class _Tuning:
                 course.stuck.add(source)
             course.weights[source] = weights
 
-    def _draw(self, course: _Course, sampling: Sampling, number: int) -> None:
+    def _draw(self, course: _Course, sources: list[str], sampling: Sampling, number: int) -> None:
         knobs = self.entry.debias
         patch = self._patch(course)
         name = weights_names(self.models, patch)[1]
-        phrases = {asked_as(source, self.entry): source for source in course.left}
+        phrases = {asked_as(source, self.entry): source for source in sources}
         wanted = {phrase: _wanted(course.goals[source]) for phrase, source in phrases.items()}
         with (
             bar(len(phrases), f"round {number + 1}", "phrase") as shown,
@@ -194,9 +212,11 @@ class _Tuning:
         for phrase, (counts, others) in found.items():
             source = phrases[phrase]
             seen = Round(weights=course.weights[source], counts=counts, others=others)
-            course.rounds[source].append(seen)
+            course.saw(source, seen)
             if arrived(seen, course.goal(source), knobs.tolerance, knobs.interval):
                 course.settled.add(source)
+            else:
+                course.settled.discard(source)
         off = [rounds[-1].off(course.goal(source)) for source, rounds in course.rounds.items()]
         mean = sum(off) / len(off)
         _log.info("round %d: off by %.3f; %d of %d done", number + 1, mean, len(course.settled), len(off))

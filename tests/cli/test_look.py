@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from surgery.checkpoint import open_checkpoint
 from tests.cli.conftest import Call
 
 
 def test_inspect_as_json_tells_every_component_with_its_digests(surgery: Call, tiny_pipeline: Path) -> None:
-    found = surgery("inspect", tiny_pipeline, "--json").json
+    found = surgery("inspect", tiny_pipeline, "--fingerprint", "--json").json
     roots = open_checkpoint(tiny_pipeline).fingerprint().roots
     assert (found["layout"], found["architecture"]) == ("folder", "stable-diffusion-v1")
     assert set(found["components"]) == {"text_encoder", "unet", "vae"}
@@ -17,16 +19,39 @@ def test_inspect_as_json_tells_every_component_with_its_digests(surgery: Call, t
 
 
 def test_inspect_tells_people_the_same(surgery: Call, tiny_pipeline: Path) -> None:
-    done = surgery("inspect", tiny_pipeline)
+    done = surgery("inspect", tiny_pipeline, "--fingerprint")
     assert "unet: 686 tensors" in done.out
     assert open_checkpoint(tiny_pipeline).fingerprint().roots["vae"].bytes in done.out
+
+
+def test_inspect_without_digests_reads_headers_only(
+    surgery: Call, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgery.checkpoint.digest.read_chunks", lambda *_: pytest.fail("a weight was read"))
+    found = surgery("inspect", tiny_pipeline, "--json").json
+    assert found["components"]["unet"]["tensors"] == 686
+    assert "bytes" not in found["components"]["unet"]
 
 
 def test_inspect_of_a_patch_tells_what_it_changes(surgery: Call, patch: Path) -> None:
     found = surgery("inspect", patch, "--json").json
     assert list(found["changed"]) == ["text_encoder/text_model.encoder.layers.3.mlp.fc2.weight"]
     assert found["architecture"] == "stable-diffusion-v1"
-    assert found["digest"][:12] in surgery("inspect", patch).out
+    told = surgery("inspect", patch).out
+    assert found["digest"][:12] in told
+    (form,) = found["terms"][0]["forms"].values()
+    assert f"{form['op']} of rank {form['rank']}" in told
+    assert found["roots"]["unet"]["bytes"][:12] in told
+
+
+def test_inspect_of_an_undo_file_names_its_patch(
+    surgery: Call, tiny_pipeline: Path, patch: Path, tmp_path: Path
+) -> None:
+    undo = tmp_path / "undo"
+    assert surgery("apply", patch, tiny_pipeline, "-o", tmp_path / "out", "--undo", undo).code == 0
+    digest = surgery("inspect", patch, "--json").json["digest"]
+    assert surgery("inspect", undo, "--json").json["undo"] == digest
+    assert digest[:12] in surgery("inspect", undo).out
 
 
 def test_inspect_of_what_is_no_checkpoint_is_1(surgery: Call, tmp_path: Path) -> None:

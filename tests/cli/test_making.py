@@ -59,7 +59,9 @@ def test_compose_says_where_patches_meet_and_takes_a_part_out_again(
     done = surgery("compose", *patches, "-o", tmp_path / "all", "--base", base)
     assert done.code == 0
     assert "3 terms, 2 tensors" in done.out
-    assert f"change {FC2_NAME}; their inputs agree up to a cosine of" in done.out
+    assert f"rows of {FC2_NAME}; their inputs agree up to a cosine of" in done.out
+    (met,) = surgery("compose", *patches, "-o", tmp_path / "j", "--base", base, "--json").json["overlaps"]
+    assert (met["tensor"], met["rows"]) == (FC2_NAME, [3, 3])
     gone = patch_digest(load_patch(patches[2]))[:12]
     assert surgery("compose", tmp_path / "all", "--without", gone, "-o", tmp_path / "two").code == 0
     assert surgery("compose", *patches[:2], "-o", tmp_path / "both", "--base", base).code == 0

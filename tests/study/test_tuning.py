@@ -13,10 +13,11 @@ from surgery.errors import JudgeError
 from surgery.evaluate import debias_dict, debias_text
 from surgery.execute import compute_patch, plan_recipe
 from surgery.judge import Labels, Verdicts
+from surgery.methods.emcid.tuning import Round
 from surgery.recipe import Recipe, parse_recipe
 from surgery.store import Store
 from surgery.study.balance import measure_debiased
-from surgery.study.tuning import check_groups, tune_recipe
+from surgery.study.tuning import _Course, check_groups, tune_recipe
 from surgery.study.words import Words
 from tests.support.small import small_pipeline
 
@@ -115,6 +116,23 @@ def test_a_share_that_is_right_at_once_ends_after_one_round_and_is_not_drawn_aga
     assert drawn == sum(doctor["rounds"][0]["counts"])
     assert tune_recipe(only_doctor(recipe), base, WORDS, models, judge, store) == first
     assert judge.seen == drawn
+
+
+def test_what_settled_before_the_others_moved_is_drawn_again() -> None:
+    doctor, cat = (1.0, 0.0), (0.25, 0.25, 0.25, 0.25)
+    course = _Course(goals={"doctor": (), "cat": ()}, weights={"doctor": doctor, "cat": cat})
+    for source, weights in (("doctor", doctor), ("cat", cat)):
+        course.saw(source, Round(weights=weights, counts=(1,)))
+    course.settled |= {"doctor", "cat"}
+    assert course.moved == []
+    course.weights["cat"] = (1.0, 0.0, 0.0, 0.0)
+    course.saw("cat", Round(weights=course.weights["cat"], counts=(2,)))
+    assert course.moved == ["doctor"]
+    course.saw("doctor", Round(weights=doctor, counts=(3,)))
+    assert course.moved == []
+    # the same mixture among others: its first round no longer holds
+    assert [seen.counts for seen in course.rounds["doctor"]] == [(3,)]
+    assert [seen.counts for seen in course.rounds["cat"]] == [(1,), (2,)]
 
 
 def test_what_cannot_be_reached_keeps_its_best_mixture_and_is_named(

@@ -22,45 +22,71 @@ if TYPE_CHECKING:
 @click.command(cls=Verb)
 @click.argument("checkpoint", type=CHECKPOINT)
 @click.option("--variant", help="Which variant of a folder's files to look at, for example fp16.")
+@click.option("--fingerprint", is_flag=True, help="Also the digests of a checkpoint, which reads all of it.")
 @json_option
-def inspect(checkpoint: str, variant: str | None, as_json: bool) -> None:
-    """Show what a checkpoint or a patch file is.
+def inspect(checkpoint: str, variant: str | None, fingerprint: bool, as_json: bool) -> None:
+    """Show what a checkpoint, a patch or an undo file is.
 
-    Of a checkpoint: layout, dtypes and fingerprint. Of a patch: what it was made for, and what it changes.
+    Of a checkpoint: layout, types, sizes. Of a patch: its base, how it is written, what it changes.
     """
-    from surgery.patch import is_patch
+    from surgery.patch import is_patch, is_undo
 
     place = checkpoint_path(checkpoint)
     if is_patch(place):
         _inspect_patch(place, as_json)
+    elif is_undo(place):
+        _inspect_undo(place, as_json)
     else:
-        _inspect_checkpoint(place, variant, as_json)
+        _inspect_checkpoint(place, variant, fingerprint, as_json)
 
 
 def _inspect_patch(place: Path, as_json: bool) -> None:
-    from surgery.patch import load_patch, patch_digest
+    from surgery.patch import describe_patch, load_patch
 
-    patch = load_patch(place)
-    digest = patch_digest(patch)
-    changes = {name: change.changed for name, change in patch.changes.items()}
+    facts = describe_patch(load_patch(place))
     if as_json:
-        facts: dict[str, JSON] = {"architecture": patch.architecture, "digest": digest}
-        print_json({**facts, "changed": changes, "provenance": dict(patch.provenance)})
+        print_json(facts)
         return
-    made_for = f"{place}: a patch for {patch.architecture}, digest {digest[:12]}, {len(patch.terms)} terms"
-    print(printable(made_for))
-    notes = patch.provenance.get("base_notes")
-    for key, text in notes.items() if isinstance(notes, dict) else ():
+    terms = facts["terms"]
+    digest = str(facts["digest"])[:12]
+    about = f"{place}: a patch for {facts['architecture']}, digest {digest}, {len(terms)} terms"
+    print(printable(about))
+    if facts["layout"] == "lora":
+        print("  every change is a LoRA's: the file is one, for programs that load LoRAs")
+    for key, text in (facts["provenance"].get("base_notes") or {}).items():
         print(printable(f"  the base's {key}: {text}"))
-    for name, changed in changes.items():
-        print(printable(f"  {name}: {changed:,} weights change"))
+    for component, root in facts["roots"].items():
+        print(
+            printable(f"  made for {component} {root['bytes'][:12]} (half precision {root['value16'][:12]})")
+        )
+    for term in terms:
+        print(printable(f"  {term['source'] or 'a term'}, strength {term['strength']:g}:"))
+        for name, form in term["forms"].items():
+            rank = f" of rank {form['rank']}" if "rank" in form else ""
+            print(printable(f"    {form['op']}{rank}  {name}"))
+    for name, change in facts["changes"].items():
+        most = f"at most {change['largest']:.3g} each"
+        print(printable(f"  {name}: {change['changed']:,} of {change['elements']:,} weights change, {most}"))
 
 
-def _inspect_checkpoint(place: Path, variant: str | None, as_json: bool) -> None:
+def _inspect_undo(place: Path, as_json: bool) -> None:
+    from surgery.patch import read_undo
+
+    undo = read_undo(place)
+    facts: dict[str, JSON] = {"undo": undo.patch, "tensors": sorted(undo.digests)}
+    if as_json:
+        print_json(facts)
+        return
+    print(printable(f"{place}: takes the patch {undo.patch[:12]} out of {len(undo.digests)} tensors again"))
+    for name in sorted(undo.digests):
+        print(printable(f"  {name}"))
+
+
+def _inspect_checkpoint(place: Path, variant: str | None, fingerprint: bool, as_json: bool) -> None:
     from surgery.checkpoint import open_checkpoint
 
     opened = open_checkpoint(place, variant=variant)
-    components = _components(opened)
+    components = _components(opened, fingerprint=fingerprint)
     if as_json:
         facts: dict[str, JSON] = {"layout": opened.layout, "architecture": opened.architecture}
         facts |= {"notes": dict(opened.notes), "leftovers": [str(part) for part in opened.leftovers]}
@@ -71,23 +97,25 @@ def _inspect_checkpoint(place: Path, variant: str | None, as_json: bool) -> None
         print(f"  {key}: {text}")
     for name, found in components.items():
         print(f"  {name}: {found['tensors']} tensors, {found['parameters']:,} weights, {found['dtypes']}")
-        print(f"    digest of the bytes  {found['bytes']}")
-        print(f"    digest of the values {found['value16']}")
+        if fingerprint:
+            print(f"    digest of the bytes  {found['bytes']}")
+            print(f"    digest of the values {found['value16']}")
     for part in opened.leftovers:
         print(f"  and {part}")
 
 
-def _components(opened: "Checkpoint") -> dict[str, dict[str, Any]]:
-    found = {}
-    for component, root in opened.fingerprint().roots.items():
+def _components(opened: "Checkpoint", *, fingerprint: bool) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for component in sorted({split(name)[0] for name in opened.tensors}):
         entries = [entry for name, entry in opened.tensors.items() if split(name)[0] == component]
         found[component] = {
             "tensors": len(entries),
             "parameters": sum(prod(entry.shape) for entry in entries),
             "dtypes": ", ".join(sorted({_dtype(entry) for entry in entries})),
-            "bytes": root.bytes,
-            "value16": root.value16,
         }
+    if fingerprint:
+        for component, root in opened.fingerprint().roots.items():
+            found[component] |= {"bytes": root.bytes, "value16": root.value16}
     return found
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from surgery.checkpoint.atomic import check_outputs
-from surgery.cli.options import CHECKPOINT, FILE, output_option, overwrite_option
+from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
 from surgery.cli.program import Verb
 from surgery.errors import printable
+from surgery.record import JSON
 from surgery.shelf import checkpoint_path
 
 
@@ -44,8 +45,14 @@ def diff(base: str, edited: str, output: Path, rank: int | None, keep_old: bool,
 @click.option("--base", type=CHECKPOINT, help="Their base; needed where two of them change one tensor.")
 @click.option("--without", help="Take the part of this digest out of the one composed patch given instead.")
 @overwrite_option
+@json_option
 def compose(
-    patches: tuple[Path, ...], output: Path, base: str | None, without: str | None, overwrite: bool
+    patches: tuple[Path, ...],
+    output: Path,
+    base: str | None,
+    without: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write several PATCHES of one base as one patch, in any order; or take a part out again."""
     place = None if base is None else checkpoint_path(base)
@@ -60,8 +67,17 @@ def compose(
     else:
         raise click.UsageError("--without takes a part out of one composed patch; give just that one.")
     digest = save_patch(made, output, overwrite=overwrite)
+    found = list(overlaps(loaded))
+    if as_json:
+        terms, tensors = len(made.terms), len(made.changes)
+        record: dict[str, JSON] = {"patch": str(output), "digest": digest, "terms": terms, "tensors": tensors}
+        print_json({**record, "overlaps": [overlap.as_json() for overlap in found]})
+        return
     print(f"{output}: {len(made.terms)} terms, {len(made.changes)} tensors, digest {digest[:12]}")
-    for overlap in overlaps(loaded):
+    for overlap in found:
         first, second = (digest[:12] for digest in overlap.patches)
+        both, rows = overlap.rows
         keys = "" if overlap.keys is None else f"; their inputs agree up to a cosine of {overlap.keys:.2f}"
-        print(f"  both {first} and {second} change {overlap.name}{keys}")
+        print(f"  both {first} and {second} change {both} of {rows} rows of {overlap.name}{keys}")
+    if found:
+        print("  their order changes nothing: both are added to the base's own weight")

@@ -13,11 +13,11 @@ from surgery.record import JSON
 # longer prompts.
 DEBIAS_TEMPLATES: Final = (
     "a {}",
+    "here is a {}",
     "a photo of a {}",
-    "a detailed illustration of a {}",
-    "an old painting that shows a {}",
-    "there is a {} in this scene",
-    "in the foreground you can see a {}",
+    "the picture shows a {}",
+    "a simple image of a {}",
+    "a close up of a {}",
 )
 
 
