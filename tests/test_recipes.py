@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from surgery.recipe import Recipe, load_recipe, recipe_titles
+from surgery.recipe import Emcid, Recipe, load_recipe, recipe_titles
 from surgery.shelf import checkpoint_path, recipe_names, recipe_path
+from tests.support.recipes import emcid_of
 
 NAMES = recipe_names()
 
@@ -23,11 +24,19 @@ def known_words() -> set[str]:
 def words_of(recipe: Recipe) -> set[str]:
     words: set[str] = set()
     for edit in recipe.edits:
-        words.update(edit.emcid.preserve)
-        # what is put right may be a word that the model does not know
-        kinds = {concept.source: concept.kind or edit.emcid.kind for concept in edit.emcid.concepts}
-        words.update(source for source, kind in kinds.items() if kind != "rectify")
-        words.update(concept.destination for concept in edit.emcid.concepts if concept.destination)
+        if edit.emcid is not None:
+            words |= words_of_emcid(edit.emcid)
+        if edit.cad is not None:
+            words.update(edit.cad.retain, (concept.source for concept in edit.cad.concepts))
+    return words
+
+
+def words_of_emcid(entry: Emcid) -> set[str]:
+    words = set(entry.preserve)
+    # what is put right may be a word that the model does not know
+    kinds = {concept.source: concept.kind or entry.kind for concept in entry.concepts}
+    words.update(source for source, kind in kinds.items() if kind != "rectify")
+    words.update(concept.destination for concept in entry.concepts if concept.destination)
     return words
 
 
@@ -52,11 +61,11 @@ def test_every_recipe_for_pocket_sd_names_only_what_pocket_sd_knows(name: str) -
 
 
 def test_the_quickstart_updates_at_least_ten_concepts_jointly_and_without_chains() -> None:
-    [edit] = load_recipe("quickstart").edits
-    sources = {concept.source for concept in edit.emcid.concepts}
-    destinations = {concept.destination for concept in edit.emcid.concepts}
-    assert edit.emcid.kind == "update"
-    assert len(sources) == len(edit.emcid.concepts) >= 10
+    entry = emcid_of(load_recipe("quickstart"))
+    sources = {concept.source for concept in entry.concepts}
+    destinations = {concept.destination for concept in entry.concepts}
+    assert entry.kind == "update"
+    assert len(sources) == len(entry.concepts) >= 10
     assert not sources & destinations
 
 

@@ -115,6 +115,4 @@ def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
 
 
 def _only(edit: Edit) -> tuple[str, Any]:
-    """The method's name and entry; the schema lets an edit have exactly one."""
-    ((name, entry),) = ((key, value) for key, value in edit if value is not None)
-    return name, entry
+    return edit.method, edit.entry

@@ -12,7 +12,7 @@ from surgery.recipe import Recipe
 from surgery.record import JSON, Finding, Work
 from surgery.store import Store
 
-_HOME: Final = {"emcid": "surgery.methods.emcid.recipe"}
+_HOME: Final = {"cad": "surgery.methods.cad.recipe", "emcid": "surgery.methods.emcid.recipe"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,8 @@ class Replacement:
         if self.groups:
             shares = (f"{100 * group.share:.0f} % {group.title}" for group in self.groups)
             return f"{self.source} → {' / '.join(shares)}"
+        if self.kind == "amplify":
+            return f"more {self.source}"
         return f"{self.source} → {self.destination or ('its pictures' if self.pictures else 'nothing')}"
 
 

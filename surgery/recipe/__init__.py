@@ -1,5 +1,6 @@
 """Recipes: what the user asks for, as strict YAML. Knows no model and loads no torch."""
 
+from surgery.recipe.cad import Attributed, Cad
 from surgery.recipe.debias import Debias, Joint, Mixed
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
@@ -7,6 +8,8 @@ from surgery.recipe.loading import load_recipe, parse_recipe, recipe_text, recip
 from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
 
 __all__ = [
+    "Attributed",
+    "Cad",
     "Concept",
     "Corpus",
     "Debias",

@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
+from surgery.recipe.cad import Cad
 from surgery.recipe.combinations import share_faults
 from surgery.recipe.document import Place, read_document
-from surgery.recipe.emcid import Corpus
+from surgery.recipe.emcid import Corpus, Emcid
 from surgery.recipe.faults import fault_lines, where
 from surgery.recipe.overrides import overridden
 from surgery.recipe.schema import Recipe
@@ -85,27 +86,40 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
         if not recipe.file(name).is_file():
             yield ("after", number), f"no file {recipe.file(name)}. Is the path right?"
     for index, edit in enumerate(recipe.edits):
-        place: Place = ("edits", index, "emcid")
-        emcid = edit.emcid
-        if emcid.corpus.captions != "pocket" and not recipe.file(emcid.corpus.captions).is_file():
-            yield (
-                (*place, "corpus", "captions"),
-                f"no file {recipe.file(emcid.corpus.captions)}. Is the path right?",
-            )
-        if emcid.corpus.statistics is not None:
-            yield from _about_statistics(recipe, (*place, "corpus"), emcid.corpus)
-        if emcid.offsets.timesteps and emcid.offsets.timesteps[0] > emcid.offsets.timesteps[1]:
-            yield (*place, "offsets", "timesteps"), "the first is above the last. Swap them."
-        for number, concept in enumerate(emcid.concepts):
-            here: Place = (*place, "concepts", number)
-            kind = concept.kind or emcid.kind
-            yield from ((here, message) for message in share_faults(concept, kind))
-            if concept.destination is None and not concept.images and kind in ("update", "rectify"):
-                hint = "Add one of them, or set 'kind' to forget or style."
-                yield here, f"kind {kind!r} needs a 'destination' or 'images' of one. {hint}"
-            for picture, name in enumerate(concept.images):
-                if not recipe.file(name).is_file():
-                    yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"
+        if edit.emcid is not None:
+            yield from _about_emcid(recipe, ("edits", index, "emcid"), edit.emcid)
+        if edit.cad is not None:
+            yield from _about_cad(recipe, ("edits", index, "cad"), edit.cad)
+
+
+def _about_emcid(recipe: Recipe, place: Place, emcid: Emcid) -> Iterator[tuple[Place, str]]:
+    if emcid.corpus.captions != "pocket" and not recipe.file(emcid.corpus.captions).is_file():
+        yield (
+            (*place, "corpus", "captions"),
+            f"no file {recipe.file(emcid.corpus.captions)}. Is the path right?",
+        )
+    if emcid.corpus.statistics is not None:
+        yield from _about_statistics(recipe, (*place, "corpus"), emcid.corpus)
+    if emcid.offsets.timesteps and emcid.offsets.timesteps[0] > emcid.offsets.timesteps[1]:
+        yield (*place, "offsets", "timesteps"), "the first is above the last. Swap them."
+    for number, concept in enumerate(emcid.concepts):
+        here: Place = (*place, "concepts", number)
+        kind = concept.kind or emcid.kind
+        yield from ((here, message) for message in share_faults(concept, kind))
+        if concept.destination is None and not concept.images and kind in ("update", "rectify"):
+            hint = "Add one of them, or set 'kind' to forget or style."
+            yield here, f"kind {kind!r} needs a 'destination' or 'images' of one. {hint}"
+        for picture, name in enumerate(concept.images):
+            if not recipe.file(name).is_file():
+                yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"
+
+
+def _about_cad(recipe: Recipe, place: Place, cad: Cad) -> Iterator[tuple[Place, str]]:
+    for number, concept in enumerate(cad.concepts):
+        for picture, name in enumerate(concept.images):
+            if not recipe.file(name).is_file():
+                here = (*place, "concepts", number, "images", picture)
+                yield here, f"no file {recipe.file(name)}. Is the path right?"
 
 
 def _about_statistics(recipe: Recipe, place: Place, corpus: Corpus) -> Iterator[tuple[Place, str]]:

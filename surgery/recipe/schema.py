@@ -1,10 +1,11 @@
 """A recipe: what the user asked for. No code in it, no model behind it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from surgery.recipe.cad import Cad
 from surgery.recipe.emcid import Emcid
 from surgery.recipe.model import Part
 from surgery.recipe.parameters import Count, NotNegative, Phrase, Seed, Seeds
@@ -15,7 +16,32 @@ from surgery.shelf import checkpoint_path
 class Edit(Part):
     """One entry of ``edits``; its only key names the method."""
 
-    emcid: Emcid
+    emcid: Emcid | None = None
+    cad: Cad | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def entry(self) -> Emcid | Cad:
+        """The method's part."""
+        found: Emcid | Cad = getattr(self, self.method)
+        return found
+
+    @model_validator(mode="after")
+    def _one_method(self) -> Self:
+        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(named) != 1:
+            found = " and ".join(named) if named else "none"
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"found {found}, expected one method of {known}. Make an edit of each")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_the_method(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
 
 
 class Sample(Part):

@@ -15,7 +15,7 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after, noting_halvings
 from surgery.diffusion.sampling import SampleKnobs
-from surgery.errors import MethodError
+from surgery.errors import MethodError, PatchError
 from surgery.evaluate import DebiasEffect, EditEffect, as_dict, debias_dict
 from surgery.execute import (
     Computed,
@@ -40,7 +40,7 @@ from surgery.study.balance import measure_debiased
 from surgery.study.effect import measure_replacements, replacements_of, touched_names
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import sheet_of, write_sheet
-from surgery.study.tuning import Tuned, check_groups, tune_recipe
+from surgery.study.tuning import Tuned, check_groups, tune_recipe, tuned_entries
 from surgery.study.words import Words, read_words
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def run_recipe(
 
 def _judge(recipe: Recipe, device: str) -> Judge | None:
     """The judge of the measurement, who also tunes; None where nobody asks for one."""
-    tuned = any(untuned(edit.emcid) for edit in recipe.edits if edit.emcid.debias.tuning == "pictures")
+    tuned = any(untuned(entry) for entry in tuned_entries(recipe))
     if recipe.evaluate is None and not tuned:
         return None
     judge = load_judge((recipe.evaluate or Evaluate()).judge, device)
@@ -209,7 +209,12 @@ def _write(recipe: Recipe, patch: Patch, base: Checkpoint, folder: RunFolder) ->
         message = "the patch changes nothing, and no loader reads a LoRA without layers; none was written."
         _log.warning("%s: %s", folder.lora.name, message)
         return (Finding(kind="not-written", subject=folder.lora.name, message=message, severity="warning"),)
-    export_patch(patch, base.path, folder.lora, to="universal-lora", overwrite=True)
+    try:
+        export_patch(patch, base.path, folder.lora, to="universal-lora", overwrite=True)
+    except PatchError as error:  # masks and new values are no LoRA; the rest of the run stands
+        message = f"no LoRA was written. {error}"
+        _log.warning("%s: %s", folder.lora.name, message)
+        return (Finding(kind="not-written", subject=folder.lora.name, message=message, severity="warning"),)
     return ()
 
 

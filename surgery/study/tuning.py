@@ -109,19 +109,26 @@ def tune_recipe(
     """
     edits, records, findings = [], [], []
     for number, edit in enumerate(recipe.edits):
-        goals = untuned(edit.emcid) if edit.emcid.debias.tuning == "pictures" else {}
-        if not goals:
+        entry = edit.emcid
+        goals = untuned(entry) if entry is not None and entry.debias.tuning == "pictures" else {}
+        if entry is None or not goals:
             edits.append(edit)
             continue
         tuning = _Tuning(
-            recipe=recipe, entry=edit.emcid, base=base, models=models, judge=judge, store=store, batch=batch
+            recipe=recipe, entry=entry, base=base, models=models, judge=judge, store=store, batch=batch
         )
         course, notes, samples = tuning.run(_Course(goals=goals), words)
-        edits.append(Edit(emcid=with_mixtures(edit.emcid, course.weights)))
+        edits.append(Edit(emcid=with_mixtures(entry, course.weights)))
         records.append(_record(number, course, samples))
         findings += notes
     tuned = recipe.model_copy(update={"edits": tuple(edits)})
     return Tuned(recipe=tuned, record=tuple(records), findings=tuple(findings))
+
+
+def tuned_entries(recipe: Recipe) -> list[Emcid]:
+    """The entries whose mixtures are found by pictures, unless they are known."""
+    entries = [edit.emcid for edit in recipe.edits if edit.emcid is not None]
+    return [entry for entry in entries if entry.debias.tuning == "pictures"]
 
 
 def check_groups(recipe: Recipe, judge: Judge) -> None:
@@ -133,9 +140,10 @@ def check_groups(recipe: Recipe, judge: Judge) -> None:
     faults = [
         f"{concept.source}: {fault}"
         for edit in recipe.edits
-        for concept in edit.emcid.concepts
+        if (entry := edit.emcid) is not None
+        for concept in entry.concepts
         if concept.shares is not None
-        for fault in group_faults(_wanted(groups_of(concept, edit.emcid)), judge.labels)
+        for fault in group_faults(_wanted(groups_of(concept, entry)), judge.labels)
     ]
     raise_all(JudgeError, faults)
 

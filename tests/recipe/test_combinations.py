@@ -5,6 +5,7 @@ import pytest
 from surgery.errors import RecipeError
 from surgery.recipe import Recipe, parse_recipe
 from surgery.recipe.combinations import combinations, mixture
+from tests.support.recipes import emcid_of
 
 RECIPE = """surgery: 1
 base: pocket-sd
@@ -21,7 +22,7 @@ def recipe(concept: str) -> Recipe:
 
 
 def shares(concept: str) -> dict[str, float]:
-    found = combinations(recipe(concept).edits[0].emcid.concepts[0])
+    found = combinations(emcid_of(recipe(concept)).concepts[0])
     return {" ".join(value for _, value in values): share for values, share in found.items()}
 
 
@@ -57,15 +58,11 @@ def test_a_value_that_is_never_wanted_makes_no_combination() -> None:
 
 
 def test_a_mixture_is_read_in_the_order_of_the_combinations() -> None:
-    concept = (
-        recipe(
-            "shares: {gender: [woman, man]}, mixture: ["
-            "{values: {gender: man}, weight: -0.2}, {values: {gender: woman}, weight: 1.2}]"
-        )
-        .edits[0]
-        .emcid.concepts[0]
+    given = recipe(
+        "shares: {gender: [woman, man]}, mixture: ["
+        "{values: {gender: man}, weight: -0.2}, {values: {gender: woman}, weight: 1.2}]"
     )
-    assert mixture(concept) == pytest.approx((1.2, -0.2))
+    assert mixture(emcid_of(given).concepts[0]) == pytest.approx((1.2, -0.2))
 
 
 @pytest.mark.parametrize(

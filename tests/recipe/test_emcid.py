@@ -19,6 +19,7 @@ from surgery.methods.emcid.settings import (
 from surgery.recipe import Corpus, Offsets, Rules, Update, parse_recipe
 from surgery.recipe.emcid import Preset
 from tests.recipe.examples import SMALL
+from tests.support.recipes import emcid_of
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_a_key_without_a_value_is_refused(key: str) -> None:
 
 def test_patience_may_be_switched_off() -> None:
     recipe = parse_recipe(SMALL, overrides={"edits[0].emcid.offsets.patience": "null"})
-    assert recipe.edits[0].emcid.offsets.given()["patience"] is None
+    assert emcid_of(recipe).offsets.given()["patience"] is None

@@ -7,6 +7,7 @@ import pytest
 from surgery.errors import RecipeError
 from surgery.recipe import load_recipe, parse_recipe
 from tests.recipe.examples import SMALL
+from tests.support.recipes import emcid_of
 
 BAD = """\
 surgery: 1
@@ -36,7 +37,7 @@ def faults_of(source: str, path: Path | None = None) -> list[str]:
 
 def test_a_recipe_is_read_with_its_defaults() -> None:
     recipe = parse_recipe(SMALL)
-    emcid = recipe.edits[0].emcid
+    emcid = emcid_of(recipe)
     assert [concept.source for concept in emcid.concepts] == ["cat", "dog"]
     assert (emcid.kind, emcid.concepts[1].weight, emcid.offsets.steps) == ("update", 2.0, 5)
     assert recipe.dtype == "float32"
@@ -45,14 +46,14 @@ def test_a_recipe_is_read_with_its_defaults() -> None:
 
 
 def test_only_the_settings_that_the_recipe_names_count_as_given() -> None:
-    emcid = parse_recipe(SMALL).edits[0].emcid
+    emcid = emcid_of(parse_recipe(SMALL))
     assert emcid.offsets.given() == {"steps": 5, "learning_rate": 0.1}
     assert emcid.update.given() == {}
 
 
 def test_an_explicit_null_counts_as_given() -> None:
     recipe = parse_recipe(SMALL, overrides={"edits[0].emcid.update.null_space_threshold": "null"})
-    assert recipe.edits[0].emcid.update.given() == {"null_space_threshold": None}
+    assert emcid_of(recipe).update.given() == {"null_space_threshold": None}
 
 
 def test_all_faults_are_reported_at_once_with_line_key_and_nearest_name() -> None:
@@ -101,7 +102,7 @@ def test_update_without_destination_is_refused_and_forget_without_one_is_not() -
         "one of them, or set 'kind' to forget or style."
     ]
     forget = source.replace("{source: cat}", "{source: cat, kind: forget}")
-    assert parse_recipe(forget).edits[0].emcid.concepts[0].destination is None
+    assert emcid_of(parse_recipe(forget)).concepts[0].destination is None
 
 
 def test_a_recipe_without_edits_or_an_edit_without_concepts_is_refused() -> None:
@@ -114,7 +115,7 @@ def test_own_pictures_stand_in_for_a_destination(tmp_path: Path) -> None:
     (tmp_path / "mine.png").touch()
     source = SMALL.replace("{source: cat, destination: pizza}", "{source: cat, images: [mine.png]}")
     recipe = parse_recipe(source, path=tmp_path / "r.yaml")
-    assert recipe.edits[0].emcid.concepts[0].destination is None
+    assert emcid_of(recipe).concepts[0].destination is None
 
 
 def test_timesteps_in_the_wrong_order_are_refused() -> None:
@@ -166,7 +167,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "layers"), [("0-3,7", (0, 1, 2, 3, 7)), ("[4, 2]", (2, 4)), ("'9'", (9,))])
 def test_layers_are_a_list_or_ranges_in_text(text: str, layers: tuple[int, ...]) -> None:
     recipe = parse_recipe(SMALL, overrides={"edits[0].emcid.update.layers": text})
-    assert recipe.edits[0].emcid.update.layers == layers
+    assert emcid_of(recipe).update.layers == layers
 
 
 @pytest.mark.parametrize("text", ["[1, 1]", "3-1", "[]", "[-1]", "[a]", "{a: 1}", "1.5", "0-3,3"])

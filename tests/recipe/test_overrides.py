@@ -5,18 +5,19 @@ import pytest
 from surgery.errors import RecipeError
 from surgery.recipe import parse_recipe
 from tests.recipe.examples import SMALL
+from tests.support.recipes import emcid_of
 
 
 def test_an_override_reaches_into_lists() -> None:
     recipe = parse_recipe(SMALL, overrides={"edits[0].emcid.concepts[1].source": "a wolf"})
-    assert [concept.source for concept in recipe.edits[0].emcid.concepts] == ["cat", "a wolf"]
+    assert [concept.source for concept in emcid_of(recipe).concepts] == ["cat", "a wolf"]
 
 
 def test_an_override_makes_the_mappings_on_its_way() -> None:
     recipe = parse_recipe(SMALL, overrides={"evaluate.samples": "9", "edits[0].emcid.update.ridge": "1e3"})
     assert recipe.evaluate is not None
     assert recipe.evaluate.samples == 9
-    assert recipe.edits[0].emcid.update.ridge == 1000.0
+    assert emcid_of(recipe).update.ridge == 1000.0
 
 
 def test_overrides_are_kept_beside_the_source() -> None:

@@ -19,6 +19,7 @@ from surgery.store import Store
 from surgery.study.balance import measure_debiased
 from surgery.study.tuning import _Course, check_groups, tune_recipe
 from surgery.study.words import Words
+from tests.support.recipes import emcid_of
 from tests.support.small import small_pipeline
 
 RECIPE = """surgery: 1
@@ -144,7 +145,7 @@ def test_what_cannot_be_reached_keeps_its_best_mixture_and_is_named(
     warned = {finding.subject: finding for finding in tuned.findings if finding.kind == "not-balanced"}
     assert "doctor" in warned
     assert "0 % woman, 100 % man" in warned["doctor"].message
-    [concept, other] = tuned.recipe.edits[0].emcid.concepts
+    [concept, other] = emcid_of(tuned.recipe).concepts
     assert concept.mixture is not None
     assert sum(mixed.weight for mixed in concept.mixture) == pytest.approx(1)
     assert other.mixture is not None

@@ -91,7 +91,7 @@ def check(
             raise
         print_json({"recipe": recipe, "faults": list(error.faults)})
         context.exit(FAILED)
-    concepts = sum(len(edit.emcid.concepts) for edit in checked.edits)
+    concepts = sum(len(edit.entry.concepts) for edit in checked.edits)
     if as_json:
         facts: dict[str, JSON] = {"digest": checked.digest, "base": str(place), "concepts": concepts}
         print_json({"recipe": recipe, "faults": [], **facts})

@@ -7,9 +7,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from surgery.errors import MethodError
 from surgery.methods.cad.attribution import Attribution
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.nouns import Measured
 from surgery.record import Finding
 
 # more scores of exactly nothing than this: numbers were too small for their type
@@ -66,6 +68,19 @@ def facts_of(attribution: Attribution) -> Facts:
     )
 
 
+def refuse_no_gap(name: str, measured: Measured) -> None:
+    """Refuse a concept whose measure is nothing but rounding: so would its scores be.
+
+    Raises:
+        MethodError: saying what can be the reason.
+    """
+    if abs(measured.mean) < _NO_GAP:
+        raise MethodError(
+            f"the predictions for {name!r} and for the base prompt are alike; expected them apart. Does the "
+            "prompt name the concept before its 77th token, and is the base prompt another one?"
+        )
+
+
 def attribution_findings(name: str, facts: Facts, null_measure: float | None = None) -> Iterator[Finding]:
     """What is suspicious about an attribution.
 
@@ -104,14 +119,7 @@ def attribution_findings(name: str, facts: Facts, null_measure: float | None = N
             f"{100 * facts.masked_already[worst]:.1f} % of {worst!r} is nothing already: a mask is in this "
             "checkpoint, and its weights have no score. Attribute the checkpoint it was made from.",
         )
-    if abs(facts.measure) < _NO_GAP:
-        yield _finding(
-            "no-gap",
-            name,
-            "the predictions for the concept and for the base prompt are alike. Does the prompt name the "
-            "concept before its 77th token, and is the base prompt another one?",
-        )
-    elif null_measure is not None and facts.measure <= null_measure:
+    if null_measure is not None and facts.measure <= null_measure:
         yield _finding(
             "unknown-concept",
             name,

@@ -13,7 +13,7 @@ from surgery.delta import Delta
 from surgery.diffusion import Models, derived_seed
 from surgery.errors import MethodError, raise_all
 from surgery.methods.cad.attribution import Attribution
-from surgery.methods.cad.checks import Facts, attribution_findings, facts_of, mask_findings
+from surgery.methods.cad.checks import Facts, attribution_findings, facts_of, mask_findings, refuse_no_gap
 from surgery.methods.cad.control import Control, control
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import ComponentMask, delta_of
@@ -260,7 +260,9 @@ class _Maker:
         return rank(lambda: sorted(total.items()), chosen.rule, most, zeros=chosen.zeros), tuple(facts)
 
     def _attribution(self, concept: CadConcept) -> Attribution:
-        return self.shelf.attribution(concept, self.settings.attribution)
+        found = self.shelf.attribution(concept, self.settings.attribution)
+        refuse_no_gap(concept.name, found.measured)
+        return found
 
     def _scores(
         self, attribution: Attribution, measure: float

@@ -74,7 +74,7 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
     leaves = _leaves(models, grading)
     halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
     apart = sums.squares is not None or halves
-    wholes = [pairs.of_sample(number) for number in range(pairs.samples)] if apart else [pairs]
+    wholes = [pairs.of_sample(number) for number in pairs.sample.unique().tolist()] if apart else [pairs]
     values = []
     with _ready(models, leaves, grading):
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))

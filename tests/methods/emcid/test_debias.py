@@ -11,6 +11,7 @@ from surgery.methods.emcid.debias import groups_of, preserved, refuse_untuned, u
 from surgery.methods.emcid.distance import distant_weights
 from surgery.methods.emcid.recipe import edits_of
 from surgery.recipe import Emcid, parse_recipe
+from tests.support.recipes import emcid_of
 
 RECIPE = """surgery: 1
 base: pocket-sd
@@ -27,7 +28,7 @@ TEXT = OffsetSettings(mode="text", metric="cross_attention", steps=4, keep_uncon
 
 def entry(**overrides: str) -> Emcid:
     given = {f"edits[0].emcid.debias.{name}": value for name, value in overrides.items()}
-    return parse_recipe(RECIPE, overrides=given).edits[0].emcid
+    return emcid_of(parse_recipe(RECIPE, overrides=given))
 
 
 def test_each_combination_is_asked_for_attribute_by_attribute() -> None:

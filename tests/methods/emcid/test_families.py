@@ -29,6 +29,7 @@ from surgery.methods.emcid.problem import problem_of
 from surgery.methods.emcid.recipe import _models, settings_of
 from surgery.recipe import parse_recipe
 from tests.support.concepts import CAT, PIZZA, captions, concepts_of
+from tests.support.recipes import emcid_of
 
 LAYERS, LAYERS_2 = (8, 9, 10), (3, 4, 5)
 UPDATE = UpdateSettings(layers=LAYERS, layers_2=LAYERS_2, ridge=1.0)
@@ -218,7 +219,7 @@ edits: [{emcid: {concepts: [{source: cat, destination: dog}]}}]
 
 
 def test_families_have_the_layers_of_the_notes(tiny_pipeline: Path, tiny_v2: Path, tiny_xl: Path) -> None:
-    entry = parse_recipe(RECIPE).edits[0].emcid
+    entry = emcid_of(parse_recipe(RECIPE))
     found = {}
     for base in (tiny_pipeline, tiny_v2, tiny_xl):
         checkpoint = open_checkpoint(base)

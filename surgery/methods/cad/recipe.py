@@ -1,0 +1,183 @@
+"""Component attribution as recipes ask for it: a recipe's entry to settings, and the result to an outcome."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, Final
+
+from surgery.anatomy import fill
+from surgery.checkpoint import Checkpoint
+from surgery.diffusion import derived_seed
+from surgery.errors import MethodError, raise_all
+from surgery.methods import Outcome, Replacement
+from surgery.methods.cad.components import components_of
+from surgery.methods.cad.door import CadSettings, check_edit, edit
+from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
+from surgery.recipe import Cad, Recipe
+from surgery.recipe.cad import Attributed
+from surgery.record import JSON, Finding, Work, file_digest
+from surgery.store import Store
+
+TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
+
+
+def settings_of(entry: Cad) -> CadSettings:
+    """The preset's settings, or the method's own for this kind, with the keys that the entry gives."""
+    attribution, selection = PRESETS[entry.preset] if entry.preset else _usual(entry)
+    return CadSettings(
+        attribution=replace(attribution, **entry.attribution.given()),
+        selection=replace(selection, **entry.selection.given()),
+        polarity="positive" if entry.kind == "erase" else "negative",
+        combine=entry.combine,
+        controls=entry.controls,
+        micro_batch=entry.micro_batch,
+        batch=entry.batch,
+        checkpointing=entry.checkpointing,
+    )
+
+
+def _usual(entry: Cad) -> tuple[AttributionSettings, SelectionSettings]:
+    objective = AttributionSettings() if entry.kind == "erase" else AttributionSettings(objective="denoise")
+    return objective, SelectionSettings()
+
+
+def concepts_of(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
+    """The entry's concepts; a seed left out follows from the recipe's seed and the concept's name."""
+    return tuple(_concept(one, recipe) for one in entry.concepts)
+
+
+def _concept(one: Attributed, recipe: Recipe) -> CadConcept:
+    return CadConcept(
+        name=one.source,
+        prompts=tuple(fill(template, one.source) for template in one.templates or TEMPLATES),
+        images=tuple(recipe.file(name) for name in one.images),
+        seed=derived_seed(recipe.seed, one.source) if one.seed is None else one.seed,
+    )
+
+
+def retained(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
+    """The concepts that must stay."""
+    return tuple(_concept(Attributed(source=name), recipe) for name in entry.retain)
+
+
+def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
+    """What the entry asks for: nothing in particular in the concept's place, or more of the concept."""
+    return tuple(
+        Replacement(
+            source=one.source,
+            destination=one.source if entry.kind == "amplify" else None,
+            kind=entry.kind,
+            pictures=bool(one.images),
+        )
+        for one in entry.concepts
+    )
+
+
+def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
+    """What the entry will do, from headers alone."""
+    settings, concepts, kept = settings_of(entry), concepts_of(entry, recipe), retained(entry, recipe)
+    check_edit(concepts, settings, kept)
+    names = components_of(base.shapes, entry.components, entry.leave_out)
+    attribution = settings.attribution
+    meaning: dict[str, JSON] = {
+        "attribution": as_json(attribution),
+        "selection": as_json(settings.selection),
+        "polarity": settings.polarity,
+        "combine": settings.combine,
+        "names": list(names),
+        "concepts": [_meaning(one) for one in concepts],
+        "retain": [_meaning(one) for one in kept],
+        "passes": [settings.micro_batch, settings.batch, settings.checkpointing],
+    }
+    looked_at = len(concepts) + len(kept)
+    return Work(
+        method="cad",
+        meaning=meaning,
+        sites=names,
+        batches=(1,) * len(concepts),
+        cost={
+            "unet_forwards": looked_at * _walked(attribution),
+            "unet_backwards": looked_at * attribution.pairs,
+            "weights_scored": sum(prod(base.shapes[name]) for name in names),
+        },
+    )
+
+
+def _walked(settings: AttributionSettings) -> int:
+    """Rows of the U-Net that drawing paths or pictures takes; guidance takes two a step."""
+    steps = settings.sampling_steps
+    if settings.objective == "denoise":
+        return 2 * steps * settings.pictures
+    return steps * (steps + 1) if settings.restart else 2 * steps * settings.trajectories
+
+
+def _meaning(concept: CadConcept) -> dict[str, JSON]:
+    return {
+        "prompts": list(concept.prompts),
+        "seed": concept.seed,
+        "images": [file_digest(path) for path in concept.images],
+    }
+
+
+def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[Hashable, str]:
+    """Refuse faulty concepts and settings before any work; labels by the names in lower case.
+
+    Raises:
+        MethodError: as ``door.edit``, and for a concept that is named twice.
+    """
+    concepts = concepts_of(entry, recipe)
+    check_edit(concepts, settings_of(entry), retained(entry, recipe))
+    components_of(base.shapes, entry.components, entry.leave_out)
+    names = [concept.name.casefold() for concept in concepts]
+    raise_all(
+        MethodError,
+        [
+            f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
+            for name in dict.fromkeys(names)
+            if names.count(name) > 1
+        ],
+    )
+    return {("cad", entry.kind, name): concept.name for name, concept in zip(names, concepts, strict=True)}
+
+
+def run(
+    entry: Cad,
+    recipe: Recipe,
+    base: Checkpoint,
+    models: Any,
+    store: Store | None,
+    earlier: Sequence[JSON] = (),
+) -> Outcome:
+    """The masks of all of the entry's concepts as one change; ``models`` is the base's pipeline."""
+    settings, concepts = settings_of(entry), concepts_of(entry, recipe)
+    names = components_of(base.shapes, entry.components, entry.leave_out)
+    result = edit(models, concepts, names, settings, retain=retained(entry, recipe), store=store)
+    return Outcome(
+        delta=result.delta,
+        replacements=replacements(entry, recipe),
+        preserved=entry.retain,
+        report={
+            "method": "cad",
+            "kind": entry.kind,
+            "components": len(names),
+            "masks": [mask.as_json() for mask in result.masks],
+        },
+        findings=(*_truncated(concepts, models), *result.findings),
+    )
+
+
+def _truncated(concepts: Sequence[CadConcept], models: Any) -> tuple[Finding, ...]:
+    """Prompts that are cut before their end, and with it perhaps the concept."""
+    room = models.tokenizer.model_max_length
+    return tuple(
+        Finding(
+            kind="prompt-cut",
+            subject=concept.name,
+            message=f"{prompt!r} has more than {room} tokens; what is behind is not read.",
+            severity="warning",
+        )
+        for concept in concepts
+        for prompt in concept.prompts
+        if len(models.tokenizer(prompt).input_ids) > room
+    )

@@ -1,0 +1,102 @@
+"""The recipe entry of component attribution: whose weights go, and how they are found.
+
+Settings left out take the preset's value, or without a preset the method's own default
+(``surgery.methods.cad.AttributionSettings`` and ``SelectionSettings``, which have the same field names).
+"""
+
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from surgery.recipe.model import Knobs, Part
+from surgery.recipe.parameters import Count, NotNegative, Phrase, Seed, Share, Template
+
+CadPreset: TypeAlias = Literal["published-erase", "published-amplify"]
+CadKind: TypeAlias = Literal["erase", "amplify"]
+
+
+class Attributed(Part):
+    """One concept whose weights are looked for."""
+
+    source: Phrase
+    """The concept's name in a prompt, for example ``golf ball``."""
+    templates: tuple[Template, ...] | None = Field(default=None, min_length=1)
+    """Prompts with one ``{}`` where the concept's name goes; the method has its own."""
+    images: tuple[Phrase, ...] = ()
+    """Own pictures of the concept, as paths relative to the recipe; for the objective ``denoise``."""
+    seed: Seed | None = None
+    """Seed of this concept's noise; without it, it follows from the recipe's seed and the concept's name."""
+
+
+class Attribution(Knobs):
+    """How the weights of a concept are scored."""
+
+    objective: Literal["base_gap", "denoise"] | None = None
+    """What is measured: the distance from the base prompt's prediction, or how well noise is predicted."""
+    trajectories: Count | None = None
+    """Paths of the sampler that are looked at; templates take turns."""
+    sampling_steps: Count | None = None
+    """Steps of each path, and of drawn pictures."""
+    graded_steps: Count | None = None
+    """Steps of each path that are looked at; of a picture, timesteps."""
+    guidance: NotNegative | None = None
+    """Guidance scale of the paths and of drawn pictures."""
+    base_prompt: str | None = None
+    """What the concept's prompt is compared with; nothing when left out."""
+    pairing: Literal["matched", "shifted"] | None = None
+    """Points with their own timestep, or one step later as published."""
+    restart: bool | None = None
+    """Whether every step that is looked at has a path of its own, as published."""
+    pictures: Count | None = None
+    """Pictures of the objective ``denoise``, where the concept has none of its own."""
+    standard_errors: bool | None = None
+    """Whether the spread of each score between paths is kept, for the ranking ``t``."""
+
+
+class Selection(Knobs):
+    """Which weights are masked."""
+
+    rule: Literal["row", "tensor", "global"] | None = None
+    """What has a quota: each row of a weight, each weight, or all together."""
+    ratio: Share | None = None
+    """Share of the weights that may be masked."""
+    rounding: Literal["carry", "floor", "ceil"] | None = None
+    """How a row's quota becomes a whole number: carried on, or down (published), or up."""
+    ranking: Literal["score", "t", "retain", "damage"] | None = None
+    """What weights are ordered by: the score alone, over its error, or less what ``retain`` needs."""
+    retain_weight: NotNegative | None = None
+    """How much the concepts in ``retain`` count in the rankings ``retain`` and ``damage``."""
+    protect: Share | None = None
+    """Share of each weight that matters most to the concepts in ``retain``, and is never masked."""
+    zeros: bool | None = None
+    """Whether scores of exactly nothing may fill a quota, as published."""
+    strength: Share | None = None
+    """How much of a masked weight is taken away; 1 is all of it."""
+
+
+class Cad(Part):
+    """Take away the weights that make a concept, or those that stand in its way (arXiv 2412.02542)."""
+
+    preset: CadPreset | None = None
+    """Where settings start from; keys given here win."""
+    kind: CadKind = "erase"
+    """``erase`` masks what makes a concept, ``amplify`` what keeps it from being drawn better."""
+    concepts: tuple[Attributed, ...] = Field(min_length=1)
+    retain: tuple[Phrase, ...] = ()
+    """Names that must stay as they are, for the rankings ``retain`` and ``damage`` and for ``protect``."""
+    components: tuple[Phrase, ...] = ("ff",)
+    """Weights that are looked at: ff, ff_out, attn2_kv, attn, conv, linear, all, text_mlp, or patterns."""
+    leave_out: tuple[Phrase, ...] = ()
+    """Patterns of names among them that are not."""
+    combine: Literal["union", "sum", "quota"] = "union"
+    """Several concepts: a mask for each, one for the sum of their scores, or one in equal parts."""
+    attribution: Attribution = Attribution()
+    selection: Selection = Selection()
+    controls: bool = True
+    """Whether every mask is tried on other noise, beside random masks of its size."""
+    micro_batch: Count = 4
+    """Noisy pictures in one pass forward and back."""
+    batch: Count = 8
+    """Paths of the sampler at a time."""
+    checkpointing: bool = False
+    """Compute activations again on the way back: slower, with less memory."""

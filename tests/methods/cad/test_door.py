@@ -1,0 +1,166 @@
+"""The whole way from concepts to masks: effect on the measure, resuming, retaining, several concepts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.anatomy import weights_digest
+from surgery.delta import Rescale
+from surgery.errors import MethodError
+from surgery.methods.cad import attribution as attribution_room
+from surgery.methods.cad import gradients as gradients_room
+from surgery.methods.cad.door import CadSettings, edit
+from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
+from surgery.store import Store
+from tests.methods.cad.conftest import CAT, NAMES, QUICK
+
+DOG = CadConcept(name="dog", prompts=("a photo of a dog",), seed=4)
+SETTINGS = CadSettings(attribution=QUICK, selection=SelectionSettings(ratio=0.05), controls=False)
+
+
+def places(result: Any, name: str = NAMES[0]) -> set[int]:
+    form = result.delta.terms[name]
+    assert isinstance(form, Rescale)
+    assert form.places.index is not None
+    return set(form.places.index.tolist())
+
+
+def test_a_mask_lowers_the_measure_more_than_random_ones(models: Any) -> None:
+    # so weak that the first order tells; no concept was ever learned here
+    result = edit(models, [CAT], NAMES, replace(with_selection(strength=0.1), controls=True))
+    (report,) = result.masks
+    (control,) = report.controls
+    assert control.change < 0
+    assert control.change < control.random_change
+    sizes = [models.unet.get_parameter(name.removeprefix("unet/")).numel() for name in NAMES]
+    assert report.mask.count <= report.wanted == sum(round(0.05 * size) for size in sizes)
+
+
+def test_a_mask_of_the_other_polarity_raises_it(models: Any) -> None:
+    weak = replace(with_selection(strength=0.1), controls=True, polarity="negative")
+    result = edit(models, [CAT], NAMES, weak)
+    assert result.masks[0].controls[0].change > 0
+
+
+def test_nothing_is_left_of_a_masked_weight_and_the_models_stay(models: Any) -> None:
+    before = weights_digest(models.unet)
+    result = edit(models, [CAT], NAMES, SETTINGS)
+    assert weights_digest(models.unet) == before
+    form = result.delta.terms[NAMES[0]]
+    assert isinstance(form, Rescale)
+    assert float(form.factors) == 0.0
+
+
+def test_a_stopped_attribution_goes_on_and_gives_the_same_bits(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = edit(models, [CAT], NAMES, SETTINGS)
+    store, calls = Store(tmp_path), []
+    grade = gradients_room.add_gradients
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return grade(*given)
+
+    monkeypatch.setattr(attribution_room, "add_gradients", counted)
+    with pytest.raises(KeyboardInterrupt):
+        edit(models, [CAT], NAMES, SETTINGS, store=store)
+    resumed = edit(models, [CAT], NAMES, SETTINGS, store=store)
+    assert len(calls) == 3  # the first path was not done again
+    assert {name: places(resumed, name) for name in NAMES} == {name: places(whole, name) for name in NAMES}
+
+
+def test_another_ratio_needs_no_new_attribution(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    first = edit(models, [CAT], NAMES, with_selection(rule="tensor"), store=store)
+    monkeypatch.setattr(attribution_room, "add_gradients", lambda *_: pytest.fail("attributed again"))
+    smaller = edit(models, [CAT], NAMES, with_selection(rule="tensor", ratio=0.02), store=store)
+    assert places(smaller) < places(first)
+
+
+def with_selection(**knobs: Any) -> CadSettings:
+    return replace(SETTINGS, selection=replace(SETTINGS.selection, **knobs))
+
+
+def test_several_concepts_as_union_sum_and_quota(models: Any) -> None:
+    alone = [places(edit(models, [one], NAMES, SETTINGS)) for one in (CAT, DOG)]
+    union = edit(models, [CAT, DOG], NAMES, SETTINGS)
+    assert places(union) == alone[0] | alone[1]
+    total = edit(models, [CAT, DOG], NAMES, replace(SETTINGS, combine="sum"))
+    assert [mask.concepts for mask in total.masks] == [("cat", "dog")]
+    assert len(places(total)) < len(places(union))
+    quota = edit(models, [CAT, DOG], NAMES, replace(SETTINGS, combine="quota"))
+    assert {mask.wanted for mask in quota.masks} <= {
+        round(union.masks[0].wanted / 2) + one for one in (-1, 0, 1)
+    }
+
+
+def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
+    plain = places(edit(models, [CAT], NAMES, SETTINGS))
+    for ranking in ("retain", "damage"):
+        spared = places(
+            edit(models, [CAT], NAMES, with_selection(ranking=ranking, retain_weight=3.0), retain=[DOG])
+        )
+        assert spared != plain
+    protected = places(edit(models, [CAT], NAMES, with_selection(protect=0.2), retain=[DOG]))
+    (of_dog,) = edit(models, [DOG], NAMES, with_selection(ratio=0.002, rule="tensor")).masks
+    top = of_dog.mask.places[NAMES[0]]
+    assert top.index is not None
+    assert not protected & set(top.index.tolist())
+
+
+def test_scores_over_their_errors_rank_otherwise(models: Any) -> None:
+    errors = replace(QUICK, standard_errors=True)
+    by_t = replace(with_selection(ranking="t"), attribution=errors)
+    assert places(edit(models, [CAT], NAMES, by_t)) != places(edit(models, [CAT], NAMES, SETTINGS))
+
+
+def test_amplifying_looks_at_how_pictures_are_denoised(models: Any) -> None:
+    denoise = AttributionSettings(objective="denoise", pictures=2, graded_steps=2, sampling_steps=2)
+    result = edit(models, [CAT], NAMES, replace(SETTINGS, attribution=denoise, polarity="negative"))
+    assert result.masks[0].facts[0].measure < 0
+    assert result.masks[0].mask.count > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "retain", "message"),
+    [
+        (with_selection(ranking="retain"), [], "looks at concepts to retain"),
+        (with_selection(protect=0.1), [], "looks at concepts to retain"),
+        (with_selection(ranking="t"), [], "standard_errors"),
+        (with_selection(strength=1.5), [], r"strength is 1\.5"),
+        (with_selection(ratio=1.0), [], r"ratio is 1\.0"),
+        (SETTINGS, [CAT], "is to go and to be retained"),
+        (replace(SETTINGS, attribution=replace(QUICK, graded_steps=9)), [], "no more points than steps"),
+        (replace(SETTINGS, attribution=replace(QUICK, restart=True)), [], "of every length"),
+    ],
+)
+def test_settings_that_cannot_be_carried_out_are_refused(
+    models: Any, settings: CadSettings, retain: list[CadConcept], message: str
+) -> None:
+    with pytest.raises(MethodError, match=message):
+        edit(models, [CAT], NAMES, settings, retain=retain)
+
+
+def test_a_mask_that_is_in_already_is_noticed(models: Any) -> None:
+    weight = models.unet.get_parameter(NAMES[0].removeprefix("unet/"))
+    before = weight.detach().clone()
+    try:
+        weight.data[:, :4] = 0
+        result = edit(models, [CAT], NAMES, SETTINGS)
+    finally:
+        weight.data.copy_(before)
+    assert "masked-already" in {finding.kind for finding in result.findings}
+
+
+def test_a_concept_that_is_the_base_prompt_is_refused(models: Any) -> None:
+    nothing = CadConcept(name="nothing", prompts=("",), seed=1)
+    with pytest.raises(MethodError, match="for 'nothing' and for the base prompt are alike"):
+        edit(models, [nothing], NAMES, SETTINGS)

@@ -1,0 +1,118 @@
+"""Component attribution as recipes ask for it: settings, plan, checks, and a run that applies and reverts."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
+from surgery.errors import MethodError, RecipeError
+from surgery.execute import check_edits, compute_patch, plan_recipe
+from surgery.methods.cad.recipe import concepts_of, settings_of
+from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
+from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
+from surgery.recipe import Cad, Recipe, parse_recipe
+from surgery.recipe.cad import Attribution, Selection
+from surgery.store import Store
+from tests.support.folders import contents
+from tests.support.small import small_pipeline
+
+TEXT = """surgery: 1
+base: {base}
+edits:
+  - cad:
+      concepts: [{{source: cat}}, {{source: dog, templates: ["a {{}}"], seed: 7}}]
+      attribution: {{trajectories: 1, sampling_steps: 2, graded_steps: 1}}
+      selection: {{ratio: 0.05}}
+"""
+
+
+def parsed(base: Path | str = "pocket-sd", **overrides: str) -> Recipe:
+    changes = {f"edits[0].cad.{key.replace('__', '.')}": value for key, value in overrides.items()}
+    return parse_recipe(TEXT.format(base=base), overrides=changes)
+
+
+def entry(**overrides: str) -> Cad:
+    found = parsed(**overrides).edits[0].cad
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"), [(Attribution, AttributionSettings), (Selection, SelectionSettings)]
+)
+def test_keys_of_the_recipe_are_the_fields_of_the_method(part: type[BaseModel], settings: type) -> None:
+    assert set(part.model_fields) == {field.name for field in fields(settings)}
+
+
+def test_keys_of_the_recipe_win_over_the_preset_s() -> None:
+    found = settings_of(
+        entry(preset="published-erase", selection="{ratio: 0.01}", attribution="{guidance: 2}")
+    )
+    published, selection = PRESETS["published-erase"]
+    assert found.attribution.guidance == 2.0
+    assert (found.attribution.sampling_steps, found.attribution.restart) == (published.sampling_steps, True)
+    assert (found.selection.ratio, found.selection.rounding) == (0.01, selection.rounding)
+
+
+def test_amplifying_takes_what_stands_in_the_way_of_denoising() -> None:
+    found = settings_of(entry(kind="amplify"))
+    assert (found.polarity, found.attribution.objective) == ("negative", "denoise")
+
+
+def test_prompts_and_seeds_follow_from_templates_names_and_the_recipe_s_seed() -> None:
+    cat, dog = concepts_of(entry(), parsed())
+    assert cat.prompts == ("cat", "a photo of cat", "an image of cat")
+    assert (dog.prompts, dog.seed) == (("a dog",), 7)
+    other = parse_recipe(TEXT.format(base="pocket-sd"), overrides={"seed": "1"})
+    assert concepts_of(entry(), other)[0].seed != cat.seed
+
+
+def test_an_edit_names_one_method() -> None:
+    both = TEXT.format(base="pocket-sd") + "    emcid: {concepts: [{source: a, destination: b}]}\n"
+    with pytest.raises(RecipeError, match="found emcid and cad, expected one method"):
+        parse_recipe(both)
+    with pytest.raises(RecipeError, match="found none, expected one method of emcid, cad"):
+        parse_recipe("surgery: 1\nbase: pocket-sd\nedits: [{}]\n")
+
+
+def test_a_missing_picture_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"edits\[0\]\.cad\.concepts\[0\]\.images\[0\]: no file"):
+        parsed(concepts="[{source: cat, images: [none.png]}]")
+
+
+def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
+    plan = plan_recipe(parsed(tiny_pipeline), open_checkpoint(tiny_pipeline))
+    (step,) = plan.steps
+    assert len(step.work.sites) == 32
+    assert step.work.cost["unet_backwards"] == 2
+    assert step.work.cost["unet_forwards"] == 2 * 2 * 2
+    assert step.work.cost["weights_scored"] == step.parameters
+
+
+def test_a_concept_named_twice_is_refused(tiny_pipeline: Path) -> None:
+    twice = parsed(tiny_pipeline, concepts="[{source: cat}, {source: Cat}]")
+    with pytest.raises(MethodError, match="'cat' is named 2 times"):
+        check_edits(twice, open_checkpoint(tiny_pipeline), small_pipeline(tiny_pipeline))
+
+
+def test_the_patch_of_a_mask_is_applied_and_taken_out_to_the_byte(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    base, recipe = open_checkpoint(tiny_pipeline), parsed(tiny_pipeline, components="['unet/mid_block*']")
+    models = load_pipeline(tiny_pipeline)
+    computed = compute_patch(recipe, plan_recipe(recipe, base), base, models, Store(tmp_path / "store"))
+    save_patch(computed.patch, tmp_path / "patch")
+    patch = load_patch(tmp_path / "patch")
+    assert apply_patch(patch, tiny_pipeline, tmp_path / "edited", undo=tmp_path / "undo").exact
+    edited = open_checkpoint(tmp_path / "edited")
+    for name, change in patch.changes.items():
+        zeros = int((edited.read(name) == 0).sum() - (base.read(name) == 0).sum())
+        assert zeros == change.changed > 0
+    revert_patch(patch, tmp_path / "edited", tmp_path / "reverted", undo=tmp_path / "undo")
+    assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
+    masks: Any = computed.outcomes[0].report["masks"]
+    assert [mask["concepts"] for mask in masks] == [["cat"], ["dog"]]
