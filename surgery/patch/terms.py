@@ -114,12 +114,23 @@ def _values(form: Replace | Rescale, strength: float, base: Tensor) -> Tensor:
     """The new values at the form's places, rounded once to the type of the weight."""
     old = form.places.take(base)
     if isinstance(form, Replace):
-        if strength == 1:
-            return form.new.to(base)
-        return round_once(old.double() + strength * (form.new.double() - old.double()), base.dtype)
+        return _replaced(form, strength, old)
     factors = 1 + strength * (form.factors.double() - 1)
     scaled = round_once(old.double() * factors, base.dtype)
     return torch.where(factors == 1, old, scaled)
+
+
+def _replaced(form: Replace, strength: float, found: Tensor) -> Tensor:
+    """The values that come in the place of ``found``: of a fine-tune, it moved as far as the base's would be."""
+    if strength == 0:
+        return found
+    new = form.new.to(found)
+    if strength != 1:
+        new = round_once(found.double() + strength * (form.new.double() - found.double()), found.dtype)
+    if form.old is None:
+        return new
+    moved = round_once(found.double() + strength * (form.new.double() - form.old.double()), found.dtype)
+    return torch.where(found == form.old.to(found), new, moved)
 
 
 def all_finite(tensor: Tensor) -> bool:

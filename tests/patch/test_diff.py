@@ -176,3 +176,18 @@ def test_types_that_no_patch_holds_are_refused(tmp_path: Path) -> None:
         diff_checkpoints(base, write_folder(tmp_path / "eight", weights))
     with pytest.raises(PatchError, match=r"is stored as torch\.float8_e4m3fn"):
         apply_patch(random_patch(base), tmp_path / "eight", tmp_path / "out")
+
+
+def test_old_values_move_a_fine_tune_as_far_as_the_base(tmp_path: Path) -> None:
+    base, edited = (
+        written(tmp_path / "base", torch.float32),
+        written(tmp_path / "e", torch.float32, to_k=torch.ones(4, 3)),
+    )
+    tuned = small_weights(torch.float32)
+    tuned["unet"][TO_K] += 2.0
+    fine, plain = write_folder(tmp_path / "fine", tuned), small_weights(torch.float32)["unet"][TO_K]
+    for keep_old, expected in ((True, tuned["unet"][TO_K] + 1), (False, plain + 1)):
+        patch = diff_checkpoints(base, edited, keep_old=keep_old).patch
+        out = tmp_path / str(keep_old)
+        apply_patch(patch, fine, out, allow_other_base=True)
+        torch.testing.assert_close(open_checkpoint(out).read(TO_K_NAME), expected)

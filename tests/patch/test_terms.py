@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery.delta import Delta, Form
+from surgery.delta import Delta, Form, Replace
 from surgery.delta.algebra import block
 from surgery.errors import PatchError
 from surgery.patch import Term
@@ -33,8 +33,13 @@ def nearest_half(exact: Fraction) -> float:
 
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, -1.0])
-def test_new_values_move_from_the_old_ones_by_the_strength(kind: str, strength: float) -> None:
-    found = after(term(f"replace {kind}"), strength=strength)
+@pytest.mark.parametrize("with_old", [True, False])
+def test_new_values_move_from_the_old_ones_by_the_strength(
+    kind: str, strength: float, with_old: bool
+) -> None:
+    known = places(kind).take(weight()) if with_old else None
+    form = Replace(places(kind), values(kind), known)
+    found = after(Term(delta=Delta({NAME: form})), strength=strength)
     old = places(kind).take(weight()).flatten().tolist()
     new = values(kind).flatten().tolist()
     expected = [
@@ -44,6 +49,23 @@ def test_new_values_move_from_the_old_ones_by_the_strength(kind: str, strength: 
     assert places(kind).take(found).flatten().tolist() == expected
     outside = ~places(kind).mask()
     assert torch.equal(found[outside], weight()[outside])
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
+def test_values_that_are_not_the_old_ones_move_as_far_as_these(kind: str, strength: float) -> None:
+    known = places(kind).take(weight()) + 1
+    found = after(Term(delta=Delta({NAME: Replace(places(kind), values(kind), known)})), strength=strength)
+    expected = [
+        nearest_half(Fraction(a) + Fraction(strength) * (Fraction(b) - Fraction(c)))
+        for a, b, c in zip(
+            places(kind).take(weight()).flatten().tolist(),
+            values(kind).flatten().tolist(),
+            known.flatten().tolist(),
+            strict=True,
+        )
+    ]
+    assert places(kind).take(found).flatten().tolist() == expected
 
 
 def test_a_factor_scales_once_and_one_keeps_every_bit() -> None:
