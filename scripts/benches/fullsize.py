@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +34,23 @@ from surgery.checkpoint.pipeline_files import FILES_KEY
 from surgery.checkpoint.serialise import Copied, safetensors_chunks
 from surgery.delta import Delta, LowRank
 from surgery.names import canonical
-from surgery.patch import Term, apply_patch, load_patch, make_patch, revert_patch, save_patch, verify_patch
+from surgery.patch import (
+    Term,
+    apply_patch,
+    diff_checkpoints,
+    load_patch,
+    make_patch,
+    revert_patch,
+    save_patch,
+    verify_patch,
+)
 from tests.support.measure import peak_memory
+from tests.support.older import older_python
 
+VOCABULARY: Final = {
+    "vocab.json": json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1}),
+    "merges.txt": "#version: 0.2\n",
+}
 ROOT: Final = Path(__file__).resolve().parents[2]
 MEMORY: Final = 600_000_000  # bytes that no step may exceed
 BLOCK: Final = 1 << 20  # random numbers made at a time
@@ -101,58 +115,136 @@ Run = Callable[..., Cost]
 
 
 def _campaign(size: Size, folder: Path, narrow: bool, run: Run) -> bool:
-    single, other = folder / "base.safetensors", folder / "folder"
-    edited, back = folder / "edited.safetensors", folder / "back.safetensors"
-    undo, patch = folder / "undo.safetensors", folder / "patch.safetensors"
-    files = family_files(size.family, {"vocab.json": "{}", "merges.txt": "#version: 0.2\n"})
+    single = folder / "base.safetensors"
+    files = family_files(size.family, VOCABULARY)
     files = narrowed(files) if narrow else files
-    write_random(single, shapes_of(files), files, size.dtype)
+    shapes = shapes_of(files)
+    write_random(single, shapes, files, size.dtype)
     print(f"{size.family.name}, {size.dtype}: {single.stat().st_size / 1e9:.2f} GB")
-    table = Table(single)
-    for name in ("sha256", "bytes", "bytes and value16"):
-        table.time(name, run, single)
-    table.one("to folder", run("convert", single, other))
-    table.one("to single", run("convert", other, back))
-    table.check("single, folder, single: the same bytes", run("same", single, back))
-    for path in (other, back):
-        remove(path)
-    table.one("make patch", run("patch", single, patch))
-    share = patch.stat().st_size / single.stat().st_size
-    print(f"the patch takes {share:.2%} of the bytes")
-    table.one("copy", run("copy", single, edited))
-    remove(edited)
-    table.one("apply", run("apply", patch, single, edited, undo))
-    table.one("verify", run("verify", patch, edited))
-    table.one("revert", run("revert", patch, edited, back, undo))
-    table.check("apply, revert: the same bytes", run("same", single, back))
+    table = Table(run, bounded=not narrow)
+    _hashed(table, single)
+    _audited(table, single, shapes, files, size.dtype)
+    _converted(table, single, folder)
+    patch = _patched(table, single, folder)
+    _loaded(table, single, patch, folder)
     return table.done()
+
+
+def _hashed(table: Table, single: Path) -> None:
+    """How fast a file is read, hashed and fingerprinted."""
+    for name in ("sha256", "bytes", "bytes and value16"):
+        table.time(name, name, [single])
+    table.bound("bytes", "sha256", 1.15)
+    table.bound("bytes and value16", "sha256", 1.7)
+
+
+def _audited(
+    table: Table, single: Path, shapes: Shapes, files: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Two models that differ in every weight: read plainly, and looked at."""
+    other = single.with_name("other.safetensors")
+    write_random(other, shapes, files, dtype, shift=0.5)
+    table.time("read both", "read", [single, other])
+    table.time("audit, all different", "audit", [single, other])
+    table.bound("audit, all different", "read both", 1.3)
+    remove(other)
+
+
+def _converted(table: Table, single: Path, folder: Path) -> None:
+    other, back = folder / "folder", folder / "back.safetensors"
+    table.one("to folder", table.run("convert", single, other))
+    table.one("to single", table.run("convert", other, back))
+    table.check("single, folder, single: the same bytes", table.run("same", single, back))
+    remove(back)
+    patch, edited, undo = folder / "patch", folder / "edited", folder / "undo"
+    table.run("patch", other, patch)
+    table.one("apply to the folder", table.run("apply", patch, other, edited, undo))
+    remove(other)
+    table.one("revert the folder", table.run("revert", patch, edited, other, undo))
+    remove(edited)
+    table.one("to single", table.run("convert", other, back))
+    table.check("folder, apply, revert, single: the same bytes", table.run("same", single, back))
+    for path in (other, back, patch, undo):
+        remove(path)
+
+
+def _patched(table: Table, single: Path, folder: Path) -> Path:
+    """Applied, told apart from the base, and taken out; the patch's file stays."""
+    patch, edited = folder / "patch.safetensors", folder / "edited.safetensors"
+    undo, back, found = folder / "undo.safetensors", folder / "back.safetensors", folder / "diff.safetensors"
+    table.one("make patch", table.run("patch", single, patch))
+    print(f"the patch takes {patch.stat().st_size / single.stat().st_size:.2%} of the bytes")
+    table.time("copy", "copy", [single, edited], made=[edited])
+    table.time("apply", "apply", [patch, single, edited], made=[edited])
+    table.bound("apply", "copy", 1.3)
+    table.one("apply, with an undo file", table.run("apply", patch, single, edited, undo))
+    table.one("verify", table.run("verify", patch, edited))
+    table.one("diff", table.run("diff", single, edited, found))
+    table.one("apply the diff", table.run("apply", found, single, back))
+    table.check("diff, apply: the edited bytes", table.run("same", edited, back))
+    remove(back)
+    table.one("revert", table.run("revert", patch, edited, back, undo))
+    table.check("apply, revert: the same bytes", table.run("same", single, back))
+    for path in (edited, undo, back, found):
+        remove(path)
+    return patch
+
+
+def _loaded(table: Table, single: Path, patch: Path, folder: Path) -> None:
+    """The patch as a LoRA that stock diffusers of both generations fuse, against what the patch makes."""
+    lora = folder / "lora.safetensors"
+    table.one("export as a LoRA", table.run("export", patch, single, lora))
+    for name in ("prove", "prove, older"):
+        cost = table.run(name, lora, single, patch)
+        print(f"{name}: {cost.elapsed_s:.1f} s", flush=True)
+        table.check(f"{name}: diffusers fuses it to every value of the merged checkpoint at fp16", cost)
+    remove(lora)
 
 
 class Table:
     """Prints costs as they come, and remembers whether all that must hold did."""
 
-    def __init__(self, single: Path) -> None:
-        self.single, self.good = single, True
+    def __init__(self, run: Run, *, bounded: bool) -> None:
+        self.run, self.good, self.bounded = run, True, bounded
         self.cold: dict[str, Cost] = {}
         self.warm: dict[str, Cost] = {}
-        print(f"{'':22}{'s':>8}{'processor':>11}{'memory MB':>11}")
+        print(f"{'':28}{'s':>8}{'processor':>11}{'memory MB':>11}")
 
     def one(self, name: str, cost: Cost) -> None:
         """One line; more memory than allowed is a fault."""
         self.good = self.good and cost.memory_bytes <= MEMORY
         taken = f"{cost.memory_bytes / 1e6:11.0f}{'  TOO MUCH' if cost.memory_bytes > MEMORY else ''}"
         print(
-            f"{name:22}{cost.elapsed_s:8.1f}{cost.processor_s:11.1f}{taken}",
+            f"{name:28}{cost.elapsed_s:8.1f}{cost.processor_s:11.1f}{taken}",
             flush=True,
         )
 
-    def time(self, name: str, run: Run, path: Path) -> None:
-        """One reading of the whole file without the system's copy of it, and one with it."""
-        drop_cache(path)
-        self.cold[name] = run(name, path)
-        self.warm[name] = run(name, path)
-        self.one(f"{name}, cold", self.cold[name])
-        self.one(f"{name}, warm", self.warm[name])
+    def time(self, name: str, step: str, paths: Sequence[Path], made: Sequence[Path] = ()) -> None:
+        """One step without the system's copies of its files, and one with; what it makes goes in between."""
+        for costs, word in ((self.cold, "cold"), (self.warm, "warm")):
+            if word == "cold":
+                for path in paths:
+                    drop_cache(path)
+            costs[name] = self.run(step, *paths)
+            self.one(f"{name}, {word}", costs[name])
+            for path in made:
+                remove(path)
+
+    def bound(self, name: str, floor: str, most: float) -> None:
+        """What a step may take of the plain one's time, both without the system's copies; warm beside it."""
+        parts = [
+            f"{getattr(costs[name], unit) / max(getattr(costs[floor], unit), 1e-9):.2f} {word}"
+            for costs, unit, word in (
+                (self.cold, "elapsed_s", "cold"),
+                (self.warm, "elapsed_s", "warm"),
+                (self.warm, "processor_s", "of the processor, warm"),
+            )
+        ]
+        ratio = self.cold[name].elapsed_s / max(self.cold[floor].elapsed_s, 1e-9)
+        held = ratio <= most or not self.bounded  # small files are all overhead
+        self.good = self.good and held
+        verdict = "" if held else "  TOO MUCH"
+        print(f"{name} over {floor}: {', '.join(parts)}; at most {most:g} cold{verdict}", flush=True)
 
     def check(self, what: str, cost: Cost) -> None:
         """What must be true."""
@@ -160,17 +252,7 @@ class Table:
         print(f"{what}: {'yes' if cost.found else 'NO'}", flush=True)
 
     def done(self) -> bool:
-        """The ratios, and whether everything held."""
-        for name in ("bytes", "bytes and value16"):
-            parts = [
-                f"{getattr(costs[name], unit) / max(getattr(costs['sha256'], unit), 1e-9):.2f} {word}"
-                for costs, unit, word in (
-                    (self.cold, "elapsed_s", "cold"),
-                    (self.warm, "elapsed_s", "warm"),
-                    (self.warm, "processor_s", "of the processor, warm"),
-                )
-            ]
-            print(f"fingerprint of {name} over the sha256 of the file: {', '.join(parts)}")
+        """Whether everything held."""
         return self.good
 
 
@@ -222,13 +304,15 @@ def shapes_of(files: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_random(path: Path, shapes: Shapes, files: Mapping[str, str], dtype: torch.dtype) -> None:
-    """A single file of random weights, a block at a time."""
+def write_random(
+    path: Path, shapes: Shapes, files: Mapping[str, str], dtype: torch.dtype, shift: float = 0.0
+) -> None:
+    """A single file of random weights, a block at a time; another ``shift`` gives other ones everywhere."""
     places = places_of_names(shapes)
     tensors: dict[str, Copied] = {}
     for name, place in places.items():
         shape = stored_shape(shapes[name], place)
-        made = partial(random_blocks, len(tensors), torch.Size(shape).numel(), dtype)
+        made = partial(random_blocks, len(tensors) + shift, torch.Size(shape).numel(), dtype)
         tensors[place.key] = Copied(dtype=dtype, shape=shape, chunks=made)
     texts = json.dumps(dict(files), ensure_ascii=False, sort_keys=True)
     metadata = {"format": "pt", FILES_KEY: texts}
@@ -244,7 +328,7 @@ def stored_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     return (*whole, 1, 1) if place.pixel else whole
 
 
-def random_blocks(seed: int, elements: int, dtype: torch.dtype) -> Iterator[Bytes]:
+def random_blocks(seed: float, elements: int, dtype: torch.dtype) -> Iterator[Bytes]:
     """Numbers about as large as weights; each block is one block of random numbers, times its own factor."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(min(BLOCK, elements), generator=generator)
@@ -281,6 +365,53 @@ def _copy(source: Path, out: Path) -> None:
         os.fsync(written.fileno())
 
 
+def _read(*paths: Path) -> int:
+    """Every byte of some files, and nothing done with it."""
+    total, block = 0, bytearray(1 << 20)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                total += count
+    return total
+
+
+def _audit(base: Path, edited: Path) -> int:
+    from surgery.audit import AuditOptions, audit_checkpoints
+
+    record = audit_checkpoints(base, edited, AuditOptions(spectra=False))
+    return sum(row.state == "changed" for row in record.tensors)
+
+
+def _diff(base: Path, edited: Path, out: Path) -> None:
+    save_patch(diff_checkpoints(base, edited).patch, out)
+
+
+def _export(patch: Path, base: Path, out: Path) -> float:
+    from surgery.export import export_patch
+
+    return max(export_patch(load_patch(patch), base, out, to="universal-lora").errors.values())
+
+
+def _prove(lora: Path, base: Path, patch: Path) -> bool:
+    from surgery.export import prove_file
+
+    return prove_file(lora, base, patch).holds
+
+
+def _prove_older(lora: Path, base: Path, patch: Path) -> bool:
+    """The same in the environment of the older libraries."""
+    command = ["prove", str(lora), "--base", str(base), "--patch", str(patch)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [older_python(), "-m", "surgery", *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.returncode == 0
+
+
 def _same(first: Path, second: Path) -> bool:
     return first.stat().st_size == second.stat().st_size and _sha256(first) == _sha256(second)
 
@@ -292,10 +423,16 @@ STEPS: Final[Mapping[str, Callable[..., object]]] = {
     "convert": lambda path, out: convert_checkpoint(open_checkpoint(path), out).tensors,
     "patch": _patch,
     "copy": _copy,
-    "apply": lambda patch, base, out, undo: apply_patch(load_patch(patch), base, out, undo=undo).exact,
+    "apply": lambda patch, base, out, undo=None: apply_patch(load_patch(patch), base, out, undo=undo).exact,
     "verify": lambda patch, edited: verify_patch(load_patch(patch), edited).word,
     "revert": lambda patch, edited, out, undo: revert_patch(load_patch(patch), edited, out, undo=undo),
     "same": _same,
+    "read": _read,
+    "audit": _audit,
+    "diff": _diff,
+    "export": _export,
+    "prove": _prove,
+    "prove, older": _prove_older,
 }
 
 
