@@ -24,7 +24,7 @@ INTERRUPTED: Final = 130
 # Verbs by group, in the order of the help, and the module that has the function of that name.
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "Recipes": {"recipes": "recipes", "show": "recipes", "copy": "recipes", "check": "recipes"},
-    "Look": {"inspect": "look", "locate": "look"},
+    "Look": {"inspect": "look", "locate": "look", "attribute": "attribute"},
     "Run": {"plan": "run", "run": "run", "sample": "sample", "statistics": "statistics"},
     "Patches": {
         "apply": "patches",

@@ -121,7 +121,7 @@ def _values(form: Replace | Rescale, strength: float, base: Tensor) -> Tensor:
 
 
 def _replaced(form: Replace, strength: float, found: Tensor) -> Tensor:
-    """The values that come in the place of ``found``: of a fine-tune, it moved as far as the base's would be."""
+    """The values in the place of ``found``; a fine-tune's are moved as far as the base's would be."""
     if strength == 0:
         return found
     new = form.new.to(found)

@@ -1,1 +1,16 @@
 """Component attribution: which weights make a concept, and what masking them does (arXiv 2412.02542)."""
+
+from surgery.methods.cad.door import CadResult, CadSettings, MaskReport, edit
+from surgery.methods.cad.nouns import CadConcept, concepts_named
+from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
+
+__all__ = [
+    "AttributionSettings",
+    "CadConcept",
+    "CadResult",
+    "CadSettings",
+    "MaskReport",
+    "SelectionSettings",
+    "concepts_named",
+    "edit",
+]

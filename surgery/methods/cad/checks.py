@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from surgery.errors import MethodError
 from surgery.methods.cad.attribution import Attribution
@@ -26,7 +25,17 @@ _IDLE: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Numbers of one attribution that the checks look at and reports show."""
+    """Numbers of one attribution that the checks look at and reports show.
+
+    Attributes:
+        measure: The mean of J over all pairs; ``deviation`` between paths or pictures.
+        total: Σα over all weights.
+        positive: Share of the weights whose score is above nothing.
+        zeros: Share whose score is exactly nothing though the weight is not.
+        empty: Tensors all of whose scores are nothing.
+        masked_already: Tensors with many weights of nothing, and their share.
+        by_tensor: The sum of the positive and that of the negative scores of each tensor.
+    """
 
     measure: float
     deviation: float
@@ -37,12 +46,13 @@ class Facts:
     zeros: float
     empty: tuple[str, ...]
     masked_already: Mapping[str, float]
+    by_tensor: Mapping[str, tuple[float, float]]
 
 
 def facts_of(attribution: Attribution) -> Facts:
     """The numbers of an attribution; tensors pass one by one."""
-    total, positive, zeros, count = 0.0, 0, 0, 0
-    empty, already = [], {}
+    positive, zeros, count = 0, 0, 0
+    empty, already, sums = [], {}, {}
     for name, scores in attribution.scores():
         gone = int((attribution.weights[name] == 0).sum())
         nothing = int((scores == 0).sum())
@@ -50,7 +60,8 @@ def facts_of(attribution: Attribution) -> Facts:
             empty.append(name)
         if gone > _MASKED * scores.numel():
             already[name] = gone / scores.numel()
-        total += float(scores.double().sum())
+        above, below = (part.double().sum() for part in (scores.clamp_min(0), scores.clamp_max(0)))
+        sums[name] = (float(above), float(below))
         positive += int((scores > 0).sum())
         zeros += nothing - gone
         count += scores.numel()
@@ -60,11 +71,12 @@ def facts_of(attribution: Attribution) -> Facts:
         deviation=measured.deviation,
         pairs=len(measured.values),
         by_timestep=measured.by_timestep(),
-        total=total,
+        total=sum(above + below for above, below in sums.values()),
         positive=positive / count,
         zeros=max(0, zeros) / count,
         empty=tuple(empty),
         masked_already=already,
+        by_tensor=sums,
     )
 
 
@@ -175,10 +187,3 @@ def _largest_share(by_timestep: Mapping[int, float]) -> float:
 
 def _finding(kind: str, subject: str, message: str, severity: str = "warning") -> Finding:
     return Finding(kind=kind, subject=subject, message=message, severity=severity)  # type: ignore[arg-type]  # one of two words
-
-
-def tensor_facts(scores: Tensor) -> dict[str, float]:
-    """Sum of the positive, of the negative and of all absolute scores of one tensor."""
-    positive = float(scores.clamp_min(0).double().sum())
-    negative = float(scores.clamp_max(0).double().sum())
-    return {"positive": positive, "negative": negative, "absolute": positive - negative}

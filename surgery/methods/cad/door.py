@@ -367,10 +367,12 @@ def _facts_json(facts: Facts) -> dict[str, JSON]:
         "zeros": facts.zeros,
         "empty": list(facts.empty),
         "masked_already": dict(facts.masked_already),
+        "by_tensor": {name: list(sums) for name, sums in facts.by_tensor.items()},
     }
 
 
 def _facts_from(data: Mapping[str, Any]) -> Facts:
     told = {**data, "empty": tuple(data["empty"])}
+    told["by_tensor"] = {name: (above, below) for name, (above, below) in data["by_tensor"].items()}
     told["by_timestep"] = {int(step): value for step, value in data["by_timestep"].items()}
     return Facts(**told)

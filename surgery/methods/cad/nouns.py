@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from surgery.anatomy import fill
+from surgery.diffusion import derived_seed
+from surgery.errors import MethodError, raise_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,41 @@ class CadConcept:
     prompts: tuple[str, ...]
     images: tuple[Path, ...] = ()
     seed: int = 0
+
+
+TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
+
+
+def concepts_named(
+    names: Sequence[str], templates: Sequence[str] = (), seed: int = 0
+) -> tuple[CadConcept, ...]:
+    """Concepts by their names, each with a seed of its own.
+
+    Raises:
+        MethodError: when a name comes twice, is empty, or a template has no one place for it.
+    """
+    faults = [
+        f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    faults += [
+        f"{name!r} is no name of a concept; expected a word or more." for name in names if not name.strip()
+    ]
+    faults += [
+        f"template {one!r} has {one.count('{}')} places for the name; expected one {{}}."
+        for one in templates
+        if one.count("{}") != 1
+    ]
+    raise_all(MethodError, faults)
+    return tuple(
+        CadConcept(
+            name=name,
+            prompts=tuple(fill(template, name) for template in templates or TEMPLATES),
+            seed=derived_seed(seed, name),
+        )
+        for name in names
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

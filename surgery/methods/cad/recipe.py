@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, Final
+from typing import Any
 
 from surgery.anatomy import fill
 from surgery.checkpoint import Checkpoint
@@ -12,14 +12,12 @@ from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, check_edit, edit
-from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.nouns import TEMPLATES, CadConcept
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
 from surgery.record import JSON, Finding, Work, file_digest
 from surgery.store import Store
-
-TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
 
 
 def settings_of(entry: Cad) -> CadSettings:

@@ -1,0 +1,132 @@
+"""Where concepts live in a checkpoint: their attribution as data and as a picture; nothing is edited."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from surgery.anatomy import block_order, place_of
+from surgery.anatomy.atlas import ROLES
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.atomic import atomic_folder, write_bytes
+from surgery.methods.cad.components import components_of
+from surgery.methods.cad.door import CadSettings, MaskReport, edit
+from surgery.methods.cad.nouns import CadConcept
+from surgery.record import JSON
+from surgery.report.concept_map import Cell, ConceptMap, concept_maps
+from surgery.store import Store
+from surgery.store.libraries import library_versions
+from surgery.study.loading import pipeline_on
+
+MAP_FILE, RECORD_FILE = "map.png", "attribution.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConceptRecord:
+    """What was found of some concepts: plain data, and the same as a picture (PNG)."""
+
+    data: Mapping[str, JSON]
+    picture: bytes
+    maps: tuple[ConceptMap, ...]
+    masks: tuple[MaskReport, ...]
+
+    def lines(self) -> Iterator[str]:
+        """For people: where each concept is made most, and what its mask does."""
+        for one, mask in zip(self.maps, self.masks, strict=True):
+            best = sorted(one.positive, key=lambda cell: -one.positive[cell])[:3]
+            where = ", ".join(
+                f"{block} {role} {100 * one.positive[block, role]:.0f} %" for block, role in best
+            )
+            yield f"{one.name}: most of it in {where}"
+            for control in mask.controls:
+                yield (
+                    f"  a mask of {mask.mask.count:,} weights changes its measure by "
+                    f"{100 * control.change:+.0f} %, random ones by {100 * control.random_change:+.0f} %"
+                )
+
+
+def attribute_concepts(
+    base: Path,
+    concepts: Sequence[CadConcept],
+    settings: CadSettings,
+    *,
+    components: Sequence[str] = ("ff",),
+    device: str = "cpu",
+    offloaded: bool = False,
+    dtype: torch.dtype = torch.float32,
+    store: Store | None = None,
+) -> ConceptRecord:
+    """Which parts of a checkpoint make each concept, and how far their masks at ``settings``' ratio overlap.
+
+    Raises:
+        SurgeryError: when the checkpoint or the settings do not fit.
+    """
+    checkpoint = open_checkpoint(base)
+    names = components_of(checkpoint.shapes, components)
+    models = pipeline_on(base, device, dtype, offloaded=offloaded)
+    found = edit(models, concepts, names, settings, store=store)
+    blocks = block_order(place_of(name).block for name in names)
+    roles = [role for role in ROLES if any(place_of(name).role == role for name in names)]
+    maps = [_map(concept, mask) for concept, mask in zip(concepts, found.masks, strict=True)]
+    overlaps = [[one.mask.overlap(other.mask) for other in found.masks] for one in found.masks]
+    data: dict[str, JSON] = {
+        "attribution": 1,
+        "base": str(base),
+        "components": list(components),
+        "blocks": blocks,
+        "roles": roles,
+        "concepts": [_record(one, mask) for one, mask in zip(maps, found.masks, strict=True)],
+        "overlaps": overlaps,
+        "findings": [
+            {"subject": one.subject, "kind": one.kind, "message": one.message} for one in found.findings
+        ],
+        "versions": library_versions(),
+    }
+    picture = concept_maps(maps, blocks, roles, overlaps)
+    return ConceptRecord(data=data, picture=picture, maps=tuple(maps), masks=found.masks)
+
+
+def write_attribution(record: ConceptRecord, out: Path, *, overwrite: bool = False) -> None:
+    """Write the data and the picture into a new folder, whole or not at all.
+
+    Raises:
+        SurgeryError: when ``out`` exists and ``overwrite`` is not set, or the disk refuses.
+    """
+    text = json.dumps(record.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        write_bytes(folder / RECORD_FILE, [text.encode()])
+        write_bytes(folder / MAP_FILE, [record.picture])
+
+
+def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:
+    """Shares of the score mass by block and role."""
+    (facts,) = mask.facts
+    mass = sum(above - below for above, below in facts.by_tensor.values())
+    positive: dict[Cell, float] = {}
+    negative: dict[Cell, float] = {}
+    for name, (above, below) in facts.by_tensor.items():
+        cell = (place_of(name).block, place_of(name).role)
+        positive[cell] = positive.get(cell, 0.0) + above / mass
+        negative[cell] = negative.get(cell, 0.0) - below / mass
+    return ConceptMap(name=concept.name, positive=positive, negative=negative)
+
+
+def _record(one: ConceptMap, mask: MaskReport) -> dict[str, JSON]:
+    (facts,) = mask.facts
+    return {
+        "name": one.name,
+        **mask.as_json(),
+        "positive": _cells(one.positive),
+        "negative": _cells(one.negative),
+        "by_tensor": {name: list(sums) for name, sums in facts.by_tensor.items()},
+        "by_timestep": {str(step): value for step, value in facts.by_timestep.items()},
+    }
+
+
+def _cells(cells: Mapping[Cell, float]) -> dict[str, JSON]:
+    table: dict[str, dict[str, JSON]] = {}
+    for (block, role), share in cells.items():
+        table.setdefault(block, {})[role] = share
+    return dict(table)
