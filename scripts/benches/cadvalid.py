@@ -1,8 +1,8 @@
 """How well scores foretell what taking random weights away does, beside what happens and beside controls.
 
-Section 9 of the study: pairs of four paths of 50 steps, every fifth looked at, scored; as many of other seeds
-held out. Random masks take each weight away with probability p; the prediction is held against what the
-measure of the held-out pairs does, targets frozen. The predictor that is claimed is chosen on concepts of its own.
+Section 9 of the study: pairs of four paths of 50 steps, every fifth looked at, are scored; pairs of other
+seeds are held out. Random masks take each weight away with probability p; the prediction is held against what
+the measure of the held-out pairs does, targets frozen. The claimed predictor is chosen on other concepts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from surgery.anatomy import weights_of
+from surgery.anatomy import weights_digest, weights_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
@@ -30,7 +30,9 @@ from surgery.methods.cad.components import components_of
 from surgery.methods.cad.gradients import Grading, measure
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import Prediction, Predictor, predict
+from surgery.methods.cad.settings import as_json
 from surgery.progress import track
+from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.study.words import read_words
 
@@ -39,6 +41,7 @@ PREDICTORS: Final[Sequence[Predictor]] = ("first_order", "gauss_newton", "midpoi
 CONTROLS: Final = ("shuffled", "absolute", "magnitude")
 SCHEME: Final = AttributionSettings(trajectories=4, sampling_steps=50, graded_steps=10)
 RESAMPLED: Final = 2000
+VERSION: Final = 1  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,9 @@ def cell(
     options: argparse.Namespace, models: Any, names: tuple[str, ...], concept: CadConcept, share: float
 ) -> Told:
     """One concept at one share; kept in a file, and read from there the next time."""
-    place = options.out / f"{concept.name.replace(' ', '-')}-{share:g}-{options.masks}.json"
+    asked: JSON = [weights_digest(models.unet), options.seed, as_json(SCHEME), list(PREDICTORS), VERSION]
+    name = f"{concept.name.replace(' ', '-')}-{share:g}-{options.masks}-{json_digest(asked)[:12]}.json"
+    place = options.out / name
     if place.is_file():
         return Told(**json.loads(place.read_text()))
     (graded,) = pairs_of(models, [concept], SCHEME)

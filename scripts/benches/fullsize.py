@@ -147,6 +147,8 @@ def _audited(
     table.time("read both", "read", [single, other])
     table.time("audit, all different", "audit", [single, other])
     table.bound("audit, all different", "read both", 1.3)
+    told = table.warm["audit, all different"].found
+    table.true(f"audit: all {len(shapes)} weights changed", told == len(shapes))
     remove(other)
 
 
@@ -157,7 +159,7 @@ def _converted(table: Table, single: Path, folder: Path) -> None:
     table.check("single, folder, single: the same bytes", table.run("same", single, back))
     remove(back)
     patch, edited, undo = folder / "patch", folder / "edited", folder / "undo"
-    table.run("patch", other, patch)
+    table.one("make patch of the folder", table.run("patch", other, patch))
     table.one("apply to the folder", table.run("apply", patch, other, edited, undo))
     remove(other)
     table.one("revert the folder", table.run("revert", patch, edited, other, undo))
@@ -193,7 +195,9 @@ def _patched(table: Table, single: Path, folder: Path) -> Path:
 def _loaded(table: Table, single: Path, patch: Path, folder: Path) -> None:
     """The patch as a LoRA that stock diffusers of both generations fuse, against what the patch makes."""
     lora = folder / "lora.safetensors"
-    table.one("export as a LoRA", table.run("export", patch, single, lora))
+    exported = table.run("export", patch, single, lora)
+    table.one("export as a LoRA", exported)
+    table.true("the LoRA is exact", exported.found == 0.0)
     for name in ("prove", "prove, older"):
         cost = table.run(name, lora, single, patch)
         print(f"{name}: {cost.elapsed_s:.1f} s", flush=True)
@@ -247,9 +251,13 @@ class Table:
         print(f"{name} over {floor}: {', '.join(parts)}; at most {most:g} cold{verdict}", flush=True)
 
     def check(self, what: str, cost: Cost) -> None:
+        """What a step must have found."""
+        self.true(what, bool(cost.found))
+
+    def true(self, what: str, held: bool) -> None:
         """What must be true."""
-        self.good = self.good and bool(cost.found)
-        print(f"{what}: {'yes' if cost.found else 'NO'}", flush=True)
+        self.good = self.good and held
+        print(f"{what}: {'yes' if held else 'NO'}", flush=True)
 
     def done(self) -> bool:
         """Whether everything held."""
@@ -312,7 +320,7 @@ def write_random(
     tensors: dict[str, Copied] = {}
     for name, place in places.items():
         shape = stored_shape(shapes[name], place)
-        made = partial(random_blocks, len(tensors) + shift, torch.Size(shape).numel(), dtype)
+        made = partial(random_blocks, len(tensors), torch.Size(shape).numel(), dtype, shift)
         tensors[place.key] = Copied(dtype=dtype, shape=shape, chunks=made)
     texts = json.dumps(dict(files), ensure_ascii=False, sort_keys=True)
     metadata = {"format": "pt", FILES_KEY: texts}
@@ -328,12 +336,12 @@ def stored_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     return (*whole, 1, 1) if place.pixel else whole
 
 
-def random_blocks(seed: float, elements: int, dtype: torch.dtype) -> Iterator[Bytes]:
+def random_blocks(seed: int, elements: int, dtype: torch.dtype, shift: float = 0.0) -> Iterator[Bytes]:
     """Numbers about as large as weights; each block is one block of random numbers, times its own factor."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(min(BLOCK, elements), generator=generator)
     for number, start in enumerate(range(0, elements, BLOCK)):
-        factor = 0.02 * (1 + (seed % 997) / 1000 + number / 100_000)
+        factor = 0.02 * (1 + shift) * (1 + (seed % 997) / 1000 + number / 100_000)
         yield tensor_bytes((block[: elements - start] * factor).to(dtype))
 
 

@@ -77,10 +77,18 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             fsync(inner)
         fsync(temporary)
         refuse_existing(path, overwrite)
-        if path.exists():
-            _replace_folder(temporary, path)
+        if not os.path.lexists(path):
+            try:
+                _give_name(temporary, path)
+            except SurgeryError:  # another writer was faster
+                if not (overwrite and path.exists()):
+                    raise
+                _replace_folder(temporary, path)
+        elif path.is_symlink() and not path.exists():  # a link to nothing
+            remove(path)
+            rename(temporary, path)
         else:
-            _give_name(temporary, path)
+            _replace_folder(temporary, path)
 
 
 @contextmanager

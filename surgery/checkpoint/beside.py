@@ -31,7 +31,7 @@ class Beside:
 def beside_weights(before: Checkpoint, after: Checkpoint) -> tuple[Beside, ...]:
     """What differs beside the weights, by kind; nothing where one is a folder, which has no such things.
 
-    Every such tensor of both files is read once.
+    Every such tensor is read once for its digest, those of ``after`` once more for what is no number.
     """
     if before.layout != "single" or after.layout != "single":
         return ()
@@ -67,4 +67,6 @@ def _same(one: tuple[str, TensorEntry] | None, other: tuple[str, TensorEntry] | 
 def _nonfinite(entry: TensorEntry) -> int:
     if not entry.dtype.is_floating_point:
         return 0
-    return sum(int((~rows.float().isfinite()).sum()) for _, rows in read_blocks(entry))
+    blocks = (rows for _, rows in read_blocks(entry))
+    wide = entry.dtype.itemsize > 1  # torch asks no eight-bit number
+    return sum(int((~(rows if wide else rows.float()).isfinite()).sum()) for rows in blocks)

@@ -163,8 +163,9 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int, Stamp]:
         raise ValueError(f"its header {error}") from error
     if not isinstance(table, dict):
         raise ValueError("its header is no JSON object")
-    if len(table) > MOST_TENSORS:
-        raise ValueError(f"its header names {len(table)} tensors, more than the {MOST_TENSORS} allowed")
+    named = len(table.keys() - {"__metadata__"})
+    if named > MOST_TENSORS:
+        raise ValueError(f"its header names {named} tensors, more than the {MOST_TENSORS} allowed")
     return table, 8 + length, stamp
 
 

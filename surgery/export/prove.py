@@ -101,8 +101,8 @@ def _compared(
             tensor = canonical(component, path)
             held = parameter.detach()
             if tensor in patch.changes:
-                after = patch.changes[tensor].after_in(held.dtype)
-                tensors[tensor] = tensor_digest(tensor, held).value16 == after
+                found = tensor_digest(tensor, held).value16
+                tensors[tensor] = patch.changes[tensor].is_outcome(found, held.dtype)
             elif not torch.equal(held, checkpoint.read(tensor).to(dtype)):
                 strays.append(tensor)
     return Proof(loader=name, file=file, tensors=tensors, strays=tuple(strays))

@@ -170,6 +170,8 @@ def _rows_of(form: Form, count: int) -> Tensor:
 def _row_space(rows: Tensor) -> Tensor:
     """An orthonormal basis, in columns; rows of nothing, and those that others make up, add none."""
     _, values, right = torch.linalg.svd(rows, full_matrices=False)
+    if not values.numel():  # a change of rank nought
+        return rows.new_zeros((rows.shape[1], 0))
     return torch.as_tensor(right[values > _DEPENDENT * values.amax()].T)
 
 

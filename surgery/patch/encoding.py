@@ -186,10 +186,12 @@ def _places(kind: Kind, index: str, parts: Mapping[str, Tensor], shape: tuple[in
     for part in _INDEX_PARTS[index]:
         if parts[part].dtype.is_floating_point or parts[part].ndim != 1:
             raise ValueError(f"has an index {part!r} that is no list of whole numbers")
+    if index == "bits" and parts["bits"].dtype != torch.uint8:
+        raise ValueError(f"has bits of the type {parts['bits'].dtype}; uint8 was expected")
     if index == "":
         return Places(kind, shape)
     if index == "bits":
-        marks: NDArray[np.uint8] = np.unpackbits(parts["bits"].to(torch.uint8).numpy(), bitorder="little")
+        marks: NDArray[np.uint8] = np.unpackbits(parts["bits"].numpy(), bitorder="little")
         if len(marks) < limit or len(marks) >= limit + 8 or marks[limit:].any():
             raise ValueError(f"marks {len(marks)} elements; {limit} were expected")
         return Places(kind, shape, torch.from_numpy(np.flatnonzero(marks[:limit])))

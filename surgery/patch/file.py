@@ -14,6 +14,7 @@ from surgery.checkpoint.serialise import safetensors_chunks
 from surgery.errors import PatchError, raise_all
 from surgery.patch.manifest import VERSION, metadata_of, patch_from, refuse_version, tensors_in
 from surgery.patch.model import Patch
+from surgery.record import file_digest
 
 _CONTENT = "sdpatch.content"
 _VERSION = "sdpatch.version"
@@ -28,11 +29,15 @@ def save_patch(patch: Patch, path: Path, *, overwrite: bool = False) -> str:
     tensors, metadata = _content(patch)
     with atomic_file(path, overwrite=overwrite) as temporary:
         write_bytes(temporary, safetensors_chunks(tensors, metadata))
-    return patch_digest(patch)
+    return _written_digest(patch)
 
 
 def patch_digest(patch: Patch) -> str:
-    """The sha256 of the patch's file, whether or not it was written."""
+    """The sha256 of the file that the patch was read from, or would be written as."""
+    return patch.file_digest or _written_digest(patch)
+
+
+def _written_digest(patch: Patch) -> str:
     digest = hashlib.sha256()
     for chunk in safetensors_chunks(*_content(patch)):
         digest.update(chunk)
@@ -57,6 +62,7 @@ def load_patch(path: Path) -> Patch:
     if patch is None:
         raise_all(PatchError, [f"{path}: {fault}" for fault in faults])
         raise PatchError(f"{path} cannot be read.")
+    object.__setattr__(patch, "file_digest", file_digest(path))
     return patch
 
 

@@ -25,6 +25,7 @@ from surgery.patch.model import SUPPORTED, Change, Patch
 from surgery.patch.terms import Term, conflicts, term_faults
 
 VERSION: Final = "1"
+_FLOATS: Final = (*SUPPORTED, torch.float64)
 
 T = TypeVar("T")
 
@@ -181,12 +182,18 @@ def _form(
         raise ValueError("is named by the terms, but not by the digests")
     if family is not None:
         return read_factors(name, raw["columns"], family, tensors)
-    op, written, named = str(raw["op"]), str(raw["index"]), list(raw["parts"])
+    op, written, named = str(raw["op"]), str(raw["index"]), raw["parts"]
+    if not isinstance(named, list) or len({str(part) for part in named}) < len(named):
+        raise ValueError(f"has as parts {brief(named)}; a list of names, each once, was expected")
     parts = {}
     for part in named:
         key = _key(index, name, part)
         if key not in tensors:
             raise ValueError(f"needs {key!r}, which is missing; nearest: {nearest(key, tensors)!r}")
+        if tensors[key].dtype.is_floating_point and tensors[key].dtype not in _FLOATS:
+            raise ValueError(
+                f"has {part!r} of the type {tensors[key].dtype}; F16, BF16, F32 or F64 was expected"
+            )
         parts[part] = tensors[key]
     return decode(op, written, parts, shapes[name])
 

@@ -44,7 +44,7 @@ def state_of(change: Change, found: Digest, stored: torch.dtype) -> State:
     """
     before = agreement(found, change.before)
     after: Agreement | None = "bytes" if found.bytes == change.after.bytes else None
-    if after is None and found.value16 == change.after_in(stored):
+    if after is None and change.is_outcome(found.value16, stored):
         alike = before == "value16" and stored == change.dtype and change.before.bytes != change.after.bytes
         after = None if alike else "value16"
     return State(before=before, after=after)

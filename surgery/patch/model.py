@@ -55,9 +55,12 @@ class Change:
     norm: float
     half: str | None = None
 
-    def after_in(self, stored: torch.dtype) -> str | None:
-        """The ``value16`` digest of the outcome in a copy of the base stored as ``stored``."""
-        return self.half if stored == torch.float16 and self.half is not None else self.after.value16
+    def is_outcome(self, value16: str, stored: torch.dtype) -> bool:
+        """Whether a tensor stored as ``stored`` with this digest has the outcome's values, in half precision.
+
+        In half precision there are two: the change was added before the weight was rounded, or after.
+        """
+        return value16 == self.after.value16 or (stored == torch.float16 and value16 == self.half)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class Patch:
     changes: Mapping[str, Change]
     carriers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     provenance: Mapping[str, JSON] = field(default_factory=dict)
+    file_digest: str = field(default="", init=False, compare=False)
+    """Of the file it was read from, which may be written otherwise than we would; no copy has it."""
 
     @property
     def base(self) -> Fingerprint:

@@ -155,11 +155,11 @@ def _state(name: str, parameter: nn.Parameter, stored: Tensor | None, patch: Pat
         return State(before=None, after="bytes")
     if stored is None:
         return State(before=None, after=None)
-    state = state_of(change, tensor_digest(name, stored), change.dtype)
+    state = state_of(change, tensor_digest(name, stored), parameter.dtype)
     if state.before is None:
         below = _before_all(parameter, change.dtype)
         if below is not None:
-            return state_of(change, tensor_digest(name, below), change.dtype)
+            return state_of(change, tensor_digest(name, below), parameter.dtype)
     return state
 
 

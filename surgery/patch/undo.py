@@ -78,8 +78,9 @@ def undo_file(
     """The undo file of an application, whole on the disk before the block that writes the checkpoint begins.
 
     Some rows of a tensor are in memory at a time. An older undo file is replaced only when the block ends
-    well: until then it belongs to the older checkpoint, which stands. A file that already holds exactly this
-    is left alone, so that a killed application can be run again.
+    well: until then it belongs to the older checkpoint, which stands. A kill between the two renames leaves
+    the new checkpoint with the older undo file, and applying again to the same base mends it. A file that
+    already holds exactly this is left alone, so that a killed application can be run again.
 
     Args:
         path: Where to.

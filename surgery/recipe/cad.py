@@ -4,7 +4,8 @@ Settings left out take the preset's value, or without a preset the method's own 
 (``surgery.methods.cad.AttributionSettings`` and ``SelectionSettings``, which have the same field names).
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -100,3 +101,31 @@ class Cad(Part):
     """Paths of the sampler at a time."""
     checkpointing: bool = False
     """Compute activations again on the way back: slower, with less memory."""
+
+
+# Settings of the attribution that one of the objectives alone reads.
+_READ_BY: Final[Mapping[str, frozenset[str]]] = {
+    "base_gap": frozenset({"trajectories", "base_prompt", "pairing", "restart"}),
+    "denoise": frozenset({"pictures"}),
+}
+
+
+def cad_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Keys that contradict each other, or that nothing reads: place in the entry, and what is wrong."""
+    preset = {"erase": "published-erase", "amplify": "published-amplify"}
+    if cad.preset is not None and cad.preset != preset[cad.kind]:
+        yield ("preset",), f"{cad.preset!r} is no preset of kind {cad.kind!r}. Use {preset[cad.kind]!r}."
+    objective = cad.attribution.objective or ("base_gap" if cad.kind == "erase" else "denoise")
+    for name in sorted(cad.attribution.given().keys()):
+        other = next((one for one, keys in _READ_BY.items() if name in keys), objective)
+        if other != objective:
+            yield ("attribution", name), f"belongs to objective {other!r}; it is {objective!r}. Leave it out."
+    if objective == "base_gap":
+        for number, concept in enumerate(cad.concepts):
+            if concept.images:
+                hint = "Set attribution.objective to denoise, or leave them out."
+                yield ("concepts", number, "images"), f"objective 'base_gap' reads no pictures. {hint}"
+    reads = cad.selection.ranking in ("retain", "damage") or (cad.selection.protect or 0) > 0
+    if cad.retain and not reads:
+        hint = "Set selection.ranking to retain or damage, or selection.protect."
+        yield ("retain",), f"nothing reads the names. {hint}"

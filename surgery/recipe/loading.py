@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
-from surgery.recipe.cad import Cad
+from surgery.recipe.cad import Cad, cad_faults
 from surgery.recipe.combinations import share_faults
 from surgery.recipe.document import Place, read_document
 from surgery.recipe.emcid import Corpus, Emcid
@@ -115,6 +115,7 @@ def _about_emcid(recipe: Recipe, place: Place, emcid: Emcid) -> Iterator[tuple[P
 
 
 def _about_cad(recipe: Recipe, place: Place, cad: Cad) -> Iterator[tuple[Place, str]]:
+    yield from (((*place, *key), message) for key, message in cad_faults(cad))
     for number, concept in enumerate(cad.concepts):
         for picture, name in enumerate(concept.images):
             if not recipe.file(name).is_file():

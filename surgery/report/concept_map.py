@@ -91,7 +91,14 @@ def _map(axes: Axes, one: ConceptMap, blocks: Sequence[str], roles: Sequence[str
 def _matrix(axes: Axes, names: Sequence[str], overlaps: Sequence[Sequence[float]]) -> None:
     _image(axes, np.array(overlaps), list(names), list(names))
     axes.set_title("overlap of masks", loc="left", color=INK, weight="bold", pad=16)
-    axes.text(0, 1.01, "% of both in common", transform=axes.transAxes, color=FAINT, va="bottom")
+    axes.text(
+        0,
+        1.01,
+        "% of the weights in either that are in both",
+        transform=axes.transAxes,
+        color=FAINT,
+        va="bottom",
+    )
 
 
 def _image(axes: Axes, table: np.ndarray, columns: list[str], rows: list[str]) -> None:

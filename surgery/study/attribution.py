@@ -14,6 +14,7 @@ from surgery.checkpoint.atomic import atomic_folder, write_bytes
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, MaskReport, edit
 from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.settings import as_json
 from surgery.record import JSON
 from surgery.report.concept_map import Cell, ConceptMap, concept_maps
 from surgery.store import Store
@@ -74,10 +75,17 @@ def attribute_concepts(
     data: dict[str, JSON] = {
         "attribution": 1,
         "base": str(base),
+        "fingerprint": {name: root.bytes for name, root in sorted(checkpoint.fingerprint().roots.items())},
         "components": list(components),
+        "settings": {
+            "attribution": as_json(settings.attribution),
+            "selection": as_json(settings.selection),
+            "polarity": settings.polarity,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
         "blocks": blocks,
         "roles": roles,
-        "concepts": [_record(one, mask) for one, mask in zip(maps, found.masks, strict=True)],
+        "concepts": [_record(*row) for row in zip(concepts, maps, found.masks, strict=True)],
         "overlaps": overlaps,
         "findings": [
             {"subject": one.subject, "kind": one.kind, "message": one.message} for one in found.findings
@@ -113,10 +121,12 @@ def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:
     return ConceptMap(name=concept.name, positive=positive, negative=negative)
 
 
-def _record(one: ConceptMap, mask: MaskReport) -> dict[str, JSON]:
+def _record(concept: CadConcept, one: ConceptMap, mask: MaskReport) -> dict[str, JSON]:
     (facts,) = mask.facts
     return {
         "name": one.name,
+        "prompts": list(concept.prompts),
+        "seed": concept.seed,
         **mask.as_json(),
         "positive": _cells(one.positive),
         "negative": _cells(one.negative),

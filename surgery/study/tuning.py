@@ -177,6 +177,7 @@ class _Tuning:
                 break
             self._draw(course, sources, self._sampling(templates, samples), number)
             samples = self._enough(course, needed, samples, planned)
+        course.settled -= set(course.moved)  # the last round moved them, and none was left to look again
         for source in course.left:
             course.weights[source] = best(course.rounds[source], course.goal(source)).weights
         return course, [*findings, *self._unreached(course)], samples

@@ -218,6 +218,30 @@ def test_a_name_that_another_writer_took_meanwhile_stays_his(tmp_path: Path, wri
     assert content(tmp_path) == {"out": b"his"}
 
 
+def test_a_folder_that_another_writer_put_meanwhile_is_replaced_when_that_is_allowed(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+
+    def other(primitive: str, path: Path) -> None:
+        if (primitive, path) == ("rename", place) and not place.exists():
+            place.mkdir()
+            (place / "his").write_bytes(b"")
+
+    with fault_hook(other):
+        write_folder(place, overwrite=True)
+    assert content(place) == {"inner/data": WHOLE, "config": b"{}"}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_link_to_nothing_is_replaced_when_that_is_allowed(tmp_path: Path, write: Writer) -> None:
+    place = tmp_path / "out"
+    place.symlink_to(tmp_path / "nothing")
+    with pytest.raises(SurgeryError, match="exists already"):
+        write(place)
+    write(place, overwrite=True)
+    assert not place.is_symlink()
+    assert content(place) in (WHOLE, {"inner/data": WHOLE, "config": b"{}"})
+
+
 def test_outputs_that_would_cost_an_input_are_refused(tmp_path: Path) -> None:
     given, folder = tmp_path / "given", tmp_path / "folder"
     given.write_bytes(b"input")

@@ -153,3 +153,9 @@ def test_rows_of_nothing_and_rows_that_others_make_up_are_no_common_direction(ba
     ]
     (found,) = overlaps(patches)
     assert found.keys == pytest.approx(0, abs=1e-6)
+    assert found.rows == (3, 3)
+    nothing = make_patch(
+        [Term(delta=Delta({FC2_NAME: LowRank(torch.ones(3, 0), torch.ones(0, 5))}))], open_checkpoint(base)
+    )
+    (found,) = overlaps([patches[0], nothing])
+    assert (found.keys, found.rows) == (0.0, (0, 3))

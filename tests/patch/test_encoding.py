@@ -127,6 +127,8 @@ ROWS = Replace(Places("rows", SHAPE, torch.tensor([0, 1])), torch.ones(2, 4, 3).
         (spoilt(GAPS, gaps=torch.full((2000,), 255).byte()), (4, 50_000), "end without an element"),
         (Encoded(op="set_elems", index="bits", parts={"bits": torch.zeros(8, dtype=torch.uint8),
          "new": torch.ones(0)}), SHAPE, "marks 64 elements; 72 were expected"),
+        (Encoded(op="set_elems", index="bits", parts={"bits": torch.zeros(9, dtype=torch.int64),
+         "new": torch.ones(0)}), SHAPE, "bits of the type torch.int64"),
         (Encoded(op="scale_elems", index="list", parts={"index": torch.tensor([0]), "old": torch.ones(1),
          "factors": torch.ones(1)}), SHAPE, "has the parts"),
     ],

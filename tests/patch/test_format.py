@@ -10,7 +10,8 @@ from torch import Tensor
 
 from surgery.checkpoint import open_checkpoint
 from surgery.delta import Delta, Dense, Form, LowRank, Operator, Places, Replace, Rescale, Sparse
-from surgery.patch import Patch, Term, apply_patch, load_patch, make_patch, save_patch
+from surgery.patch import Patch, Term, apply_patch, load_patch, make_patch, patch_digest, save_patch
+from surgery.record import file_digest
 from tests.support import stranger
 from tests.support.folders import CONV as CONV_PATH
 from tests.support.folders import CONV_NAME, FC2, FC2_NAME, PROJ_IN, TO_K, TO_K_NAME, write_folder
@@ -127,3 +128,8 @@ def test_the_golden_operations_use_every_operation_and_index() -> None:
     forms = [form for term in manifest["terms"] for form in term["forms"].values()]
     assert {form["op"].split("_")[0] for form in forms} == {"add", "operator", "set", "scale"}
     assert {form["index"] for form in forms} == {"", "list", "flat", "gaps", "bits"}
+
+
+def test_a_file_that_we_would_write_otherwise_keeps_its_own_digest() -> None:
+    file = GOLDEN / f"{OLDER}.safetensors"
+    assert patch_digest(load_patch(file)) == file_digest(file)

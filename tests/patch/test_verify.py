@@ -185,6 +185,20 @@ def test_rounding_before_and_after_adding_are_told_apart(master: Path, tmp_path:
     assert all(records[name] == change.after.value16 for name, change in patch.changes.items())
 
 
+def test_a_patched_master_that_is_then_rounded_is_after_too(master: Path, half: Path, tmp_path: Path) -> None:
+    patch = random_patch(master, size=3e-3)
+    apply_patch(patch, master, tmp_path / "edited")
+    for component in ("text_encoder", "unet", "vae"):
+        file = weight_file(tmp_path / "edited", component)
+        tensors = {
+            key: one.half() if one.is_floating_point() else one for key, one in load_file(file).items()
+        }
+        save_file(tensors, weight_file(half, component), metadata={"format": "pt"})
+    assert verify_patch(patch, half).word == "after"
+    with pytest.raises(PatchError, match="has this patch already"):
+        apply_patch(patch, half, tmp_path / "twice", allow_other_base=True)
+
+
 def test_other_bytes_in_the_patch_s_own_precision_are_no_outcome(master: Path, tmp_path: Path) -> None:
     """The patch changes less than half precision shows; what is rounded to half is neither side's bytes."""
     weight = open_checkpoint(master).read(FC2_NAME)

@@ -15,7 +15,7 @@ def test_narrow_checkpoints_come_back_to_the_byte(
     monkeypatch.setattr(fullsize, "MEMORY", 100 * fullsize.MEMORY)
     assert fullsize.full_size(size, tmp_path, narrow=True)
     said = capsys.readouterr().out
-    assert said.count(": yes") == 6
+    assert said.count(": yes") == 8
     assert "bytes and value16 over sha256: " in said
     assert "audit, all different over read both: " in said
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_inputs
+from surgery.checkpoint.atomic import refuse_existing, refuse_inputs, refuse_unwritable
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
@@ -48,7 +48,13 @@ from surgery.shelf import checkpoint_path
     show_default=True,
     help="Share of the weights in the masks whose overlap is told.",
 )
-@click.option("--trajectories", type=click.IntRange(min=1), default=5, show_default=True, help="Paths each.")
+@click.option(
+    "--trajectories",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Paths, or pictures, of each concept.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
 @click.option("--no-controls", is_flag=True, help="Do not try the masks beside random ones.")
 @click.option("--cache", type=FILE, help="Folder for parts of the work, to go on after a stop.")
@@ -85,6 +91,7 @@ def attribute(
     place = checkpoint_path(base)
     refuse_inputs(output, [place, cache])
     refuse_existing(output, overwrite)
+    refuse_unwritable(output)
     import torch
 
     from surgery.methods.cad import AttributionSettings, CadSettings, SelectionSettings, concepts_named
@@ -93,7 +100,9 @@ def attribute(
 
     use_threads(threads)
     settings = CadSettings(
-        attribution=AttributionSettings(objective=objective, trajectories=trajectories),
+        attribution=AttributionSettings(
+            objective=objective, trajectories=trajectories, pictures=trajectories
+        ),
         selection=SelectionSettings(ratio=ratio),
         controls=not no_controls,
     )

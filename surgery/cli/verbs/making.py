@@ -80,4 +80,4 @@ def compose(
         keys = "" if overlap.keys is None else f"; their inputs agree up to a cosine of {overlap.keys:.2f}"
         print(f"  both {first} and {second} change {both} of {rows} rows of {overlap.name}{keys}")
     if found:
-        print("  their order changes nothing: both are added to the base's own weight")
+        print("  their order changes nothing: all are changes of the base's own weight")

@@ -146,7 +146,7 @@ def _weights(
         yield (
             name,
             Held(
-                equal=after == patch.changes[name].after_in(run),
+                equal=patch.changes[name].is_outcome(after, run),
                 apart=largest_difference(changed, patch.edited(name, meant)),
             ),
         )

@@ -43,7 +43,7 @@ class Attribution:
 
         Source: 2412.02542, eq. 4 (1.1 of the study).
         """
-        return self.weights[name].detach().float() * self.gradients[name]
+        return self.weights[name].detach().float().cpu() * self.gradients[name]
 
     def scores(self) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
         """The score of each weight, by sorted names."""
@@ -55,7 +55,7 @@ class Attribution:
         spread = self.spread or {}
         for name in sorted(self.gradients):
             t = self.gradients[name] / spread[name].clamp_min(_SMALL)
-            yield name, t * self.weights[name].detach().float().sign()
+            yield name, t * self.weights[name].detach().float().cpu().sign()
 
 
 def attribute(
@@ -90,11 +90,17 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
     for number in track(pairs.sample.unique().tolist(), "gradients", unit="path"):
         part = pairs.of_sample(number)
 
-        def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Measured]:
-            own = replace(grading, micro_batch=micro_batch)
-            return micro_batch, add_gradients(models, part, own, sums)
+        # sums of its own for each attempt: one that runs out of memory leaves nothing half-added
+        def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Sums, Measured]:
+            own = Sums(squares=None if sums.squares is None else {})
+            return (
+                micro_batch,
+                own,
+                add_gradients(models, part, replace(grading, micro_batch=micro_batch), own),
+            )
 
-        size, measured = halving(size, attempt)
+        size, own, measured = halving(size, attempt)
+        sums.merge(own)
         yield number, measured
 
 

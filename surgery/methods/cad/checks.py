@@ -88,8 +88,8 @@ def refuse_no_gap(name: str, measured: Measured) -> None:
     """
     if abs(measured.mean) < _NO_GAP:
         raise MethodError(
-            f"the predictions for {name!r} and for the base prompt are alike; expected them apart. Does the "
-            "prompt name the concept before its 77th token, and is the base prompt another one?"
+            f"the measure of {name!r} is nothing: the predictions for it and for the base prompt are alike. "
+            "Does the prompt name the concept before its 77th token, and is the base prompt another one?"
         )
 
 
@@ -141,7 +141,13 @@ def attribution_findings(name: str, facts: Facts, null_measure: float | None = N
 
 
 def mask_findings(
-    name: str, mask: ComponentMask, wanted: int, tensors: Sequence[str], control: Control | None
+    name: str,
+    mask: ComponentMask,
+    wanted: int,
+    tensors: Sequence[str],
+    controls: Mapping[str, Control],
+    *,
+    erases: bool = True,
 ) -> Iterator[Finding]:
     """What is suspicious about a mask of ``wanted`` weights at most.
 
@@ -150,7 +156,8 @@ def mask_findings(
         mask: The mask.
         wanted: Weights that the ratio asks for.
         tensors: All that were looked at.
-        control: What it does, beside random masks.
+        controls: What it does to each concept, beside random masks.
+        erases: Whether it is to lower the measure; else to raise it.
     """
     skipped = [tensor for tensor in tensors if tensor not in mask.places]
     if skipped:
@@ -169,15 +176,27 @@ def mask_findings(
             "rows speak against the concept.",
             severity="info",
         )
-    if control is None:
-        return
-    if abs(control.random_change) >= _IDLE * abs(control.change):
-        yield _finding(
-            "no-better-than-random",
-            name,
-            f"the mask changes the measure by {100 * control.change:+.0f} %, random masks of its size by "
-            f"{100 * control.random_change:+.0f} %. Is the ratio too large, or are there too few paths?",
-        )
+    for concept, control in controls.items():
+        wrong = control.change > 0 if erases else control.change < 0
+        if wrong and mask.count:
+            word = "raises" if erases else "lowers"
+            yield _finding(
+                "wrong-way",
+                concept,
+                f"the mask {word} the measure, by {100 * control.change:+.0f} % on other noise: so many "
+                "weights at once do not do what each of them would. Take a smaller ratio, or less strength.",
+            )
+        elif mask.count and abs(control.random_change) >= _IDLE * abs(control.change):
+            yield _idle(concept, control)
+
+
+def _idle(name: str, control: Control) -> Finding:
+    return _finding(
+        "no-better-than-random",
+        name,
+        f"the mask changes the measure by {100 * control.change:+.0f} %, random masks of its size by "
+        f"{100 * control.random_change:+.0f} %. Is the ratio too large, or are there too few paths?",
+    )
 
 
 def _largest_share(by_timestep: Mapping[int, float]) -> float:

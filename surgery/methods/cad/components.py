@@ -13,6 +13,7 @@ _ATTENTION: Final = ("query", "key", "value", "out")
 _SELF: Final = tuple(f"self_{part}" for part in _ATTENTION)
 _CROSS: Final = tuple(f"cross_{part}" for part in _ATTENTION)
 _MLP: Final = ("mlp_in", "mlp_out")
+_FIRST_BLOCK: Final = re.compile(r"text_encoder/text_model\.encoder\.layers\.(\d+)\.")
 _PARTS: Final = (*TEXT_ENCODERS, "unet")
 
 PRESETS: Final[Mapping[str, str]] = {
@@ -41,7 +42,12 @@ def components_of(
     Raises:
         MethodError: naming every entry that matches no weight.
     """
-    weights = {name: tuple(shape) for name, shape in shapes.items() if _is_layer(name, shape)}
+    unread = _unread(shapes)
+    weights = {
+        name: tuple(shape)
+        for name, shape in shapes.items()
+        if _is_layer(name, shape) and not name.startswith(unread)
+    }
     found: set[str] = set()
     faults = [
         _unmatched(pattern, weights)
@@ -61,6 +67,14 @@ def components_of(
             "Leave out less."
         )
     return tuple(kept)
+
+
+def _unread(shapes: Mapping[str, object]) -> str:
+    """What no prediction goes through: the last block of SDXL's first text encoder; else no name."""
+    if not any(name.startswith("text_encoder_2/") for name in shapes):
+        return " "
+    blocks = [int(found[1]) for name in shapes if (found := _FIRST_BLOCK.match(name))]
+    return f"text_encoder/text_model.encoder.layers.{max(blocks)}." if blocks else " "
 
 
 def _is_layer(name: str, shape: Sequence[int]) -> bool:
@@ -96,9 +110,14 @@ def _belongs(name: str, shape: tuple[int, ...], entry: str) -> bool:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern covers a name, or whole dotted parts of it: ``ff`` is no part of ``diff``."""
-    inside = f"*[./]{pattern}.*" if not pattern.startswith("*") else f"{pattern}.*"
-    return fnmatchcase(name, pattern) or fnmatchcase(name, inside) or fnmatchcase(f".{name}", inside)
+    """Whether a pattern covers a name, or whole parts of it side by side: ``ff`` is no part of ``diff``."""
+    if fnmatchcase(name, pattern):
+        return True
+    parts, wanted = re.split(r"[./]", name), re.split(r"[./]", pattern)
+    return any(
+        all(fnmatchcase(part, one) for part, one in zip(parts[start:], wanted, strict=False))
+        for start in range(len(parts) - len(wanted) + 1)
+    )
 
 
 def _unmatched(entry: str, weights: Mapping[str, object]) -> str:

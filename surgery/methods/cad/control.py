@@ -26,13 +26,16 @@ class Control:
 
     @property
     def change(self) -> float:
-        """Of the measure by the mask, as a share of the unedited one: -1 where all of it is gone."""
-        return self.after.mean / self.before.mean - 1
+        """Of the measure by the mask, as a share of the unedited one's size; below 0 is less of it."""
+        return self._change(self.after.mean)
 
     @property
     def random_change(self) -> float:
         """The same of the random masks, on average."""
-        return sum(one.mean for one in self.random) / len(self.random) / self.before.mean - 1
+        return self._change(sum(one.mean for one in self.random) / len(self.random))
+
+    def _change(self, mean: float) -> float:
+        return (mean - self.before.mean) / max(abs(self.before.mean), 1e-30)
 
     def as_json(self) -> dict[str, JSON]:
         """As plain data."""
@@ -61,12 +64,18 @@ def control(
 
     Source: 9 of the study; the random baseline of 8.5.
     """
-    others = [random_mask(mask, generator) for _ in range(RANDOM_MASKS)]
-    changed = [{}, *(_weights(models, one, strength) for one in (mask, *others))]
-    before, after, *random = (measure(models, pairs, values, micro_batch) for values in changed)
+    before = measure(models, pairs, {}, micro_batch)
+    # one set of changed weights at a time
+    after = measure(models, pairs, _weights(models, mask, strength), micro_batch)
+    random = [
+        measure(models, pairs, _weights(models, random_mask(mask, generator), strength), micro_batch)
+        for _ in range(RANDOM_MASKS)
+    ]
     return Control(before=before, after=after, random=tuple(random))
 
 
 def _weights(models: Models, mask: ComponentMask, strength: float) -> Mapping[str, Tensor]:
     weights = weights_of(models, tuple(mask.places))
-    return {name: masked(weights[name].detach(), places, strength) for name, places in mask.places.items()}
+    return {
+        name: masked(weights[name].detach().cpu(), places, strength) for name, places in mask.places.items()
+    }

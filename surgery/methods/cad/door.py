@@ -1,21 +1,21 @@
 """The door of component attribution: concepts and models in, masks and a delta out."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from surgery.delta import Delta
 from surgery.diffusion import Models, derived_seed
 from surgery.errors import MethodError, raise_all
-from surgery.methods.cad.attribution import Attribution
+from surgery.methods.cad.attribution import Attribution, Scores
 from surgery.methods.cad.checks import Facts, attribution_findings, facts_of, mask_findings, refuse_no_gap
 from surgery.methods.cad.control import Control, control
-from surgery.methods.cad.gradients import Grading
+from surgery.methods.cad.gradients import Grading, measure
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.predict import PROBES, curvature
@@ -37,6 +37,7 @@ Combine: TypeAlias = Literal["union", "sum", "quota"]
 
 LISTED: Final = 0.1
 """Masks of up to this ratio come from one list, unless a larger one was asked for."""
+NOTHING: Final = CadConcept(name="nothing in particular", prompts=("a photo",), seed=0)
 HELD_OUT: Final = 2
 """Paths (or pictures) that a mask is tried on, with other noise."""
 
@@ -195,6 +196,7 @@ class _Maker:
         )
         self.shelf = Shelf(store, models, self.grading, settings.batch)
         self._penalty: dict[str, Tensor] | None = None
+        self._null: float | None = None
 
     def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:
         """The mask of one concept, or of the sum of several, with what was noticed."""
@@ -205,14 +207,16 @@ class _Maker:
         wanted = self._wanted(ranked, ratio)
         controls = tuple(self._control(concept, mask) for concept in group) if self.settings.controls else ()
         label = " + ".join(concept.name for concept in group)
+        names = tuple(concept.name for concept in group)
+        null = self._null_measure() if controls else None
         findings = [
             finding
             for concept, own in zip(group, facts, strict=True)
-            for finding in attribution_findings(concept.name, own)
+            for finding in attribution_findings(concept.name, own, null)
         ]
-        first = controls[0] if len(controls) == 1 else None
-        findings += mask_findings(label, mask, wanted, self.names, first)
-        names = tuple(concept.name for concept in group)
+        tried = dict(zip(names, controls, strict=False))
+        erases = self.settings.polarity == "positive"
+        findings += mask_findings(label, mask, wanted, self.names, tried, erases=erases)
         report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
         return report, findings
 
@@ -232,6 +236,7 @@ class _Maker:
         if self.store is not None and key is not None:
             held = self.store.get(key)
             if held is not None:
+                self._clear(group)
                 facts = tuple(_facts_from(one) for one in held.data["facts"])
                 return ranked_from(held.tensors(), held.data["ranked"]), facts
         ranked, facts = self._rank(group, most)
@@ -241,9 +246,13 @@ class _Maker:
                 "facts": [_facts_json(one) for one in facts],
             }
             self.store.put(key, ranked.as_tensors(), told)
-            for concept in group:
-                self.shelf.clear(concept, self.settings.attribution)
+            self._clear(group)
         return ranked, facts
+
+    def _clear(self, concepts: Sequence[CadConcept]) -> None:
+        """Sums are as large as the weights, and of no use once what was made of them is stored."""
+        for concept in concepts:
+            self.shelf.clear(concept, self.settings.attribution)
 
     def _rank(self, group: tuple[CadConcept, ...], most: float) -> tuple[Ranked, tuple[Facts, ...]]:
         chosen = self.settings.selection
@@ -252,41 +261,44 @@ class _Maker:
         for concept in group:
             attribution = self._attribution(concept)
             facts.append(facts_of(attribution))
+            own = partial(self._shares, attribution, facts[-1].measure)
             if len(group) == 1:
-                scores = self._scores(attribution, facts[-1].measure)
+                scores = partial(self._spared, own)
                 return rank(scores, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
-            for name, score in self._scores(attribution, facts[-1].measure)():
-                total[name] = total[name] + score if name in total else score
-        return rank(lambda: sorted(total.items()), chosen.rule, most, zeros=chosen.zeros), tuple(facts)
+            for name, score in own():
+                _add(total, name, score)
+        summed = partial(self._spared, lambda: sorted(total.items()))
+        return rank(summed, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
 
     def _attribution(self, concept: CadConcept) -> Attribution:
         found = self.shelf.attribution(concept, self.settings.attribution)
         refuse_no_gap(concept.name, found.measured)
         return found
 
-    def _scores(
-        self, attribution: Attribution, measure: float
-    ) -> Callable[[], Iterator[tuple[str, Float[Tensor, "*shape"]]]]:
-        """What weights are ordered by, as shares of the concept's measure; what is protected comes last."""
-        chosen = self.settings.selection
+    def _shares(self, attribution: Attribution, measure: float) -> Iterator[tuple[str, Tensor]]:
+        """Scores as shares of the concept's measure, or over their errors; above 0 what is to be masked."""
         sign = 1.0 if self.settings.polarity == "positive" else -1.0
-        factor = sign / max(abs(measure), 1e-12)
-        penalty = self._penalties()
-        source = attribution.t_statistics if chosen.ranking == "t" else attribution.scores
+        if self.settings.selection.ranking == "t":
+            for name, score in attribution.t_statistics():
+                yield name, sign * score
+            return
+        for name, score in attribution.scores():
+            yield name, sign / max(abs(measure), 1e-12) * score
 
-        def passing() -> Iterator[tuple[str, Tensor]]:
-            for name, score in source():
-                own = score * (sign if chosen.ranking == "t" else factor)
-                if name in penalty:
-                    own = torch.where(penalty[name].isinf(), -1.0, own - chosen.retain_weight * penalty[name])
-                yield name, own
-
-        return passing
+    def _spared(self, scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """The same less what the concepts to retain need; what is protected is never masked."""
+        penalty, weight = self._penalties(), self.settings.selection.retain_weight
+        for name, score in scores():
+            if name in penalty:
+                yield name, torch.where(penalty[name].isinf(), -1.0, score - weight * penalty[name])
+            else:
+                yield name, score
 
     def _penalties(self) -> dict[str, Tensor]:
         """What each weight means to the concepts to retain, infinite where it is protected; made once."""
         if self._penalty is None:
             self._penalty = self._retained() if self.retain else {}
+            self._clear(self.retain)
         return self._penalty
 
     def _retained(self) -> dict[str, Tensor]:
@@ -319,7 +331,21 @@ class _Maker:
         return curvature(self.models, pairs, self.grading, PROBES, generator)
 
     def _control(self, concept: CadConcept, mask: ComponentMask) -> Control:
-        few = replace(
+        own = replace(concept, images=concept.images[-HELD_OUT:])
+        pairs = self.shelf.pairs(own, self._few(), "control")
+        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
+        return control(
+            self.models,
+            pairs,
+            mask,
+            self.settings.selection.strength,
+            generator,
+            micro_batch=2 * self.settings.micro_batch,
+        )
+
+    def _few(self) -> AttributionSettings:
+        """The scheme of held-out pairs: matched, and fewer of them."""
+        return replace(
             self.settings.attribution,
             trajectories=HELD_OUT,
             pictures=HELD_OUT,
@@ -328,10 +354,15 @@ class _Maker:
             sampling_steps=min(20, self.settings.attribution.sampling_steps),
             graded_steps=min(10, self.settings.attribution.graded_steps),
         )
-        own = replace(concept, images=concept.images[-HELD_OUT:])
-        pairs = self.shelf.pairs(own, few, "control")
-        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
-        return control(self.models, pairs, mask, self.settings.selection.strength, generator)
+
+    def _null_measure(self) -> float | None:
+        """The measure of a prompt without a concept; none of ``denoise``, whose measure knows no base."""
+        if self.settings.attribution.objective == "denoise":
+            return None
+        if self._null is None:
+            pairs = self.shelf.pairs(NOTHING, self._few(), "control")
+            self._null = measure(self.models, pairs, {}, 2 * self.settings.micro_batch).mean
+        return self._null
 
     def _meaning(self, group: tuple[CadConcept, ...], most: float) -> dict[str, JSON]:
         chosen = self.settings.selection

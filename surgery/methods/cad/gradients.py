@@ -21,7 +21,7 @@ MICRO_BATCH: Final = 4
 
 @dataclass(slots=True, kw_only=True)
 class Sums:
-    """Sums of gradients by weight in float32; of their squares, sample by sample, where there is a table."""
+    """Sums of gradients, float32 on the CPU; of their squares, sample by sample, where there is a table."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] | None = None
@@ -35,10 +35,19 @@ class Sums:
             leaf.grad = None
             if gradient is None:
                 continue
-            gathered = gradient.float()
+            gathered = gradient.float().cpu()
             if self.squares is not None:
                 _add(self.squares, name, gathered.square())
             _add(self.gradients, name, gathered)
+
+    def merge(self, other: "Sums") -> None:
+        """Add other sums, whose memory is used up."""
+        self.samples += other.samples
+        for name, one in other.gradients.items():
+            _add(self.gradients, name, one)
+        for name, one in (other.squares or {}).items():
+            if self.squares is not None:
+                _add(self.squares, name, one)
 
 
 def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
@@ -71,12 +80,11 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
     Raises:
         MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
     """
-    leaves = _leaves(models, grading)
-    halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
-    apart = sums.squares is not None or halves
-    wholes = [pairs.of_sample(number) for number in pairs.sample.unique().tolist()] if apart else [pairs]
     values = []
-    with _ready(models, leaves, grading):
+    with _graded(models, grading) as leaves:
+        halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
+        apart = sums.squares is not None or halves
+        wholes = [pairs.of_sample(number) for number in pairs.sample.unique().tolist()] if apart else [pairs]
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
         for whole in wholes:
             for part in _parts(whole, grading.micro_batch):
@@ -94,10 +102,12 @@ def measure(
     models: Models, pairs: Pairs, changed: Mapping[str, Tensor], micro_batch: int = 2 * MICRO_BATCH
 ) -> Measured:
     """The measure of some pairs with other values in the place of some weights; targets stay as they are."""
-    with _ready(models, changed, None):
+    device, _ = device_and_dtype(models.unet)
+    values = {name: value.to(device) for name, value in changed.items()}
+    with resident(models.unet), standing_in(models, values):
         reader = _Reader(models, pairs, in_graph=False)
-        values = [_measure(models, part, reader).cpu() for part in _parts(pairs, micro_batch)]
-    return Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
+        found = [_measure(models, part, reader).cpu() for part in _parts(pairs, micro_batch)]
+    return Measured(values=torch.cat(found), timesteps=pairs.timesteps, sample=pairs.sample)
 
 
 def add_curvature(
@@ -112,8 +122,7 @@ def add_curvature(
     """
     if sums.squares is None:
         raise MethodError("curvature adds up squares; expected sums that keep them. Pass Sums(squares={}).")
-    leaves = _leaves(models, grading)
-    with _ready(models, leaves, grading):
+    with _graded(models, grading) as leaves:
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
         for _ in range(probes):
             for part in _parts(pairs, grading.micro_batch):
@@ -122,7 +131,7 @@ def add_curvature(
                 (predicted * signs.to(predicted)).sum().backward()
                 for name, leaf in leaves.items():
                     if leaf.grad is not None:
-                        _add(sums.squares, name, leaf.grad.float().square())
+                        _add(sums.squares, name, leaf.grad.float().cpu().square())
                     leaf.grad = None
                 sums.samples += 1
 
@@ -141,11 +150,13 @@ class _Reader:
 
 
 @contextmanager
-def _ready(models: Models, values: Mapping[str, Tensor], grading: Grading | None) -> Iterator[None]:
-    """The values in the weights' place, on the device; activations recomputed where ``grading`` says so."""
-    sparing = _checkpointed(models.unet) if grading is not None and grading.checkpointing else nullcontext()
-    with resident(models.unet), standing_in(models, values, gradients=True), sparing:
-        yield
+def _graded(models: Models, grading: Grading) -> Iterator[dict[str, nn.Parameter]]:
+    """Leaves in the weights' place, on the device; activations are computed again where that is asked for."""
+    sparing = _checkpointed(models.unet) if grading.checkpointing else nullcontext()
+    with resident(models.unet):
+        leaves = _leaves(models, grading)
+        with standing_in(models, leaves, gradients=True), sparing:
+            yield leaves
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Sets of weights, by tensor and place, and how they combine. Masking a weight twice is masking it once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import torch
@@ -53,11 +52,6 @@ class ComponentMask:
         """Jaccard index: the share of what is in either that is in both; 1 for two empty masks."""
         either = (self | other).count
         return (self & other).count / either if either else 1.0
-
-
-def union(masks: Sequence[ComponentMask]) -> ComponentMask:
-    """What is in any of them."""
-    return reduce(lambda one, other: one | other, masks, ComponentMask())
 
 
 def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:

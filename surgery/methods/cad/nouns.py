@@ -32,6 +32,7 @@ class CadConcept:
 
 
 TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
+PUBLISHED_TEMPLATES: Final = ("{}",)  # the bare name
 
 
 def concepts_named(
@@ -111,24 +112,6 @@ class Pairs:
             prompts=self.prompts,
             towards=self.towards,
         )
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """Pairs of one concept, one part after the other; samples are numbered on."""
-    offsets, total = [], 0
-    for part in parts:
-        offsets.append(total)
-        total += int(part.sample.max()) + 1
-    first = parts[0]
-    return Pairs(
-        noisy=torch.cat([part.noisy for part in parts]),
-        timesteps=torch.cat([part.timesteps for part in parts]),
-        target=torch.cat([part.target for part in parts]),
-        prompt=torch.cat([part.prompt for part in parts]),
-        sample=torch.cat([part.sample + offset for part, offset in zip(parts, offsets, strict=True)]),
-        prompts=first.prompts,
-        towards=first.towards,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,9 @@ def predict(
     square: dict[str, Tensor] = {}
     if predictor.endswith("gauss_newton"):
         own = generator or torch.Generator().manual_seed(0)
-        square = curvature(models, pairs, where, probes, own)
+        # of a measure that falls with the squared distance the curvature does, too
+        found_squares = curvature(models, pairs, where, probes, own)
+        square = {name: pairs.towards * one for name, one in found_squares.items()}
     return Prediction(linear=dict(found.scores()), square=square)
 
 
@@ -84,6 +86,6 @@ def curvature(
     squares = sums.squares or {}
     weights = weights_of(models, grading.names)
     return {
-        name: weight.detach().float().square() * squares[name] / (probes * len(pairs))
+        name: weight.detach().float().cpu().square() * squares[name] / (probes * len(pairs))
         for name, weight in weights.items()
     }

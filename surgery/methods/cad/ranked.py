@@ -13,7 +13,7 @@ from surgery.delta import Places
 from surgery.errors import MethodError
 from surgery.methods.cad.attribution import Scores
 from surgery.methods.cad.masks import ComponentMask
-from surgery.methods.cad.settings import Rounding, Rule, SelectionSettings
+from surgery.methods.cad.settings import Rounding, Rule
 from surgery.numerics.ranking import largest_of_all, largest_of_rows, quotas
 
 _SLACK: Final = 1e-9
@@ -34,7 +34,6 @@ class Ranked:
     Attributes:
         shapes: Of the weights, also of those without a candidate.
         zeros: Whether scores of nothing are among them.
-        short: How many places of the quotas had no score that speaks for the concept.
     """
 
     rule: Rule
@@ -159,9 +158,3 @@ def _rank_all(scores: Scores, ratio: float, zeros: bool) -> Ranked:
 
 def _total(shapes: Mapping[str, Iterable[int]]) -> int:
     return sum(prod(shape) for shape in shapes.values())
-
-
-def mask_of(scores: Scores, settings: SelectionSettings) -> ComponentMask:
-    """The mask that the settings ask for, straight from the scores."""
-    ranked = rank(scores, settings.rule, settings.ratio, zeros=settings.zeros)
-    return ranked.mask(settings.ratio, settings.rounding)

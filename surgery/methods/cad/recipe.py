@@ -12,7 +12,7 @@ from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, check_edit, edit
-from surgery.methods.cad.nouns import TEMPLATES, CadConcept
+from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
@@ -42,13 +42,14 @@ def _usual(entry: Cad) -> tuple[AttributionSettings, SelectionSettings]:
 
 def concepts_of(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
     """The entry's concepts; a seed left out follows from the recipe's seed and the concept's name."""
-    return tuple(_concept(one, recipe) for one in entry.concepts)
+    usual = PUBLISHED_TEMPLATES if entry.preset else TEMPLATES
+    return tuple(_concept(one, recipe, usual) for one in entry.concepts)
 
 
-def _concept(one: Attributed, recipe: Recipe) -> CadConcept:
+def _concept(one: Attributed, recipe: Recipe, templates: tuple[str, ...]) -> CadConcept:
     return CadConcept(
         name=one.source,
-        prompts=tuple(fill(template, one.source) for template in one.templates or TEMPLATES),
+        prompts=tuple(fill(template, one.source) for template in one.templates or templates),
         images=tuple(recipe.file(name) for name in one.images),
         seed=derived_seed(recipe.seed, one.source) if one.seed is None else one.seed,
     )
@@ -56,7 +57,8 @@ def _concept(one: Attributed, recipe: Recipe) -> CadConcept:
 
 def retained(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
     """The concepts that must stay."""
-    return tuple(_concept(Attributed(source=name), recipe) for name in entry.retain)
+    usual = PUBLISHED_TEMPLATES if entry.preset else TEMPLATES
+    return tuple(_concept(Attributed(source=name), recipe, usual) for name in entry.retain)
 
 
 def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:

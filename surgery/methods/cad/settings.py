@@ -1,6 +1,6 @@
 """How weights are attributed and chosen: the knobs, their defaults, and the published scheme."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -53,6 +53,13 @@ class AttributionSettings:
         if self.objective == "denoise":
             return self.pictures * self.graded_steps
         return self.graded_steps * (1 if self.restart else self.trajectories)
+
+    @property
+    def samples(self) -> int:
+        """Paths, or drawn pictures: what counts as one draw for standard errors."""
+        if self.objective == "denoise":
+            return self.pictures
+        return self.sampling_steps if self.restart else self.trajectories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,8 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
         faults.append("pairing 'shifted' belongs to paths of the sampler; denoise knows the noise it added.")
     if selection.ranking == "t" and not attribution.standard_errors:
         faults.append("ranking 't' divides by standard errors; set standard_errors to true.")
+    if attribution.standard_errors and attribution.samples < 2:
+        faults.append("standard errors need two paths (pictures) or more; one was asked for.")
     raise_all(MethodError, faults)
 
 
@@ -159,12 +168,3 @@ def _words(settings: AttributionSettings | SelectionSettings) -> list[str]:
 def as_json(settings: AttributionSettings | SelectionSettings) -> dict[str, JSON]:
     """The settings as plain data, for keys and reports."""
     return dict(asdict(settings))
-
-
-def with_given(
-    settings: tuple[AttributionSettings, SelectionSettings],
-    attribution: dict[str, Any],
-    selection: dict[str, Any],
-) -> tuple[AttributionSettings, SelectionSettings]:
-    """The settings with some of them changed."""
-    return replace(settings[0], **attribution), replace(settings[1], **selection)

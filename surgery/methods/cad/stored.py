@@ -1,7 +1,8 @@
 """Attributions in a store: keys that name all they depend on, and sums that a killed run goes on from."""
 
+import time
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,12 +17,18 @@ from surgery.methods.cad.settings import AttributionSettings, as_json
 from surgery.record import JSON, file_digest
 from surgery.store import Store
 
+EVERY_S: Final = 60.0
+"""Large sums are written no more often: a killed run loses so much."""
+SMALL_BYTES: Final = 50_000_000
+"""Smaller ones are written after every path."""
+
 
 class Keys:
     """What results of one call are named by; the models' digests are made once."""
 
     def __init__(self, models: Models, grading: Grading, batch: int) -> None:
         self._models, self._grading, self._batch = models, grading, batch
+        self._known: dict[tuple[CadConcept, AttributionSettings], dict[str, JSON]] = {}
 
     @cached_property
     def _common(self) -> dict[str, JSON]:
@@ -47,6 +54,12 @@ class Keys:
 
     def concept(self, concept: CadConcept, settings: AttributionSettings) -> dict[str, JSON]:
         """All that one concept's attribution depends on; of the batches, too, which change last bits."""
+        known = (concept, settings)
+        if known not in self._known:
+            self._known[known] = self._concept(concept, settings)
+        return self._known[known]
+
+    def _concept(self, concept: CadConcept, settings: AttributionSettings) -> dict[str, JSON]:
         return {
             **self._common,
             "attribution": as_json(settings),
@@ -57,7 +70,7 @@ class Keys:
 
 
 class Shelf:
-    """Attributions of one call; what is half done lies in the store after every path or picture.
+    """Attributions of one call; what is half done lies in the store, at most some seconds of work behind.
 
     Only the newest sums are kept, and none when the list made of them is safe (``clear``): they are as large
     as the weights.
@@ -98,21 +111,37 @@ class Shelf:
         numbers = pairs.sample.unique().tolist()
         done, values = self._newest(store, concept, settings, len(numbers))
         rest = pairs.select(torch.isin(pairs.sample, torch.tensor(numbers[done.samples :])))
-        seen = values
+        seen, kept, written = values, done.samples, time.monotonic()
         for _, measured in add_samples(self._models, rest, self._grading, done):
             seen.append(measured.values)
-            tensors = {f"gradient/{name}": one for name, one in done.gradients.items()}
-            tensors |= {f"square/{name}": one for name, one in (done.squares or {}).items()}
-            key = self._key(store, concept, settings, done.samples)
-            store.put(key, tensors, {"values": torch.cat(seen).tolist()})
-            store.drop(self._key(store, concept, settings, done.samples - 1))
+            last = done.samples == len(numbers)
+            if last or not _large(done) or time.monotonic() - written >= EVERY_S:
+                self._keep(store, concept, settings, done, seen, kept)
+                kept, written = done.samples, time.monotonic()
         whole = Measured(values=torch.cat(seen), timesteps=pairs.timesteps, sample=pairs.sample)
         return attribution_of(self._models, self._grading.names, done, whole, len(pairs))
+
+    def _keep(
+        self,
+        store: Store,
+        concept: CadConcept,
+        settings: AttributionSettings,
+        sums: Sums,
+        seen: list[Tensor],
+        before: int,
+    ) -> None:
+        """Put the sums into the store in the place of the earlier ones."""
+        tensors = {f"gradient/{name}": one for name, one in sums.gradients.items()}
+        tensors |= {f"square/{name}": one for name, one in (sums.squares or {}).items()}
+        key = self._key(store, concept, settings, sums.samples)
+        store.put(key, tensors, {"values": torch.cat(seen).tolist()})
+        if before:
+            store.drop(self._key(store, concept, settings, before))
 
     def clear(self, concept: CadConcept, settings: AttributionSettings) -> None:
         """Throw the concept's sums away."""
         if self._store is not None:
-            for number in range(1, settings.pairs + 1):
+            for number in range(1, max(settings.samples, len(concept.images)) + 1):
                 self._store.drop(self._key(self._store, concept, settings, number))
 
     def _newest(
@@ -137,3 +166,7 @@ class Shelf:
         return store.key(
             {"what": "cad sums", "samples": number, "concept": self.keys.concept(concept, settings)}
         )
+
+
+def _large(sums: Sums) -> bool:
+    return sum(one.nbytes for one in sums.gradients.values()) > SMALL_BYTES

@@ -37,8 +37,21 @@ def test_matrices_and_convolutions_together_are_all(shapes: dict[str, tuple[int,
 
 def test_a_pattern_covers_whole_parts_of_a_name_only() -> None:
     shapes = {"unet/diff.net.weight": (2, 2), "unet/mid.ff.net.weight": (2, 2), "unet/mid.ff.norm": (2,)}
+    for pattern in ("ff.net", "ff", "net.weight", "mid", "mid.ff.net.weight"):
+        found = components_of(shapes, [f"{pattern}" if pattern != "ff" else "*.ff.*"])
+        assert "unet/mid.ff.net.weight" in found, pattern
     assert components_of(shapes, ["ff.net"]) == ("unet/mid.ff.net.weight",)
+    assert len(components_of(shapes, ["unet"])) == 2
     assert components_of(shapes, ["unet/*"], ["mid"]) == ("unet/diff.net.weight",)
+
+
+def test_the_block_that_sdxl_does_not_read_is_no_component() -> None:
+    block = "text_encoder/text_model.encoder.layers.{}.mlp.fc2.weight"
+    shapes = {block.format(number): (2, 2) for number in range(12)}
+    assert len(components_of(shapes, ["text_mlp"])) == 12
+    shapes["text_encoder_2/text_model.encoder.layers.0.mlp.fc2.weight"] = (2, 2)
+    assert block.format(11) not in components_of(shapes, ["text_mlp"])
+    assert len(components_of(shapes, ["text_mlp"])) == 12
 
 
 def test_what_matches_nothing_is_named_with_what_is_near(shapes: dict[str, tuple[int, ...]]) -> None:

@@ -5,19 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from surgery.anatomy import weights_digest
-from surgery.delta import Rescale
+from surgery.delta import Places, Rescale
 from surgery.errors import MethodError
 from surgery.methods.cad import attribution as attribution_room
 from surgery.methods.cad import gradients as gradients_room
-from surgery.methods.cad.door import CadSettings, edit
-from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.checks import mask_findings
+from surgery.methods.cad.control import Control
+from surgery.methods.cad.door import CadSettings, _Maker, edit
+from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.nouns import CadConcept, Measured
 from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
 from surgery.store import Store
 from tests.methods.cad.conftest import CAT, NAMES, QUICK
 
 DOG = CadConcept(name="dog", prompts=("a photo of a dog",), seed=4)
+SOME = ComponentMask({"unet/w.weight": Places("elements", (2, 2), torch.tensor([1]))})
 SETTINGS = CadSettings(attribution=QUICK, selection=SelectionSettings(ratio=0.05), controls=False)
 
 
@@ -116,6 +121,41 @@ def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
     assert not protected & set(top.index.tolist())
 
 
+def test_a_penalty_counts_once_however_many_concepts_share_a_mask(models: Any) -> None:
+    bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
+    settings = replace(with_selection(ranking="retain", retain_weight=0.5), combine="sum")
+    maker = _Maker(models, NAMES, settings, (bird,), None)
+    plain = _Maker(models, NAMES, replace(SETTINGS, combine="sum"), (), None)
+    penalty = maker._penalties()
+    assert all(bool((one >= 0).all()) for one in penalty.values())
+    ranked, _ = maker._rank((CAT, DOG), 1.0 - 1e-9)
+    before, _ = plain._rank((CAT, DOG), 1.0 - 1e-9)
+    for name in NAMES:
+        full = torch.full((penalty[name].numel(),), torch.nan)
+        full[before.candidates[name].places] = before.candidates[name].scores
+        kept = ranked.candidates[name]
+        expected = full[kept.places] - 0.5 * penalty[name].flatten()[kept.places]
+        torch.testing.assert_close(kept.scores, expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("polarity", "kind"), [("positive", "wrong-way"), ("negative", "wrong-way")])
+def test_a_mask_that_does_the_opposite_is_noticed(models: Any, polarity: Any, kind: str) -> None:
+    before = Measured(values=torch.ones(2), timesteps=torch.ones(2).long(), sample=torch.arange(2))
+    up, down = (replace(before, values=before.values * factor) for factor in (1.5, 0.5))
+    for after, wrong in ((up, polarity == "positive"), (down, polarity == "negative")):
+        control = Control(before=before, after=after, random=(before,))
+        found = mask_findings(
+            "cat", SOME, 1, list(SOME.places), {"cat": control}, erases=polarity == "positive"
+        )
+        assert (kind in {finding.kind for finding in found}) == wrong
+
+
+def test_of_a_measure_below_nothing_more_is_above_nought() -> None:
+    low = Measured(values=torch.tensor([-2.0]), timesteps=torch.ones(1).long(), sample=torch.zeros(1).long())
+    high = replace(low, values=torch.tensor([-1.0]))
+    assert Control(before=low, after=high, random=(low,)).change == pytest.approx(0.5)
+
+
 def test_scores_over_their_errors_rank_otherwise(models: Any) -> None:
     errors = replace(QUICK, standard_errors=True)
     by_t = replace(with_selection(ranking="t"), attribution=errors)
@@ -162,5 +202,5 @@ def test_a_mask_that_is_in_already_is_noticed(models: Any) -> None:
 
 def test_a_concept_that_is_the_base_prompt_is_refused(models: Any) -> None:
     nothing = CadConcept(name="nothing", prompts=("",), seed=1)
-    with pytest.raises(MethodError, match="for 'nothing' and for the base prompt are alike"):
+    with pytest.raises(MethodError, match="the measure of 'nothing' is nothing"):
         edit(models, [nothing], NAMES, SETTINGS)

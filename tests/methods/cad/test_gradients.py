@@ -1,15 +1,21 @@
 """Gradients of the measure: against finite differences, and the models stay as they were."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from surgery.anatomy import standing_in, weights_digest, weights_of
+from surgery.delta import Places
 from surgery.diffusion import encode_prompts, predict_noise
 from surgery.errors import MethodError
+from surgery.methods.cad import gradients as gradients_room
+from surgery.methods.cad.attribution import attribute
 from surgery.methods.cad.gradients import Grading, Sums, add_curvature, add_gradients, measure
+from surgery.methods.cad.masks import ComponentMask, masked, random_mask
 from surgery.methods.cad.nouns import Pairs
+from surgery.methods.cad.predict import Predictor, predict
 from tests.methods.cad.conftest import NAMES
 
 TEXT = "text_encoder/text_model.encoder.layers.2.mlp.fc2.weight"
@@ -102,6 +108,65 @@ def _difference(models: Any, one: Pairs, name: str, weight: torch.Tensor, place:
         with torch.no_grad(), standing_in(models, {name: moved}):
             told.append(predict_noise(models.unet, one.noisy, one.timesteps, text))
     return float(((told[0] - told[1]) / 1e-1).square().sum())
+
+
+def test_memory_that_runs_out_while_sums_are_added_leaves_none_of_them_twice(
+    models: Any, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = attribute(models, pairs, Grading(names=NAMES), standard_errors=True)
+    add, calls = gradients_room._add, []
+
+    def short(*given: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        add(*given)
+
+    monkeypatch.setattr(gradients_room, "_add", short)
+    halved = attribute(models, pairs, Grading(names=NAMES), standard_errors=True)
+    assert whole.spread is not None
+    assert halved.spread is not None
+    for name in NAMES:
+        torch.testing.assert_close(halved.gradients[name], whole.gradients[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(halved.spread[name], whole.spread[name], rtol=1e-2, atol=1e-6)
+
+
+def test_a_standard_error_is_that_of_the_mean_over_paths(models: Any, pairs: Pairs) -> None:
+    found = attribute(models, pairs, Grading(names=NAMES), standard_errors=True)
+    assert found.spread is not None
+    for name in NAMES:
+        # each path has two of the four pairs: the mean over pairs is the mean of the paths' own means
+        means = torch.stack([gradients(models, pairs.of_sample(number))[name] / 2 for number in range(2)])
+        torch.testing.assert_close(found.gradients[name], means.mean(0), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.spread[name], means.std(0) / 2**0.5, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("towards", [1, -1])
+def test_the_curvature_makes_a_prediction_better_than_the_slope_alone(
+    models: Any, pairs: Pairs, towards: int
+) -> None:
+    shaken = replace(pairs, towards=towards, target=pairs.target * 0.5)
+    weights = weights_of(models, NAMES)
+    generator = torch.Generator().manual_seed(0)
+    rules: tuple[Predictor, ...] = ("first_order", "gauss_newton")
+    told = {rule: predict(models, shaken, Grading(names=NAMES), rule) for rule in rules}
+    before = measure(models, shaken, {}).mean
+    errors: dict[str, list[float]] = {rule: [] for rule in told}
+    for _ in range(6):
+        mask = random_mask(
+            ComponentMask(
+                {
+                    name: Places("elements", tuple(one.shape), torch.arange(one.numel() // 5))
+                    for name, one in weights.items()
+                }
+            ),
+            generator,
+        )
+        gone = {name: masked(weights[name].detach(), places) for name, places in mask.places.items()}
+        change = measure(models, shaken, gone).mean - before
+        for rule, prediction in told.items():
+            errors[rule].append((prediction.of(mask) - change) ** 2)
+    assert sum(errors["gauss_newton"]) < sum(errors["first_order"])
 
 
 def test_a_weight_that_nothing_flows_into_is_refused(models: Any, pairs: Pairs) -> None:

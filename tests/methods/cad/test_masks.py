@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from surgery.delta import Places, Rescale
 from surgery.errors import MethodError
-from surgery.methods.cad.masks import ComponentMask, delta_of, random_mask, union
+from surgery.methods.cad.masks import ComponentMask, delta_of, random_mask
 
 SHAPE = (4, 6)
 INDEX = st.sets(st.integers(0, 23))
@@ -35,7 +35,7 @@ def test_masks_are_sets(first: set[int], second: set[int]) -> None:
 
 
 def test_masks_of_other_weights_stand_side_by_side() -> None:
-    both = union([mask(1, 2), mask(3, name="unet/v.weight", shape=(5,)), mask(2, 4)])
+    both = mask(1, 2) | mask(3, name="unet/v.weight", shape=(5,)) | mask(2, 4)
     assert both.counts() == {"unet/v.weight": 1, "unet/w.weight": 3}
 
 

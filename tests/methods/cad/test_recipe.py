@@ -58,8 +58,30 @@ def test_keys_of_the_recipe_win_over_the_preset_s() -> None:
     assert (found.selection.ratio, found.selection.rounding) == (0.01, selection.rounding)
 
 
+def test_published_presets_ask_with_the_bare_name() -> None:
+    cat, _ = concepts_of(entry(preset="published-erase", attribution="{}"), parsed())
+    assert cat.prompts == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kind": "amplify", "preset": "published-erase"},
+            "is no preset of kind 'amplify'",
+        ),
+        ({"attribution": "{pictures: 3}"}, "attribution.pictures: belongs to objective 'denoise'"),
+        ({"kind": "amplify", "attribution": "{restart: true}"}, "restart: belongs to objective 'base_gap'"),
+        ({"retain": "[fish]"}, "retain: nothing reads the names"),
+    ],
+)
+def test_keys_that_nothing_reads_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        entry(**changes)
+
+
 def test_amplifying_takes_what_stands_in_the_way_of_denoising() -> None:
-    found = settings_of(entry(kind="amplify"))
+    found = settings_of(entry(kind="amplify", attribution="{pictures: 2}"))
     assert (found.polarity, found.attribution.objective) == ("negative", "denoise")
 
 
@@ -81,7 +103,7 @@ def test_an_edit_names_one_method() -> None:
 
 def test_a_missing_picture_is_named() -> None:
     with pytest.raises(RecipeError, match=r"edits\[0\]\.cad\.concepts\[0\]\.images\[0\]: no file"):
-        parsed(concepts="[{source: cat, images: [none.png]}]")
+        parsed(kind="amplify", attribution="{}", concepts="[{source: cat, images: [none.png]}]")
 
 
 def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
