@@ -37,18 +37,25 @@ from tests.support.singles import averaged, sd1_tensors, sd2_tensors
 Reading = Callable[[], object]
 """The reading itself, when the files that are read lie there."""
 
+_TO_K: Final = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 LORAS: Final = (
     {
         "lora_te_text_model_encoder_layers_0_mlp_fc2.lora_up.weight": ["F32", [8, 2]],
         "lora_te_text_model_encoder_layers_0_mlp_fc2.lora_down.weight": ["F32", [2, 8]],
         "lora_te_text_model_encoder_layers_0_mlp_fc2.alpha": ["F32", []],
+        f"lora_unet_{_TO_K}.lora_up.weight": ["F32", [8, 2]],
+        f"lora_unet_{_TO_K}.lora_down.weight": ["F32", [2, 768]],
+        f"lora_unet_{_TO_K}.alpha": ["F32", []],
     },
     {
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.diff": ["F16", [8, 8]],
+        f"lora_unet_{_TO_K}.diff": ["F16", [8, 768]],
         "lora_unet_down_blocks_0_resnets_0_conv1.diff_b": ["F16", [8]],
     },
-    {"diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.set_weight": ["BF16", [8, 8]]},
-    {"unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": ["F32", [2, 8]]},
+    {"diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.set_weight": ["BF16", [8, 768]]},
+    {
+        "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": ["F32", [2, 768]],
+        "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_B.weight": ["F32", [8, 2]],
+    },
 )
 """Files that loaders take for LoRAs: types and shapes by key."""
 LARGEST: Final = 1 << 20  # bytes of tensors that a reader is given

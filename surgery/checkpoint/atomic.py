@@ -26,6 +26,7 @@ Hook: TypeAlias = Callable[[str, Path], None]
 
 _NO_REPLACE, _EXCHANGE = 1, 2  # RENAME_NOREPLACE and RENAME_EXCHANGE of <linux/fs.h>
 
+_in_use: ContextVar[frozenset[Path]] = ContextVar("surgery_scratch_folders", default=frozenset())
 _hook: ContextVar[Hook | None] = ContextVar("surgery_write_hook", default=None)
 
 
@@ -96,9 +97,11 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` for the length of the block; what a kill leaves goes with the next writer."""
     folder = _beside(path, "partial")
     make_folder(folder)
+    token = _in_use.set(_in_use.get() | {folder})
     try:
         yield folder
     finally:
+        _in_use.reset(token)
         remove(folder)
 
 
@@ -302,7 +305,7 @@ def _sweep(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(\d+)\.[0-9a-f]{{8}}\.(partial|previous)")
     for leftover in sorted(path.parent.iterdir()):
         match = pattern.fullmatch(leftover.name)
-        if not match or _lives(int(match[1]), int(match[2])):
+        if not match or leftover in _in_use.get() or _lives(int(match[1]), int(match[2])):
             continue
         if match[3] == "previous" and not path.exists():
             rename(leftover, path)

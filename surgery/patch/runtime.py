@@ -117,7 +117,7 @@ def _edited(
             faults.append(
                 f"{name!r} of the pipeline does not hold the numbers this patch was made for. Is it another "
                 "base, changed since, or loaded in a precision that lost digits? Load it in the base's own, "
-                "or take a fine-tune as it is (allow_other_base)."
+                "or allow another base (allow_other_base)."
             )
         else:
             base = _before_all(parameter, patch.changes[name].dtype)

@@ -62,7 +62,7 @@ def test_apply_to_a_fine_tune_is_asked_for_and_claims_no_outcome(
     weights[name] = weights[name] * 1.25
     save_file(weights, other / TEXT_ENCODER, {"format": "pt"})
     refused = surgery("apply", patch, other, "-o", tmp_path / "out")
-    assert (refused.code, "Allow another base" in refused.err) == (1, True)
+    assert (refused.code, "--allow-other-base" in refused.err) == (1, True)
     done = surgery("apply", patch, other, "-o", tmp_path / "out", "--allow-other-base")
     assert done.code == 0
     assert "1 of them on another base, where no outcome is recorded" in done.out

@@ -73,12 +73,13 @@ def export(
     Everything is held against the weights that the patch makes before it is written. What the target cannot
     carry is refused, tensor by tensor, unless --partial leaves it out.
     """
-    refuse_inputs(output, [patch, None if base is None else checkpoint_path(base)])
-    refuse_existing(output, overwrite)
     from surgery.export import EXACT_LIMIT_BYTES, Knobs, export_patch
     from surgery.patch import load_patch
 
     loaded = load_patch(patch)
+    place = _base(loaded, base)
+    refuse_inputs(output, [patch, place])
+    refuse_existing(output, overwrite)
     knobs = Knobs(
         partial=partial,
         nearest=nearest,
@@ -88,7 +89,7 @@ def export(
         variant=Knobs().variant if variant is None else variant,
         transformers=transformers,
     )
-    report = export_patch(loaded, _base(loaded, base), output, to=target, knobs=knobs, overwrite=overwrite)
+    report = export_patch(loaded, place, output, to=target, knobs=knobs, overwrite=overwrite)
     if as_json:
         print_json(report.as_json())
     else:
