@@ -77,12 +77,12 @@ def attribute(
         MethodError: as ``add_gradients``.
     """
     sums = Sums(squares={} if standard_errors else None)
-    measured = [part for _, part in add_samples(models, pairs, grading, sums)]
+    measured = list(add_samples(models, pairs, grading, sums))
     return attribution_of(models, grading.names, sums, together(measured), len(pairs))
 
 
-def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Iterator[tuple[int, Measured]]:
-    """Add path after path (picture after picture) to ``sums``; number and measure of each as it is added.
+def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Iterator[Measured]:
+    """Add path after path (picture after picture) to ``sums``; the measure of each as it is added.
 
     Where memory runs out, micro-batches are halved from there on, and a warning says so.
     """
@@ -101,7 +101,7 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
 
         size, own, measured = halving(size, attempt)
         sums.merge(own)
-        yield number, measured
+        yield measured
 
 
 def attribution_of(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -11,7 +11,7 @@ from surgery.methods.cad.attribution import Attribution
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import Measured
-from surgery.record import Finding
+from surgery.record import JSON, Finding
 
 # more scores of exactly nothing than this: numbers were too small for their type
 _ZEROS: Final = 1e-3
@@ -29,7 +29,6 @@ class Facts:
 
     Attributes:
         measure: The mean of J over all pairs; ``deviation`` between paths or pictures.
-        total: Σα over all weights.
         positive: Share of the weights whose score is above nothing.
         zeros: Share whose score is exactly nothing though the weight is not.
         empty: Tensors all of whose scores are nothing.
@@ -41,12 +40,33 @@ class Facts:
     deviation: float
     pairs: int
     by_timestep: Mapping[int, float]
-    total: float
     positive: float
     zeros: float
     empty: tuple[str, ...]
     masked_already: Mapping[str, float]
     by_tensor: Mapping[str, tuple[float, float]]
+
+    def as_data(self) -> dict[str, JSON]:
+        """As plain data, for a store."""
+        return {
+            "measure": self.measure,
+            "deviation": self.deviation,
+            "pairs": self.pairs,
+            "by_timestep": {str(step): value for step, value in self.by_timestep.items()},
+            "positive": self.positive,
+            "zeros": self.zeros,
+            "empty": list(self.empty),
+            "masked_already": dict(self.masked_already),
+            "by_tensor": {name: list(sums) for name, sums in self.by_tensor.items()},
+        }
+
+
+def facts_from(data: Mapping[str, Any]) -> Facts:
+    """What ``as_data`` was made of."""
+    told = {**data, "empty": tuple(data["empty"])}
+    told["by_tensor"] = {name: (above, below) for name, (above, below) in data["by_tensor"].items()}
+    told["by_timestep"] = {int(step): value for step, value in data["by_timestep"].items()}
+    return Facts(**told)
 
 
 def facts_of(attribution: Attribution) -> Facts:
@@ -71,7 +91,6 @@ def facts_of(attribution: Attribution) -> Facts:
         deviation=measured.deviation,
         pairs=len(measured.values),
         by_timestep=measured.by_timestep(),
-        total=sum(above + below for above, below in sums.values()),
         positive=positive / count,
         zeros=max(0, zeros) / count,
         empty=tuple(empty),

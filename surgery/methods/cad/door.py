@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,9 +13,16 @@ from surgery.delta import Delta
 from surgery.diffusion import Models, derived_seed
 from surgery.errors import MethodError, raise_all
 from surgery.methods.cad.attribution import Attribution, Scores
-from surgery.methods.cad.checks import Facts, attribution_findings, facts_of, mask_findings, refuse_no_gap
+from surgery.methods.cad.checks import (
+    Facts,
+    attribution_findings,
+    facts_from,
+    facts_of,
+    mask_findings,
+    refuse_no_gap,
+)
 from surgery.methods.cad.control import Control, control
-from surgery.methods.cad.gradients import Grading, measure
+from surgery.methods.cad.gradients import Grading, add_to, measure
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.predict import PROBES, curvature
@@ -26,7 +33,6 @@ from surgery.methods.cad.settings import (
     check_settings,
 )
 from surgery.methods.cad.stored import Shelf
-from surgery.numerics.ranking import quotas
 from surgery.record import JSON, Finding
 from surgery.store import Store
 
@@ -184,13 +190,8 @@ class _Maker:
         retain: tuple[CadConcept, ...],
         store: Store | None,
     ) -> None:
-        self.models, self.names, self.settings, self.retain, self.store = (
-            models,
-            names,
-            settings,
-            retain,
-            store,
-        )
+        self.models, self.names, self.settings = models, names, settings
+        self.retain, self.store = retain, store
         self.grading = Grading(
             names=names, micro_batch=settings.micro_batch, checkpointing=settings.checkpointing
         )
@@ -204,9 +205,8 @@ class _Maker:
         ratio = chosen.ratio / among if self.settings.combine == "quota" else chosen.ratio
         ranked, facts = self._ranked(group, ratio)
         mask = ranked.mask(ratio, chosen.rounding)
-        wanted = self._wanted(ranked, ratio)
+        wanted = ranked.wanted(ratio, chosen.rounding)
         controls = tuple(self._control(concept, mask) for concept in group) if self.settings.controls else ()
-        label = " + ".join(concept.name for concept in group)
         names = tuple(concept.name for concept in group)
         null = self._null_measure() if controls else None
         findings = [
@@ -216,18 +216,9 @@ class _Maker:
         ]
         tried = dict(zip(names, controls, strict=False))
         erases = self.settings.polarity == "positive"
-        findings += mask_findings(label, mask, wanted, self.names, tried, erases=erases)
+        findings += mask_findings(" + ".join(names), mask, wanted, self.names, tried, erases=erases)
         report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
         return report, findings
-
-    def _wanted(self, ranked: Ranked, ratio: float) -> int:
-        rounding = self.settings.selection.rounding
-        sizes = [(shape[0], int(torch.Size(shape[1:]).numel())) for shape in ranked.shapes.values()]
-        if ranked.rule == "row":
-            return sum(int(quotas(rows, width, ratio, rounding).sum()) for rows, width in sizes)
-        totals = [rows * width for rows, width in sizes]
-        parts = totals if ranked.rule == "tensor" else [sum(totals)]
-        return sum(int(quotas(1, total, ratio, rounding)) for total in parts)
 
     def _ranked(self, group: tuple[CadConcept, ...], ratio: float) -> tuple[Ranked, tuple[Facts, ...]]:
         most = max(LISTED, ratio)
@@ -237,13 +228,13 @@ class _Maker:
             held = self.store.get(key)
             if held is not None:
                 self._clear(group)
-                facts = tuple(_facts_from(one) for one in held.data["facts"])
+                facts = tuple(facts_from(one) for one in held.data["facts"])
                 return ranked_from(held.tensors(), held.data["ranked"]), facts
         ranked, facts = self._rank(group, most)
         if self.store is not None and key is not None:
             told: Mapping[str, JSON] = {
                 "ranked": ranked.as_data(),
-                "facts": [_facts_json(one) for one in facts],
+                "facts": [one.as_data() for one in facts],
             }
             self.store.put(key, ranked.as_tensors(), told)
             self._clear(group)
@@ -266,7 +257,7 @@ class _Maker:
                 scores = partial(self._spared, own)
                 return rank(scores, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
             for name, score in own():
-                _add(total, name, score)
+                add_to(total, name, score)
         summed = partial(self._spared, lambda: sorted(total.items()))
         return rank(summed, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
 
@@ -311,10 +302,10 @@ class _Maker:
             attribution = self._attribution(concept)
             measure = max(abs(attribution.measured.mean), 1e-12) * len(self.retain)
             for name, score in attribution.scores():
-                _add(absolute, name, score.abs() / measure)
+                add_to(absolute, name, score.abs() / measure)
             if chosen.ranking == "damage":
                 for name, height in self._curvature(concept).items():
-                    _add(damage, name, height / measure)
+                    add_to(damage, name, height / measure)
         penalty = {"retain": absolute, "damage": damage}.get(chosen.ranking) or {
             name: torch.zeros_like(one) for name, one in absolute.items()
         }
@@ -381,29 +372,3 @@ class _Maker:
             ]
             meaning["retain_weight"], meaning["protect"] = chosen.retain_weight, chosen.protect
         return meaning
-
-
-def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
-    total[name] = total[name] + part if name in total else part
-
-
-def _facts_json(facts: Facts) -> dict[str, JSON]:
-    return {
-        "measure": facts.measure,
-        "deviation": facts.deviation,
-        "pairs": facts.pairs,
-        "by_timestep": {str(step): value for step, value in facts.by_timestep.items()},
-        "total": facts.total,
-        "positive": facts.positive,
-        "zeros": facts.zeros,
-        "empty": list(facts.empty),
-        "masked_already": dict(facts.masked_already),
-        "by_tensor": {name: list(sums) for name, sums in facts.by_tensor.items()},
-    }
-
-
-def _facts_from(data: Mapping[str, Any]) -> Facts:
-    told = {**data, "empty": tuple(data["empty"])}
-    told["by_tensor"] = {name: (above, below) for name, (above, below) in data["by_tensor"].items()}
-    told["by_timestep"] = {int(step): value for step, value in data["by_timestep"].items()}
-    return Facts(**told)

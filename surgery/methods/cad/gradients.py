@@ -37,20 +37,21 @@ class Sums:
                 continue
             gathered = gradient.float().cpu()
             if self.squares is not None:
-                _add(self.squares, name, gathered.square())
-            _add(self.gradients, name, gathered)
+                add_to(self.squares, name, gathered.square())
+            add_to(self.gradients, name, gathered)
 
     def merge(self, other: "Sums") -> None:
         """Add other sums, whose memory is used up."""
         self.samples += other.samples
         for name, one in other.gradients.items():
-            _add(self.gradients, name, one)
+            add_to(self.gradients, name, one)
         for name, one in (other.squares or {}).items():
             if self.squares is not None:
-                _add(self.squares, name, one)
+                add_to(self.squares, name, one)
 
 
-def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+def add_to(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    """Add a tensor to the one of its name; the first of a name becomes the sum, and its memory with it."""
     if name in total:
         total[name] += part
     else:
@@ -131,7 +132,7 @@ def add_curvature(
                 (predicted * signs.to(predicted)).sum().backward()
                 for name, leaf in leaves.items():
                     if leaf.grad is not None:
-                        _add(sums.squares, name, leaf.grad.float().cpu().square())
+                        add_to(sums.squares, name, leaf.grad.float().cpu().square())
                     leaf.grad = None
                 sums.samples += 1
 
@@ -140,7 +141,7 @@ class _Reader:
     """The prompts' features: read once, or inside of every graph where gradients flow into a text encoder."""
 
     def __init__(self, models: Models, pairs: Pairs, *, in_graph: bool) -> None:
-        self._models, self._prompts, self._in_graph = models, pairs.prompts, in_graph
+        self._models, self._prompts = models, pairs.prompts
         self._once = None if in_graph else read_prompts(models, pairs.prompts)
 
     def rows(self, which: Tensor) -> Reading:

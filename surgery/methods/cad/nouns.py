@@ -35,6 +35,15 @@ TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
 PUBLISHED_TEMPLATES: Final = ("{}",)  # the bare name
 
 
+def repeats(names: Sequence[str]) -> list[str]:
+    """What is wrong with names that come more than once."""
+    return [
+        f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+
+
 def concepts_named(
     names: Sequence[str], templates: Sequence[str] = (), seed: int = 0
 ) -> tuple[CadConcept, ...]:
@@ -43,11 +52,7 @@ def concepts_named(
     Raises:
         MethodError: when a name comes twice, is empty, or a template has no one place for it.
     """
-    faults = [
-        f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
+    faults = repeats(names)
     faults += [
         f"{name!r} is no name of a concept; expected a word or more." for name in names if not name.strip()
     ]

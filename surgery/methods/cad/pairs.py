@@ -140,6 +140,13 @@ def _collected(points: list[_Point], paths: Sequence[_Path], concept: CadConcept
     )
 
 
+def _together(readings: Sequence[Reading]) -> Reading:
+    """The prompts of several readings as one."""
+    pooled = [reading.pooled for reading in readings if reading.pooled is not None]
+    features = torch.cat([reading.features for reading in readings])
+    return Reading(features=features, pooled=torch.cat(pooled) if pooled else None)
+
+
 class _Walker:
     """The sampler with guidance, looking at what it passes."""
 
@@ -194,11 +201,7 @@ class _Walker:
         )
 
     def _predict(self, latents: Tensor, timestep: Any, *readings: Reading) -> Tensor:
-        pooled = [reading.pooled for reading in readings if reading.pooled is not None]
-        joined = Reading(
-            features=torch.cat([reading.features for reading in readings]),
-            pooled=torch.cat(pooled) if pooled else None,
-        )
+        joined = _together(readings)
         repeated = torch.cat([latents] * len(readings))
         return predict_noise(self.unet, repeated, timestep, joined.features, joined.added(*self.pixels))
 

@@ -65,6 +65,15 @@ class Ranked:
         }
         return ComponentMask(places=places)
 
+    def wanted(self, ratio: float, rounding: Rounding) -> int:
+        """How many weights a ratio asks for; a mask has fewer where scores speak against the concept."""
+        sizes = [(shape[0], prod(shape[1:])) for shape in self.shapes.values()]
+        if self.rule == "row":
+            return sum(int(quotas(rows, width, ratio, rounding).sum()) for rows, width in sizes)
+        totals = [rows * width for rows, width in sizes]
+        parts = totals if self.rule == "tensor" else [sum(totals)]
+        return sum(int(quotas(1, total, ratio, rounding)) for total in parts)
+
     def _of_rows(self, name: str, ratio: float, rounding: Rounding) -> Tensor:
         mine, shape = self.candidates[name], self.shapes[name]
         width = prod(shape[1:])

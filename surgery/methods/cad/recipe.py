@@ -12,7 +12,7 @@ from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, check_edit, edit
-from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept
+from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept, repeats
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
@@ -130,14 +130,7 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     check_edit(concepts, settings_of(entry), retained(entry, recipe))
     components_of(base.shapes, entry.components, entry.leave_out)
     names = [concept.name.casefold() for concept in concepts]
-    raise_all(
-        MethodError,
-        [
-            f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
-            for name in dict.fromkeys(names)
-            if names.count(name) > 1
-        ],
-    )
+    raise_all(MethodError, repeats(names))
     return {("cad", entry.kind, name): concept.name for name, concept in zip(names, concepts, strict=True)}
 
 

@@ -112,7 +112,7 @@ class Shelf:
         done, values = self._newest(store, concept, settings, len(numbers))
         rest = pairs.select(torch.isin(pairs.sample, torch.tensor(numbers[done.samples :])))
         seen, kept, written = values, done.samples, time.monotonic()
-        for _, measured in add_samples(self._models, rest, self._grading, done):
+        for measured in add_samples(self._models, rest, self._grading, done):
             seen.append(measured.values)
             last = done.samples == len(numbers)
             if last or not _large(done) or time.monotonic() - written >= EVERY_S:

@@ -114,7 +114,7 @@ def test_memory_that_runs_out_while_sums_are_added_leaves_none_of_them_twice(
     models: Any, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = attribute(models, pairs, Grading(names=NAMES), standard_errors=True)
-    add, calls = gradients_room._add, []
+    add, calls = gradients_room.add_to, []
 
     def short(*given: Any) -> None:
         calls.append(1)
@@ -122,7 +122,7 @@ def test_memory_that_runs_out_while_sums_are_added_leaves_none_of_them_twice(
             raise MemoryError
         add(*given)
 
-    monkeypatch.setattr(gradients_room, "_add", short)
+    monkeypatch.setattr(gradients_room, "add_to", short)
     halved = attribute(models, pairs, Grading(names=NAMES), standard_errors=True)
     assert whole.spread is not None
     assert halved.spread is not None
