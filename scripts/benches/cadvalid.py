@@ -28,6 +28,7 @@ from surgery.diffusion import derived_seed
 from surgery.methods.cad import AttributionSettings, CadConcept, concepts_named
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.gradients import Grading, measure
+from surgery.methods.cad.nouns import Pairs
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import Prediction, Predictor, predict
 from surgery.methods.cad.settings import as_json
@@ -62,7 +63,7 @@ def cad_validity(options: argparse.Namespace) -> bool:
     chosen = concepts_named(drawn[: options.choosing + options.concepts], seed=options.seed)
     rows = (options.choosing + options.concepts) * len(options.shares) * options.masks * SCHEME.pairs
     print(f"{len(chosen)} concepts, {options.masks} masks at each share: {rows:,} rows of the U-Net forward")
-    started = time.monotonic()
+    started, options.kept = time.monotonic(), {}
     told = {
         (concept.name, share): cell(options, models, names, concept, share)
         for concept, share in product(chosen, options.shares)
@@ -84,15 +85,35 @@ def cell(
     place = options.out / name
     if place.is_file():
         return Told(**json.loads(place.read_text()))
-    (graded,) = pairs_of(models, [concept], SCHEME)
-    (held,) = pairs_of(models, [concept], SCHEME, purpose="held out")
+    graded, held, whole = prepared(options, models, names, concept)
     grading = Grading(names=names, micro_batch=options.micro_batch)
-    predictions = {rule: predict(models, graded, grading, rule, share=share) for rule in PREDICTORS}
-    told = ask(options, models, names, predictions, held, concept, share)
+    halfway = {
+        rule: predict(models, graded, grading, rule, share=share) for rule in PREDICTORS if rule not in whole
+    }
+    told = ask(options, models, names, {**whole, **halfway}, held, concept, share)
     with atomic_file(place, overwrite=True) as temporary:
         data = {"predicted": told.predicted, "actual": told.actual}
         write_bytes(temporary, [json.dumps(data).encode()])
     return told
+
+
+Prepared = tuple[Pairs, Pairs, Mapping[Predictor, Prediction]]
+
+
+def prepared(
+    options: argparse.Namespace, models: Any, names: tuple[str, ...], concept: CadConcept
+) -> Prepared:
+    """Pairs to score and to hold out, and the predictions that no share enters; of the last concept kept."""
+    if concept not in options.kept:
+        (graded,) = pairs_of(models, [concept], SCHEME)
+        (held,) = pairs_of(models, [concept], SCHEME, purpose="held out")
+        grading = Grading(names=names, micro_batch=options.micro_batch)
+        whole = {
+            rule: predict(models, graded, grading, rule) for rule in PREDICTORS if not rule.startswith("mid")
+        }
+        options.kept = {concept: (graded, held, whole)}
+    found: Prepared = options.kept[concept]
+    return found
 
 
 def ask(
@@ -100,7 +121,7 @@ def ask(
     models: Any,
     names: tuple[str, ...],
     predictions: Mapping[Predictor, Prediction],
-    held: Any,
+    held: Pairs,
     concept: CadConcept,
     share: float,
 ) -> Told:

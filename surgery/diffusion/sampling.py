@@ -114,7 +114,7 @@ def sample_latents(
     device, dtype = device_and_dtype(models.unet)
     text = read_prompts(models, prompts, clip_skip)
     without = read_without(models, negative) if guidance > 1 else None
-    shape = _latent_shape(models, size)
+    shape = latent_shape(models, size)
     total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:
 
@@ -183,7 +183,8 @@ def _started(scheduler: Scheduler, steps: int, device: torch.device) -> Schedule
     return fresh
 
 
-def _latent_shape(models: Models, size: tuple[int, int] | None) -> tuple[int, int, int]:
+def latent_shape(models: Models, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """Channels, height and width of latents, of pictures of a size in pixels or as trained on."""
     config = config_of(models.unet)
     if size is not None:
         factor = scale_factor(models.vae)

@@ -26,8 +26,8 @@ from surgery.diffusion import (
     sample_latents,
 )
 from surgery.diffusion.conditions import read_without
-from surgery.diffusion.models import config_of
 from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion.sampling import latent_shape
 from surgery.methods.cad.nouns import CadConcept, Pairs
 from surgery.methods.cad.settings import AttributionSettings
 
@@ -159,9 +159,7 @@ class _Walker:
         same = torch.equal(self.base.features, self.without.features)
         # the sampler's own second half is then the base prompt's prediction, too
         self.shared = same and settings.pairing == "matched"
-        config = config_of(models.unet)
-        side = config.sample_size
-        self.shape = (config.in_channels, *((side, side) if isinstance(side, int) else side))
+        self.shape = latent_shape(models)
         self.pixels = tuple(side * scale_factor(models.vae) for side in self.shape[1:])
         self.solver = ddim_like(models.scheduler)
         self.solver.set_timesteps(settings.sampling_steps, device=self.device)
@@ -279,9 +277,7 @@ def _pictures(
 ) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
     """Mean and deviation of the latents of each picture: own ones, or drawn by the checkpoint."""
     if concept.images:
-        config = config_of(models.unet)
-        side = config.sample_size
-        height, width = (side, side) if isinstance(side, int) else side
+        _, height, width = latent_shape(models)
         factor = scale_factor(models.vae)
         pixels = [load_picture(path, height * factor, width * factor) for path in concept.images]
         return encode(models.vae, torch.stack(pixels))

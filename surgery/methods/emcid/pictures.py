@@ -10,6 +10,8 @@ from torch import Tensor
 
 from surgery.anatomy import fill
 from surgery.diffusion import decode, derived_seed, encode, generator_for, load_picture, sample_latents
+from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion.sampling import latent_shape
 from surgery.methods.emcid.models import EmcidModels
 from surgery.methods.emcid.settings import Images, OffsetSettings
 from surgery.methods.emcid.views import View
@@ -35,10 +37,7 @@ def clean_latents(models: EmcidModels, views: Sequence[View], settings: OffsetSe
     Raises:
         ConceptError: when a picture file cannot be read.
     """
-    config = models.unet.config
-    side = config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    mean = torch.zeros(len(views), config.in_channels, height, width)
+    mean = torch.zeros(len(views), *latent_shape(cast(Any, models)))
     deviation = torch.zeros_like(mean)
     drawn = [row for row, view in enumerate(views) if images_of(view, settings) in {"source", "destination"}]
     given = [row for row, view in enumerate(views) if images_of(view, settings) == "given"]
@@ -77,9 +76,8 @@ def _prompt(view: View, settings: OffsetSettings) -> str:
 
 def _given(models: EmcidModels, view: View) -> Tensor:
     paths = view.concept.edit.images
-    config, side = models.vae.config, models.unet.config.sample_size
-    factor = 2 ** (len(config.block_out_channels) - 1)
-    height, width = (side, side) if isinstance(side, int) else side
+    _, height, width = latent_shape(cast(Any, models))
+    factor = scale_factor(models.vae)
     return load_picture(paths[view.number % len(paths)], height * factor, width * factor)
 
 
