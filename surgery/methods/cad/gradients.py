@@ -111,18 +111,17 @@ def measure(
     return Measured(values=torch.cat(found), timesteps=pairs.timesteps, sample=pairs.sample)
 
 
-def add_curvature(
-    models: Models, pairs: Pairs, grading: Grading, probes: int, generator: torch.Generator, sums: Sums
-) -> None:
-    """Add squared gradients of randomly signed predictions: Σ ‖∂ε/∂w‖² over all pairs, ``probes`` times.
+def squared_derivatives(
+    models: Models, pairs: Pairs, grading: Grading, probes: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Squared gradients of randomly signed predictions: Σ ‖∂ε/∂w‖² over all pairs, ``probes`` times.
 
-    Only ``sums.squares`` is added to; every micro-batch of every probe is one sample there. The square of the
-    gradient of ⟨v, ε⟩ with random signs v is, on average, the sum over all outputs of the squared derivative.
+    The square of the gradient of ⟨v, ε⟩ with random signs v is, on average, the sum over all outputs of the
+    squared derivative.
 
     Source: Hutchinson 1990; 9 of the study (Gauss-Newton diagonal).
     """
-    if sums.squares is None:
-        raise MethodError("curvature adds up squares; expected sums that keep them. Pass Sums(squares={}).")
+    squares: dict[str, Tensor] = {}
     with _graded(models, grading) as leaves:
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
         for _ in range(probes):
@@ -132,9 +131,9 @@ def add_curvature(
                 (predicted * signs.to(predicted)).sum().backward()
                 for name, leaf in leaves.items():
                     if leaf.grad is not None:
-                        add_to(sums.squares, name, leaf.grad.float().cpu().square())
+                        add_to(squares, name, leaf.grad.float().cpu().square())
                     leaf.grad = None
-                sums.samples += 1
+    return squares
 
 
 class _Reader:

@@ -11,7 +11,7 @@ from torch import Tensor
 from surgery.anatomy import weights_of
 from surgery.diffusion import Models
 from surgery.methods.cad.attribution import attribution_of
-from surgery.methods.cad.gradients import Grading, Sums, add_curvature, add_gradients
+from surgery.methods.cad.gradients import Grading, Sums, add_gradients, squared_derivatives
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import Pairs
 
@@ -81,9 +81,7 @@ def curvature(
     models: Models, pairs: Pairs, grading: Grading, probes: int, generator: torch.Generator
 ) -> dict[str, Float[Tensor, "*shape"]]:
     """H = w² · mean over pairs of ‖∂ε/∂w‖² for each weight: how much its loss disturbs the predictions."""
-    sums = Sums(squares={})
-    add_curvature(models, pairs, grading, probes, generator, sums)
-    squares = sums.squares or {}
+    squares = squared_derivatives(models, pairs, grading, probes, generator)
     weights = weights_of(models, grading.names)
     return {
         name: weight.detach().float().cpu().square() * squares[name] / (probes * len(pairs))

@@ -12,7 +12,7 @@ from surgery.diffusion import encode_prompts, predict_noise
 from surgery.errors import MethodError
 from surgery.methods.cad import gradients as gradients_room
 from surgery.methods.cad.attribution import attribute
-from surgery.methods.cad.gradients import Grading, Sums, add_curvature, add_gradients, measure
+from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure, squared_derivatives
 from surgery.methods.cad.masks import ComponentMask, masked, random_mask
 from surgery.methods.cad.nouns import Pairs
 from surgery.methods.cad.predict import Predictor, predict
@@ -89,10 +89,8 @@ def test_the_models_stay_as_they_were(models: Any, pairs: Pairs) -> None:
 def test_curvature_is_the_sum_of_squared_derivatives(models: Any, pairs: Pairs) -> None:
     name = NAMES[1]
     one = pairs.select(slice(0, 1))
-    sums = Sums(squares={})
-    add_curvature(models, one, Grading(names=(name,)), 200, torch.Generator().manual_seed(0), sums)
-    assert sums.squares is not None
-    found = sums.squares[name] / 200
+    generator = torch.Generator().manual_seed(0)
+    found = squared_derivatives(models, one, Grading(names=(name,)), 200, generator)[name] / 200
     weight = weights_of(models, (name,))[name].detach()
     for place in ((0, 0), (3, 7), (5, 30)):
         assert float(found[place]) == pytest.approx(_difference(models, one, name, weight, place), rel=0.4)
