@@ -14,7 +14,8 @@ from surgery.checkpoint.leftovers import AVERAGED
 from surgery.checkpoint.pipeline_files import pipeline_files
 from surgery.checkpoint.to_folder import files_of, single_to_folder
 from surgery.checkpoint.to_single import folder_into_single, folder_to_single, without_averaged
-from surgery.checkpoint.writer import refuse_foreign, refuse_overlap
+from surgery.checkpoint.weights import second_copies
+from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import CheckpointError
 
 Averaged = Literal["drop", "take"]
@@ -47,7 +48,7 @@ def convert_checkpoint(
         checkpoint: A folder becomes a single file, a single file becomes a folder.
         out: The new file or folder.
         to: The layout of ``out``; the other one when left out. A single file stays one only where it loses
-            its averaged copy.
+            its averaged copy; a folder stays one only where it loses weights that it holds a second time.
         like: For a new folder, a folder of the same model, whose configurations and tokenizer it gets; not
             needed for the published families, nor for single files that were written here. For a new single
             file, one whose key order, metadata and surplus tensors it gets.
@@ -66,7 +67,9 @@ def convert_checkpoint(
     refuse_foreign(out, to)
     tensors = _with_averaged(checkpoint, averaged)
     left_out: tuple[str, ...] = ()
-    if checkpoint.layout == to:
+    if checkpoint.layout == to == "folder":
+        left_out = _without_copies(checkpoint, out, overwrite)
+    elif checkpoint.layout == to:
         _refuse_same(checkpoint, averaged)
         without_averaged(checkpoint, out, take=averaged == "take", overwrite=overwrite)
         left_out = tuple(str(leftover) for leftover in checkpoint.leftovers if leftover.what == AVERAGED)
@@ -100,12 +103,23 @@ def _with_averaged(checkpoint: Checkpoint, averaged: Averaged | None) -> dict[st
 
 
 def _refuse_same(checkpoint: Checkpoint, averaged: Averaged | None) -> None:
-    if checkpoint.layout == "folder" or averaged is None:
-        kind = "a folder" if checkpoint.layout == "folder" else "a single file"
+    if averaged is None:
         raise CheckpointError(
-            f"{checkpoint.path} is {kind} already; the other layout was expected. Only the averaged copy of "
-            "a single file can be taken out of it (--averaged)."
+            f"{checkpoint.path} is a single file already; the other layout was expected. Only its averaged "
+            "copy can be taken out of it (--averaged)."
         )
+
+
+def _without_copies(checkpoint: Checkpoint, out: Path, overwrite: bool) -> tuple[str, ...]:
+    """Write a folder with each component's weights once, and say which files that leaves out."""
+    surplus = second_copies(checkpoint.path, checkpoint.weights)
+    if not surplus:
+        raise CheckpointError(
+            f"{checkpoint.path} is a folder already, with each component's weights once; a single file to "
+            "convert, or a folder with several variants, was expected."
+        )
+    write_checkpoint(checkpoint, out, {}, without=surplus, overwrite=overwrite)
+    return tuple(str(file.relative_to(checkpoint.path)) for file in surplus)
 
 
 def _single(path: Path) -> Checkpoint:

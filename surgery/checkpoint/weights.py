@@ -82,6 +82,16 @@ def variant_faults(folder: Path, components: Mapping[str, WeightSet], variant: s
     return [f"{folder} has no variant {variant!r} of any component. {hint}"]
 
 
+def second_copies(folder: Path, components: Mapping[str, WeightSet]) -> list[Path]:
+    """The files of a folder that hold a component's weights again, and what leads to their shards."""
+    copies: list[Path] = []
+    for component, weights in components.items():
+        heads = _heads(folder / component, WEIGHT_STEMS[component])
+        leading = {file for variant, files in heads.items() if variant != weights.variant for file in files}
+        copies += sorted({*weights.surplus, *leading})
+    return copies
+
+
 def _heads(folder: Path, stem: str) -> dict[str | None, list[Path]]:
     """Per variant, the weight file or the index that leads to the shards."""
     shard = r"-\d{5}-of-\d{5}"

@@ -32,7 +32,12 @@ _HASH: Final = "modelspec.hash_sha256"
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, out: Path, replacements: Replacements, *, overwrite: bool = False
+    checkpoint: Checkpoint,
+    out: Path,
+    replacements: Replacements,
+    *,
+    without: Collection[Path] = (),
+    overwrite: bool = False,
 ) -> None:
     """Write a copy of ``checkpoint`` to ``out``.
 
@@ -43,6 +48,7 @@ def write_checkpoint(
         checkpoint: What to copy, with every file of its folder.
         out: The new folder, or the new file of a checkpoint that is one.
         replacements: By canonical name, what makes the new tensor when its turn comes.
+        without: Files of a folder that the copy lacks.
         overwrite: Allow an existing ``out`` to be replaced.
 
     Raises:
@@ -64,6 +70,8 @@ def write_checkpoint(
         return
     with atomic_folder(out, overwrite=overwrite) as temporary:
         for file in _files(checkpoint.path):
+            if file in without:
+                continue
             target = temporary / file.relative_to(checkpoint.path)
             make_folder(target.parent)
             write_bytes(target, _chunks(file, in_file.pop(file, []), stamps))

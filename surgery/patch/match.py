@@ -171,9 +171,14 @@ def shape_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
 
 def surplus_faults(patch: Patch, checkpoint: Checkpoint) -> list[str]:
     """Second copies of a touched component, which would keep the old weights for whoever loads them."""
+    way = (
+        "surgery convert FOLDER --to folder -o NEW (--variant NAME says which weights stay)"
+        if checkpoint.layout == "folder"
+        else "surgery convert FILE --to single --averaged drop -o NEW"
+    )
     return [
         f"{file} holds the weights of a touched component a second time, which the patch would leave as it "
-        "is. Apply it to a checkpoint without that copy."
+        f"is. Apply it to a checkpoint without that copy: {way}"
         for file in surplus_copies(patch, checkpoint)
     ]
 

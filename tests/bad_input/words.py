@@ -283,7 +283,7 @@ ARGUMENTS: Sequence[tuple[str, str, Callable[[Place], Sequence[object]], str, in
         "the layout it has",
         put("convert", "BASE", "-o", "OUT", "--to", "folder"),
         "is a folder already",
-        2,
+        1,
     ),
     (
         "option for another layout",

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from surgery.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint, write_checkpoint
 from surgery.checkpoint.ldm import averaged_key
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, PatchError
+from surgery.patch import apply_patch
 from tests.checkpoint.test_layout import shard
 from tests.support.folders import TO_K_NAME, contents, small_weights, weight_file, write_folder
+from tests.support.patches import random_patch
 from tests.support.singles import (
     SD1_TEXT,
     SD2_TEXT,
@@ -323,6 +325,31 @@ def test_a_variant_is_taken_where_a_component_has_it(tmp_path: Path) -> None:
     assert taken.weights["unet"].surplus == (weight_file(folder, "unet"),)
     convert_checkpoint(taken, tmp_path / "half.safetensors")
     assert open_checkpoint(tmp_path / "half.safetensors").tensors[TO_K_NAME].dtype == torch.float16
+
+
+@pytest.mark.parametrize("asked", [None, "fp16"])
+def test_a_folder_of_several_variants_becomes_one_that_patches_apply_to(
+    tmp_path: Path, asked: str | None
+) -> None:
+    folder = write_folder(tmp_path / "base", small_weights(torch.float32))
+    plain = weight_file(folder, "unet")
+    half = plain.with_name("diffusion_pytorch_model.fp16.safetensors")
+    save_file(small_weights()["unet"], half, metadata={"format": "pt"})
+    pickled = plain.with_suffix(".bin")
+    pickled.write_bytes(b"old")
+    index = plain.with_name("diffusion_pytorch_model.safetensors.index.ema.json")
+    index.write_text('{"weight_map": {"x": "gone.safetensors"}}')
+    taken = open_checkpoint(folder, variant=asked)
+    with pytest.raises(PatchError, match="convert FOLDER --to folder"):
+        apply_patch(random_patch(folder, [TO_K_NAME]), folder, tmp_path / "out")
+    done = convert_checkpoint(taken, tmp_path / "one", to="folder")
+    kept, gone = (half, plain) if asked else (plain, half)
+    assert done.left_out == tuple(str(file.relative_to(folder)) for file in sorted((gone, pickled, index)))
+    assert {file.name for file in (tmp_path / "one" / "unet").iterdir()} == {"config.json", kept.name}
+    assert (tmp_path / "one" / "unet" / kept.name).read_bytes() == kept.read_bytes()
+    assert apply_patch(random_patch(tmp_path / "one", [TO_K_NAME]), tmp_path / "one", tmp_path / "out").exact
+    with pytest.raises(CheckpointError, match="each component's weights once"):
+        convert_checkpoint(open_checkpoint(tmp_path / "one"), tmp_path / "two", to="folder")
 
 
 @pytest.mark.parametrize(("asked", "said"), [("fp61", "Did you mean 'fp16'"), ("ema", "It has fp16")])

@@ -155,9 +155,14 @@ def test_convert_goes_there_and_back(surgery: Call, tiny_pipeline: Path, tmp_pat
     assert digests[0] == digests[1] == digests[2]
 
 
-def test_convert_to_the_layout_it_has_is_2(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_convert_to_the_layout_it_has_is_refused(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+    single = tmp_path / "single.safetensors"
+    assert surgery("convert", tiny_pipeline, "-o", single).code == 0
+    again = surgery("convert", single, "-o", tmp_path / "out", "--to", "single")
+    assert again.code == 2
+    assert "is a single file already" in again.err
     done = surgery("convert", tiny_pipeline, "-o", tmp_path / "out", "--to", "folder")
-    assert done.code == 2
+    assert done.code == 1
     assert "is a folder already" in done.err
 
 

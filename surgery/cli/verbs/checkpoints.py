@@ -50,6 +50,7 @@ def convert(
 ) -> None:
     """Write a diffusers folder as a single file, or a single file as a folder.
 
+    With --to folder, a folder that holds its weights in several variants becomes one that holds one.
     Values, shapes and types stay as they are, and what is left out is said. A single file written here
     carries the configurations and the tokenizer, so that it becomes the same folder again.
     """
@@ -60,9 +61,8 @@ def convert(
     from surgery.checkpoint import convert_checkpoint, open_checkpoint
 
     opened = open_checkpoint(place, variant=variant)
-    if layout == opened.layout and averaged is None:
-        kind = "a single file" if layout == "single" else "a folder"
-        raise click.UsageError(f"{opened.path} is {kind} already; leave --to out to convert it.")
+    if layout == opened.layout == "single" and averaged is None:
+        raise click.UsageError(f"{opened.path} is a single file already; leave --to out to convert it.")
     done = convert_checkpoint(
         opened,
         output,
