@@ -1,0 +1,340 @@
+"""What masks of different rules erase and harm, each at the ratio at which the concept is gone.
+
+Rules are screened on some concepts. The best, per-row CAD, the published preset and the baselines then meet
+on other ones. For every rule and concept the smallest ratio is sought (bisection over a grid, on prompts of
+its own) at which the concept is recognised in no more pictures than ``--level``; it is judged on other
+prompts, beside pictures of other concepts. So rules are compared at equal erasure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from cadrules import MOST, RULES, Bank, MaskRule
+
+from surgery.anatomy import standing_in, weights_digest
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.components import load_pipeline
+from surgery.diffusion import at_once, in_order
+from surgery.evaluate import Sampling
+from surgery.evaluate.pictures import Painter
+from surgery.judge import Judge, Trait, load_judge
+from surgery.methods import Replacement
+from surgery.methods.cad import CadConcept, concepts_named
+from surgery.methods.cad.components import components_of
+from surgery.methods.cad.masks import ComponentMask, masked
+from surgery.progress import track
+from surgery.record import JSON, json_digest
+from surgery.shelf import checkpoint_path
+from surgery.store import Store
+from surgery.study.material import material_of
+from surgery.study.words import Words, read_words
+
+GRID: Final = tuple(MOST * 2 ** (-step / 2) for step in range(20, -1, -1))
+"""Ratios that are tried: from 0.05 % to half of the weights, each 1.4 times the one before."""
+BEST: Final = 3
+RESAMPLED: Final = 2000
+VERSION: Final = 1  # goes up when cells are made otherwise
+
+Hits = list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What all cells share; ``painters`` have the U-Net that draws."""
+
+    options: argparse.Namespace
+    models: Any
+    painters: Any
+    words: Words
+    judge: Judge
+    store: Store
+    digest: str
+    names: tuple[str, ...]
+    screening: tuple[CadConcept, ...]
+    judging: tuple[CadConcept, ...]
+    references: tuple[CadConcept, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """One rule on one concept: shares of pictures in which each phrase's concept is recognised.
+
+    Attributes:
+        ratio: Share of the weights that are masked, the smallest at which the concept is gone, else the
+            largest of all.
+        weights: How many that are.
+        reached: Whether it was gone on the prompts that the ratio was sought with.
+        erased: Before and after, on prompts that judge.
+        others: By name, before and after.
+        near: The same of the nearest names.
+        seconds: For the scores.
+    """
+
+    ratio: float
+    weights: int
+    reached: bool
+    erased: tuple[float, float]
+    others: Mapping[str, tuple[float, float]]
+    near: Mapping[str, tuple[float, float]]
+    seconds: float
+
+
+def cad_effect(options: argparse.Namespace) -> bool:
+    """Screens the rules, then lets the best meet the baselines; prints both tables. Always true."""
+    ground = _ground(options)
+    _announce(ground)
+    bank = Bank(
+        models=ground.models,
+        names=ground.names,
+        references=ground.references,
+        micro_batch=options.micro_batch,
+    )
+    rules = {name: RULES[name] for name in options.rules or RULES}
+    tried = {name: rule for name, rule in rules.items() if not rule.baseline}
+    print(f"\nscreening: {', '.join(concept.name for concept in ground.screening)}")
+    screened = _table(ground, bank, ground.screening, tried)
+    best = sorted(tried, key=lambda name: -screened[name])[: options.best]
+    print(f"best: {', '.join(best)}")
+    met = {name: rule for name, rule in rules.items() if name in (*best, "row") or rule.baseline}
+    if options.concepts:
+        print(f"\njudging: {', '.join(concept.name for concept in ground.judging)}")
+        _table(ground, bank, ground.judging, met)
+    return True
+
+
+def _ground(options: argparse.Namespace) -> Ground:
+    base = checkpoint_path(options.base)
+    models, words, judge = load_pipeline(base), read_words(base), load_judge("pocket-judge")
+    known = [name for name in sorted(words.concepts) if judge.labels.fault(Trait(name)) is None]
+    np.random.default_rng(options.seed).shuffle(known)
+    ends = np.cumsum([options.screening, options.concepts, options.references, options.others])
+    if ends[-1] > len(known):
+        raise SystemExit(f"{ends[-1]} names were asked for; the checkpoint has {len(known)}.")
+    parts = np.split(np.array(known, dtype=object), ends)
+    screening, judging, references = (
+        concepts_named([str(name) for name in part], seed=options.seed) for part in parts[:3]
+    )
+    return Ground(
+        options=options,
+        models=models,
+        painters=_painters(models, getattr(torch, options.dtype)),
+        words=words,
+        judge=judge,
+        store=Store(options.store),
+        digest=weights_digest(models.unet),
+        names=components_of(open_checkpoint(base).shapes, options.components),
+        screening=screening,
+        judging=judging,
+        references=references,
+        others=tuple(str(name) for name in parts[3]),
+    )
+
+
+def _announce(ground: Ground) -> None:
+    options = ground.options
+    cell = 5 * options.sought + options.pictures + len(ground.others) * 2 + 20
+    rules = [RULES[name] for name in options.rules or RULES]
+    screened = sum(not rule.baseline for rule in rules) * len(ground.screening)
+    judged = (options.best + 1 + sum(rule.baseline for rule in rules)) * len(ground.judging)
+    print(
+        f"at most {screened + judged} cells of some {cell} pictures of {options.steps} steps, "
+        f"{(screened + judged) * cell:,} in all; finished cells are read from {options.out}",
+        flush=True,
+    )
+
+
+def _table(
+    ground: Ground, bank: Bank, concepts: Sequence[CadConcept], rules: Mapping[str, MaskRule]
+) -> Mapping[str, float]:
+    """One line for each rule; the mean change of other concepts by rule."""
+    print(
+        f"{'rule':16}{'gone':>8}{'ratio':>9}{'weights':>9}{'erased':>16}{'after':>16}{'others':>26}"
+        f"{'nearest':>10}{'worst':>8}{'s':>7}",
+        flush=True,
+    )
+    told = {}
+    for name, rule in rules.items():
+        cells = [_cell(ground, bank, name, rule, concept) for concept in concepts]
+        told[name] = float(np.mean([_change(cell.others) for cell in cells]))
+        print(_row(name, cells), flush=True)
+    return told
+
+
+def _row(name: str, cells: Sequence[Erased]) -> str:
+    before, after = (100 * np.mean([cell.erased[place] for cell in cells]) for place in (0, 1))
+    low, high = _interval([cell.erased[1] for cell in cells])
+    changes = [_change(cell.others) for cell in cells]
+    others = 100 * np.mean(changes)
+    worse, better = _interval(changes)
+    near = 100 * np.mean([_change(cell.near) for cell in cells])
+    worst = 100 * np.mean([min(a - b for b, a in cell.near.values()) for cell in cells])
+    gone = f"{sum(cell.reached for cell in cells)}/{len(cells)}"
+    ratio = np.exp(np.mean([np.log(cell.ratio) for cell in cells]))
+    weights = np.mean([cell.weights for cell in cells])
+    return (
+        f"{name:16}{gone:>8}{100 * ratio:8.2f}%{weights:9.0f}{before:15.0f}%"
+        f"{f'{after:.1f} [{low:.0f}, {high:.0f}]':>16}{f'{others:+.1f} [{worse:.1f}, {better:.1f}]':>26}"
+        f"{near:+10.1f}{worst:+8.0f}{np.mean([cell.seconds for cell in cells]):7.1f}"
+    )
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % of the mean over concepts, in percent, concepts drawn anew."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, len(values), (RESAMPLED, len(values)))
+    low, high = np.percentile(100 * np.array(values)[drawn].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _change(shares: Mapping[str, tuple[float, float]]) -> float:
+    return float(np.mean([after - before for before, after in shares.values()]))
+
+
+def _cell(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadConcept) -> Erased:
+    """One rule on one concept; kept in a file, and read from there the next time."""
+    options = ground.options
+    asked: JSON = [
+        ground.digest,
+        options.seed,
+        options.steps,
+        options.dtype,
+        options.level,
+        options.pictures,
+        options.sought,
+        list(ground.names),
+        list(ground.others),
+        [one.name for one in ground.references],
+        VERSION,
+    ]
+    place = options.out / f"{name}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
+    if place.is_file():
+        told = json.loads(place.read_text())
+        return Erased(**{**told, "erased": tuple(told["erased"])})
+    found = _erased(ground, bank, rule, concept)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(place, overwrite=True) as temporary:
+        write_bytes(temporary, [json.dumps(asdict(found)).encode()])
+    return found
+
+
+def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> Erased:
+    options = ground.options
+    started = time.monotonic()
+    masks = rule.masks(bank, concept)
+    seconds = time.monotonic() - started
+    seeking, judging = np.array_split(np.array(ground.words.templates("test"), dtype=object), 2)
+    sought = Sampling(templates=tuple(seeking), samples=-(-options.sought // len(seeking)))
+    asked = Sampling(templates=tuple(judging), samples=-(-options.pictures // len(judging)))
+    beside = Sampling(templates=tuple(judging[:2]), samples=1)
+    closely = Sampling(templates=tuple(judging[:2]), samples=2)
+    near = _nearest(ground, concept)
+    place, mask, reached = _gone(ground, bank, rule, masks, concept, sought)
+    tasks = [
+        *((concept.name, asked),),
+        *((name, beside) for name in ground.others),
+        *((name, closely) for name in near),
+    ]
+    before = _shares(ground, ground.painters, tasks, kept=True)
+    after = _masked_shares(ground, bank, mask, rule.strength, tasks)
+    both = list(zip(before, after, strict=True))
+    count = 1 + len(ground.others)
+    return Erased(
+        ratio=GRID[place],
+        weights=mask.count,
+        reached=reached,
+        erased=both[0],
+        others=dict(zip(ground.others, both[1:count], strict=True)),
+        near=dict(zip(near, both[count:], strict=True)),
+        seconds=seconds,
+    )
+
+
+def _gone(
+    ground: Ground,
+    bank: Bank,
+    rule: MaskRule,
+    masks: Callable[[float], ComponentMask],
+    concept: CadConcept,
+    sought: Sampling,
+) -> tuple[int, ComponentMask, bool]:
+    """The first place of the grid at which the concept is gone, by bisection; its mask."""
+    tried: dict[int, tuple[ComponentMask, bool]] = {}
+
+    def gone(place: int) -> bool:
+        if place not in tried:
+            mask = masks(GRID[place])
+            (share,) = _masked_shares(ground, bank, mask, rule.strength, [(concept.name, sought)])
+            tried[place] = mask, share <= ground.options.level
+        return tried[place][1]
+
+    low, high = -1, len(GRID) - 1
+    if not gone(high):
+        return high, tried[high][0], False
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gone(middle) else (middle, high)
+    return high, tried[high][0], True
+
+
+def _nearest(ground: Ground, concept: CadConcept) -> tuple[str, ...]:
+    """The names nearest to a concept, by embedding and by group."""
+    edit = Replacement(source=concept.name, destination=None, kind="erase")
+    material, _ = material_of([edit], (), ground.words, ground.judge.labels, ground.models)
+    return material.neighbours[concept.name][:5]
+
+
+Tasks = Sequence[tuple[str, Sampling]]
+
+
+def _masked_shares(
+    ground: Ground, bank: Bank, mask: ComponentMask, strength: float, tasks: Tasks
+) -> list[float]:
+    changed = {name: masked(bank.weights[name], places, strength) for name, places in mask.places.items()}
+    with standing_in(ground.models, changed):
+        painters = _painters(ground.models, getattr(torch, ground.options.dtype))
+        return _shares(ground, painters, tasks)
+
+
+def _shares(ground: Ground, painters: Any, tasks: Tasks, *, kept: bool = False) -> list[float]:
+    """The share of each phrase's pictures that show it; those of the unedited model are kept."""
+    store = ground.store if kept else None
+    options = ground.options
+
+    def drawn(task: tuple[str, Sampling]) -> np.ndarray:
+        phrase, sampling = task
+        own = Sampling(
+            templates=sampling.templates,
+            samples=sampling.samples,
+            seed=options.seed,
+            steps=options.steps,
+            batch=options.batch,
+        )
+        painter = Painter(models=painters, sampling=own, store=store, weights=ground.digest)
+        return painter.pictures(phrase, own.templates)
+
+    workers = at_once(painters.unet, len(tasks))
+    pictures = track(in_order(drawn, tasks, workers), "pictures", unit="phrase", total=len(tasks))
+    return [
+        float(ground.judge.score(one).shows(Trait(phrase)).mean())
+        for (phrase, _), one in zip(tasks, pictures, strict=True)
+    ]
+
+
+def _painters(models: Any, dtype: torch.dtype) -> Any:
+    """The same models, the U-Net in another type."""
+    if dtype == torch.float32:
+        return models
+    painters = copy.copy(models)
+    painters.unet = copy.deepcopy(models.unet).to(dtype)
+    return painters

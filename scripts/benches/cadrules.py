@@ -1,0 +1,319 @@
+"""Rules that say which weights make a concept, and in which order: those of CAD, of ours, and baselines.
+
+Each gives, for one concept, the mask of any ratio. What rules share (pairs, gradients, the scores of other
+concepts) is made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from math import prod
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surgery.anatomy import standing_in, weights_of
+from surgery.diffusion import derived_seed, predict_noise, read_prompts
+from surgery.methods.cad import AttributionSettings, CadConcept
+from surgery.methods.cad.attribution import Attribution, attribute
+from surgery.methods.cad.gradients import Grading, add_to
+from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, Pairs, concepts_named
+from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.predict import curvature
+from surgery.methods.cad.ranked import rank
+from surgery.methods.cad.settings import PUBLISHED_ERASE, Rounding, Rule
+from surgery.progress import track
+
+Scored = dict[str, Tensor]
+Mask = Callable[[float], ComponentMask]
+
+MOST: Final = 0.5
+"""The largest share of the weights that a mask is looked for in."""
+_PROBES: Final = 4
+_TINY: Final = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Others:
+    """Scores of the reference concepts, each as a share of its own measure: moments over the concepts."""
+
+    mean: Scored
+    absolute: Scored
+    deviation: Scored
+    damage: Scored
+
+
+@dataclass(kw_only=True)
+class Bank:
+    """What rules read; the last concept's attribution is kept, and all of the reference concepts' moments."""
+
+    models: Any
+    names: tuple[str, ...]
+    references: Sequence[CadConcept]
+    micro_batch: int = 25
+    scheme: AttributionSettings = field(
+        default_factory=lambda: AttributionSettings(standard_errors=True),
+    )
+    _last: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @property
+    def grading(self) -> Grading:
+        return Grading(names=self.names, micro_batch=self.micro_batch)
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: one.detach().clone() for name, one in weights_of(self.models, self.names).items()}
+
+    def pairs(self, concept: CadConcept) -> Pairs:
+        return self._kept(
+            concept, "pairs", lambda: pairs_of(self.models, [concept], self.scheme, batch=16)[0]
+        )
+
+    def attribution(self, concept: CadConcept) -> Attribution:
+        return self._kept(
+            concept,
+            "own",
+            lambda: attribute(self.models, self.pairs(concept), self.grading, standard_errors=True),
+        )
+
+    def published(self, concept: CadConcept) -> Attribution:
+        """By the published scheme, of the bare name."""
+        (bare,) = concepts_named([concept.name], PUBLISHED_TEMPLATES)
+        bare = replace(bare, seed=derived_seed(concept.seed, "published"))
+
+        def made() -> Attribution:
+            (pairs,) = pairs_of(self.models, [bare], PUBLISHED_ERASE[0], batch=16)
+            return attribute(self.models, pairs, self.grading)
+
+        return self._kept(concept, "published", made)
+
+    def shares(self, concept: CadConcept) -> Scored:
+        """The concept's scores as shares of its measure."""
+        found = self.attribution(concept)
+        return {name: score / found.measured.mean for name, score in found.scores()}
+
+    @cached_property
+    def others(self) -> Others:
+        mean: Scored = {}
+        absolute: Scored = {}
+        squares: Scored = {}
+        damage: Scored = {}
+        count = len(self.references)
+        for concept in track(self.references, "reference concepts", unit="concept"):
+            (pairs,) = pairs_of(self.models, [concept], self.scheme, batch=16)
+            found = attribute(self.models, pairs, self.grading)
+            for name, score in found.scores():
+                own = score / (found.measured.mean * count)
+                add_to(mean, name, own.clone())
+                add_to(absolute, name, own.abs())
+                add_to(squares, name, own.square() * count)
+            generator = torch.Generator().manual_seed(derived_seed(concept.seed, "signs"))
+            heights = curvature(self.models, pairs, self.grading, _PROBES, generator)
+            for name, height in heights.items():
+                add_to(damage, name, height / (found.measured.mean * count))
+        deviation = {
+            name: (squares[name] - mean[name].square()).clamp_min(0).sqrt() + _TINY for name in self.names
+        }
+        return Others(mean=mean, absolute=absolute, deviation=deviation, damage=damage)
+
+    def _kept(self, concept: CadConcept, what: str, make: Callable[[], Any]) -> Any:
+        if (concept.name, what) not in self._last:
+            self._last = {key: one for key, one in self._last.items() if key[0] == concept.name}
+            self._last[concept.name, what] = make()
+        return self._last[concept.name, what]
+
+
+Scores = Callable[[Bank, CadConcept], Scored]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRule:
+    """How one rule ranks weights, and what it takes away of them.
+
+    Attributes:
+        says: For the table.
+        scores: Of every weight; above nothing what may be masked.
+        quota: What has a quota of its own.
+        rounds: Masks made in so many parts, scores made anew with each part taken away.
+        baseline: Whether it is there to be compared with.
+    """
+
+    says: str
+    scores: Scores
+    quota: Rule = "global"
+    rounding: Rounding = "carry"
+    zeros: bool = False
+    strength: float = 1.0
+    rounds: int = 1
+    baseline: bool = False
+
+    def masks(self, bank: Bank, concept: CadConcept) -> Mask:
+        """The mask of any ratio."""
+        if self.rounds > 1:
+            return partial(self._refined, bank, concept)
+        scored = self.scores(bank, concept)
+        ranked = rank(lambda: sorted(scored.items()), self.quota, MOST, zeros=self.zeros)
+        return lambda ratio: ranked.mask(ratio, self.rounding)
+
+    def _refined(self, bank: Bank, concept: CadConcept, ratio: float) -> ComponentMask:
+        """What is masked grows in equal parts; each part is chosen where the earlier ones are gone."""
+        mask, pairs = ComponentMask(), bank.pairs(concept)
+        for number in range(1, self.rounds + 1):
+            gone = {
+                name: places.put(bank.weights[name], torch.zeros(places.values_shape))
+                for name, places in mask.places.items()
+            }
+            with standing_in(bank.models, gone):
+                found = attribute(bank.models, pairs, bank.grading)
+                scored = {name: score / found.measured.mean for name, score in found.scores()}
+            for name, places in mask.places.items():
+                scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
+            ranked = rank(lambda scored=scored: sorted(scored.items()), self.quota, ratio)
+            mask = ranked.mask(ratio * number / self.rounds, self.rounding)
+        return mask
+
+
+# rankings
+
+
+def own(bank: Bank, concept: CadConcept) -> Scored:
+    return bank.shares(concept)
+
+
+def published(bank: Bank, concept: CadConcept) -> Scored:
+    return dict(bank.published(concept).scores())
+
+
+def t_statistic(bank: Bank, concept: CadConcept) -> Scored:
+    return dict(bank.attribution(concept).t_statistics())
+
+
+def less(what: Literal["mean", "absolute", "damage"], weight: float) -> Scores:
+    """The concept's score less so much of a moment of the reference concepts'."""
+
+    def scores(bank: Bank, concept: CadConcept) -> Scored:
+        penalty: Scored = getattr(bank.others, what)
+        return {name: score - weight * penalty[name] for name, score in bank.shares(concept).items()}
+
+    return scores
+
+
+def unusual(bank: Bank, concept: CadConcept) -> Scored:
+    """How many deviations the concept's score lies above the reference concepts', where it speaks for it."""
+    others = bank.others
+    return {
+        name: torch.where(score > 0, (score - others.mean[name]) / others.deviation[name], -1.0)
+        for name, score in bank.shares(concept).items()
+    }
+
+
+def unusual_share(bank: Bank, concept: CadConcept) -> Scored:
+    """The concept's score, weighed by how far it lies above the reference concepts'."""
+    found = unusual(bank, concept)
+    return {name: score * found[name].clamp_min(0) for name, score in bank.shares(concept).items()}
+
+
+def by_damage(bank: Bank, concept: CadConcept) -> Scored:
+    """Score for each unit of damage to the reference concepts' predictions."""
+    damage = bank.others.damage
+    floor = torch.cat([one.flatten() for one in damage.values()]).mean()
+    return {name: score / (damage[name] + floor) for name, score in bank.shares(concept).items()}
+
+
+def drawn(bank: Bank, concept: CadConcept) -> Scored:
+    generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random rule"))
+    return {name: torch.rand(one.shape, generator=generator) for name, one in sorted(bank.weights.items())}
+
+
+def magnitude(bank: Bank, concept: CadConcept) -> Scored:
+    return {name: one.abs() for name, one in bank.weights.items()}
+
+
+def unsigned(bank: Bank, concept: CadConcept) -> Scored:
+    return {name: score.abs() for name, score in bank.shares(concept).items()}
+
+
+def activations(bank: Bank, concept: CadConcept) -> Scored:
+    """|W| times the size of what comes in, where that is larger for the concept than for the empty prompt.
+
+    Source: Wanda (2306.11695) as ConceptPrune (2405.19237) turns it round; here for both matrices.
+    """
+    pairs = bank.pairs(concept)
+    target, base = (_came_in(bank, pairs, prompts) for prompts in (pairs.prompts, ("",)))
+    found = {}
+    for name, weight in bank.weights.items():
+        wanted, usual = weight.abs() * target[name], weight.abs() * base[name]
+        found[name] = torch.where(wanted > usual, wanted, -1.0)
+    return found
+
+
+@torch.no_grad()
+def _came_in(bank: Bank, pairs: Pairs, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """By weight, the norm of each input over all tokens, each token's made one long first."""
+    sums: dict[str, Tensor] = {}
+
+    def take(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        tokens = nn.functional.normalize(given[0].flatten(0, -2).float(), dim=-1)
+        add_to(sums, name, tokens.square().sum(0))
+
+    unet = bank.models.unet
+    reading = read_prompts(bank.models, prompts)
+    with ExitStack() as stack:
+        for name in bank.names:
+            module = unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight"))
+            stack.enter_context(_removed(module.register_forward_pre_hook(partial(take, name))))
+        for start in range(0, len(pairs), bank.micro_batch):
+            part = pairs.select(slice(start, start + bank.micro_batch))
+            which = part.prompt if len(prompts) > 1 else torch.zeros_like(part.prompt)
+            predict_noise(unet, part.noisy, part.timesteps, reading.select(which).features)
+    return {name: one.sqrt() for name, one in sums.items()}
+
+
+class _removed(ExitStack):
+    """Takes a hook out again."""
+
+    def __init__(self, handle: Any) -> None:
+        super().__init__()
+        self.callback(handle.remove)
+
+
+RULES: Final[Mapping[str, MaskRule]] = {
+    "row": MaskRule(says="CAD, a quota for each row", scores=own, quota="row"),
+    "tensor": MaskRule(says="a quota for each tensor", scores=own, quota="tensor"),
+    "global": MaskRule(says="one quota", scores=own),
+    "row-t": MaskRule(says="score over its standard error, rows", scores=t_statistic, quota="row"),
+    "global-t": MaskRule(says="score over its standard error", scores=t_statistic),
+    "row-contrast": MaskRule(says="less the others' mean score, rows", scores=less("mean", 1), quota="row"),
+    "contrast": MaskRule(says="less the others' mean score", scores=less("mean", 1)),
+    "unusual": MaskRule(says="deviations above the others' scores", scores=unusual),
+    "unusual-share": MaskRule(says="score, weighed by those deviations", scores=unusual_share),
+    "row-unusual": MaskRule(says="the same, rows", scores=unusual_share, quota="row"),
+    "retain": MaskRule(says="less the others' mean |score|", scores=less("absolute", 1)),
+    "row-retain": MaskRule(says="the same, rows", scores=less("absolute", 1), quota="row"),
+    "damage": MaskRule(says="less 4 times the others' curvature", scores=less("damage", 4)),
+    "by-damage": MaskRule(says="score for each unit of the others' curvature", scores=by_damage),
+    "refined": MaskRule(says="one quota in 4 rounds", scores=own, rounds=4),
+    "row-refined": MaskRule(says="rows in 4 rounds", scores=own, quota="row", rounds=4),
+    "half": MaskRule(says="one quota, half of each weight", scores=own, strength=0.5),
+    "row-half": MaskRule(says="rows, half of each weight", scores=own, quota="row", strength=0.5),
+    "published": MaskRule(
+        says="CAD as published", scores=published, quota="row", rounding="floor", zeros=True, baseline=True
+    ),
+    "random": MaskRule(says="drawn evenly", scores=drawn, quota="row", baseline=True),
+    "magnitude": MaskRule(says="|w|", scores=magnitude, quota="row", baseline=True),
+    "unsigned": MaskRule(says="|w · gradient|", scores=unsigned, quota="row", baseline=True),
+    "activations": MaskRule(
+        says="|w| · size of its input (as ConceptPrune)", scores=activations, quota="row", baseline=True
+    ),
+}
+"""All rules by name."""
+
+
+def weights_in(names: Sequence[str], weights: Mapping[str, Tensor]) -> int:
+    """How many weights there are to choose from."""
+    return sum(prod(weights[name].shape) for name in names)
