@@ -70,16 +70,18 @@ class Bank:
         return {name: one.detach().clone() for name, one in weights_of(self.models, self.names).items()}
 
     def pairs(self, concept: CadConcept) -> Pairs:
-        return self._kept(
+        found: Pairs = self._kept(
             concept, "pairs", lambda: pairs_of(self.models, [concept], self.scheme, batch=16)[0]
         )
+        return found
 
     def attribution(self, concept: CadConcept) -> Attribution:
-        return self._kept(
+        found: Attribution = self._kept(
             concept,
             "own",
             lambda: attribute(self.models, self.pairs(concept), self.grading, standard_errors=True),
         )
+        return found
 
     def published(self, concept: CadConcept) -> Attribution:
         """By the published scheme, of the bare name."""
@@ -90,7 +92,8 @@ class Bank:
             (pairs,) = pairs_of(self.models, [bare], PUBLISHED_ERASE[0], batch=16)
             return attribute(self.models, pairs, self.grading)
 
-        return self._kept(concept, "published", made)
+        found: Attribution = self._kept(concept, "published", made)
+        return found
 
     def shares(self, concept: CadConcept) -> Scored:
         """The concept's scores as shares of its measure."""
@@ -173,7 +176,7 @@ class MaskRule:
                 scored = {name: score / found.measured.mean for name, score in found.scores()}
             for name, places in mask.places.items():
                 scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
-            ranked = rank(lambda scored=scored: sorted(scored.items()), self.quota, ratio)
+            ranked = rank(partial(sorted, scored.items()), self.quota, ratio)
             mask = ranked.mask(ratio * number / self.rounds, self.rounding)
         return mask
 

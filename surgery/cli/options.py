@@ -1,6 +1,7 @@
 """Options and arguments that several verbs share."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,29 @@ class Shelved(click.ParamType[str]):
         """Shelf names that begin like ``incomplete``, then files."""
         found = [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
         return [*found, CompletionItem(incomplete, type="file")]
+
+
+class Finite(click.ParamType[float]):
+    """A number that is neither NaN nor infinite, above or from a bound on."""
+
+    name = "float"
+
+    def __init__(self, least: float | None = None, *, above: bool = False) -> None:
+        self.least, self.above = least, above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a fault that says what was expected."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        low = self.least is not None and (number <= self.least if self.above else number < self.least)
+        if not math.isfinite(number) or low:
+            bound = (
+                "" if self.least is None else f" {'above' if self.above else 'of at least'} {self.least:g}"
+            )
+            self.fail(f"{value!r} was given; expected a finite number{bound}.", param, ctx)
+        return number
 
 
 RECIPE = Shelved("recipe", recipe_names)

@@ -38,6 +38,10 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "Other programs": {"export": "export", "simulate": "export", "prove": "export"},
     "Checkpoints": {"convert": "checkpoints"},
 }
+_NO_MEMORY: Final = (
+    "out of memory, and what was computed cannot be done in smaller parts; expected more room. Close other "
+    "programs, take another --device, or give the models to main memory with --offload."
+)
 _MODULES: Final = {verb: module for verbs in GROUPS.values() for verb, module in verbs.items()}
 
 
@@ -141,8 +145,19 @@ def call(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _failed(f"the system refuses: {error}", FAILED)
     except Exception as error:
+        if _out_of_memory(error):
+            return _failed(_NO_MEMORY, FAILED)
         where = "This is a fault of the program; -v shows where."
         return _failed(f"{type(error).__name__}: {error}. {where}", FAILED)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # without it nothing large was computed
+    if torch is None:
+        return isinstance(error, MemoryError)
+    from surgery.diffusion import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _failed(message: str, code: int) -> int:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from surgery.diffusion.models import Models, config_of
 from surgery.diffusion.offload import device_and_dtype, resident
-from surgery.diffusion.text import encode_prompts, tokens_of, warn_of_long_prompts
+from surgery.diffusion.text import (
+    encode_prompts,
+    pieces_needed,
+    pieces_of,
+    side_by_side,
+    tokens_of,
+    warn_of_long_prompts,
+)
 from surgery.errors import SurgeryError
 
 # as in encode_prompts
@@ -41,6 +48,11 @@ class Reading:
         pooled = None if self.pooled is None else self.pooled.expand(count, -1)
         return Reading(features=self.features.expand(count, -1, -1), pooled=pooled)
 
+    def as_long_as(self, other: "Reading") -> "Reading":
+        """The reading of a short prompt beside longer ones in pieces: so often the same piece."""
+        times = other.features.shape[1] // self.features.shape[1]
+        return Reading(features=self.features.repeat(1, times, 1), pooled=self.pooled)
+
     def added(self, height: int, width: int) -> dict[str, Tensor] | None:
         """What is read beside the features for pictures of a size in pixels; None where nothing is."""
         return None if self.pooled is None else size_conditions(self.pooled, height, width)
@@ -61,11 +73,17 @@ def two_encoders(models: Any) -> bool:
 
 
 def read_prompts(
-    models: Models, prompts: Sequence[str], clip_skip: int = 0, *, gradients: bool = False
+    models: Models,
+    prompts: Sequence[str],
+    clip_skip: int = 0,
+    *,
+    in_pieces: bool = False,
+    gradients: bool = False,
 ) -> Reading:
     """The prompts as the models' U-Net reads them, in their order; equal prompts are encoded once.
 
-    With ``gradients`` they flow back into the text encoders.
+    With ``gradients`` they flow back into the text encoders; ``in_pieces`` reads long prompts whole
+    (``encode_prompts``), the pooled feature being that of the first piece.
 
     Of SDXL the streams before the last block of both encoders, side by side and without final norm, and the
     second encoder's projected feature; ``clip_skip`` leaves further blocks out.
@@ -77,17 +95,19 @@ def read_prompts(
     """
     if not two_encoders(models):
         given = (models.tokenizer, models.text_encoder, prompts, clip_skip)
-        return Reading(features=encode_prompts(*given, gradients=gradients))
+        return Reading(features=encode_prompts(*given, in_pieces=in_pieces, gradients=gradients))
     if not prompts:
         raise SurgeryError(
             "no prompts to encode; expected at least one. Pass the prompts as a list of texts."
         )
     second: Any = models
     unique = list(dict.fromkeys(prompts))
-    warn_of_long_prompts(models.tokenizer, unique)
+    if not in_pieces:
+        warn_of_long_prompts(models.tokenizer, unique)
+    pieces = pieces_needed(models.tokenizer, unique) if in_pieces else 1
     with torch.set_grad_enabled(gradients):
-        first, _ = _penultimate(models.tokenizer, models.text_encoder, unique, clip_skip)
-        other, pooled = _penultimate(second.tokenizer_2, second.text_encoder_2, unique, clip_skip)
+        first, _ = _penultimate(models.tokenizer, models.text_encoder, unique, clip_skip, pieces)
+        other, pooled = _penultimate(second.tokenizer_2, second.text_encoder_2, unique, clip_skip, pieces)
     place = {prompt: row for row, prompt in enumerate(unique)}
     whole = Reading(features=torch.cat([first, other.to(first)], -1), pooled=pooled.to(first))
     return whole.select([place[prompt] for prompt in prompts])
@@ -103,7 +123,7 @@ def read_without(models: Models, negative: str) -> Reading:
 
 
 def _penultimate(
-    tokenizer: Any, encoder: nn.Module, prompts: Sequence[str], clip_skip: int
+    tokenizer: Any, encoder: nn.Module, prompts: Sequence[str], clip_skip: int, pieces: int
 ) -> tuple[Tensor, Tensor]:
     blocks = config_of(encoder).num_hidden_layers
     if not 0 <= clip_skip < blocks - 1:
@@ -115,8 +135,9 @@ def _penultimate(
     features, pooled = [], []
     with resident(encoder):
         for start in range(0, len(prompts), _BATCH):
-            ids = tokens_of(tokenizer, prompts[start : start + _BATCH]).input_ids.to(device)
-            found = encoder(ids, output_hidden_states=True)
-            features.append(found.hidden_states[-(clip_skip + 2)].to(dtype))
-            pooled.append(found[0].to(dtype))
+            some = prompts[start : start + _BATCH]
+            tokens = tokens_of(tokenizer, some) if pieces == 1 else pieces_of(tokenizer, some, pieces)
+            found = encoder(tokens.input_ids.to(device), output_hidden_states=True)
+            features.append(side_by_side(found.hidden_states[-(clip_skip + 2)].to(dtype), pieces))
+            pooled.append(found[0].to(dtype)[::pieces])
     return torch.cat(features), torch.cat(pooled)

@@ -14,6 +14,17 @@ class Tokenizer(Protocol):
     def model_max_length(self) -> int:
         """Positions of the text encoder that belongs to it (77)."""
 
+    @property
+    def bos_token_id(self) -> int:
+        """Id of the token that opens every prompt."""
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the token that closes every prompt."""
+
+    def pad(self, encoded: Any, **options: Any) -> Any:
+        """Token ids filled up to one length."""
+
     def __call__(self, text: Sequence[str], **options: Any) -> Any:
         """Token ids of some texts."""
 

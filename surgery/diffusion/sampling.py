@@ -31,6 +31,7 @@ class SampleKnobs(TypedDict, total=False):
     negative: str
     batch: int
     clip_skip: int
+    in_pieces: bool
     size: tuple[int, int] | None
     progress: bool
     halve: bool
@@ -46,6 +47,7 @@ def sample(
     negative: str = "",
     batch: int = 16,
     clip_skip: int = 0,
+    in_pieces: bool = False,
     size: tuple[int, int] | None = None,
     progress: bool = True,
     halve: bool = True,
@@ -63,6 +65,7 @@ def sample(
         negative=negative,
         batch=batch,
         clip_skip=clip_skip,
+        in_pieces=in_pieces,
         size=size,
         progress=progress,
         halve=halve,
@@ -81,6 +84,7 @@ def sample_latents(
     negative: str = "",
     batch: int = 16,
     clip_skip: int = 0,
+    in_pieces: bool = False,
     size: tuple[int, int] | None = None,
     progress: bool = True,
     halve: bool = True,
@@ -98,7 +102,9 @@ def sample_latents(
         guidance: Guidance scale; 1 or less leaves the unconditional pass out, as the stock pipeline does.
         negative: Prompt of the unconditional pass, for all pictures.
         batch: Pictures at a time; the U-Net sees twice as many.
-        clip_skip: Text blocks left out at the end, for prompts alone, as in the stock pipeline.
+        clip_skip: Text blocks left out at the end, for prompts alone, as in the stock pipeline: 1 is what
+            many programs call clip-skip 2.
+        in_pieces: Whether prompts of more than 77 tokens are read whole (``encode_prompts``).
         size: Height and width in pixels; the size the checkpoint was trained on when left out.
         progress: Whether a bar is shown on a terminal.
         halve: Whether a batch that does not fit into memory is begun again at half the size. Else the error
@@ -112,8 +118,8 @@ def sample_latents(
     """
     raise_all(SurgeryError, _faults(models, prompts, seeds, steps, guidance, size))
     device, dtype = device_and_dtype(models.unet)
-    text = read_prompts(models, prompts, clip_skip)
-    without = read_without(models, negative) if guidance > 1 else None
+    text = read_prompts(models, prompts, clip_skip, in_pieces=in_pieces)
+    without = read_without(models, negative).as_long_as(text) if guidance > 1 else None
     shape = latent_shape(models, size)
     total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:

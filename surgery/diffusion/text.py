@@ -1,6 +1,7 @@
 """Prompts to the features that a U-Net reads: each prompt encoded once."""
 
 import logging
+import math
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -27,6 +28,7 @@ def encode_prompts(
     prompts: Sequence[str],
     clip_skip: int = 0,
     *,
+    in_pieces: bool = False,
     gradients: bool = False,
 ) -> Float[Tensor, "prompts tokens width"]:
     """Features of the prompts, in their order; equal prompts are encoded once.
@@ -36,9 +38,11 @@ def encode_prompts(
         text_encoder: CLIP text model; the features have its device and type.
         prompts: Any number of prompts, repeats allowed.
         clip_skip: Blocks left out at the end. The final layer norm is applied either way.
+        in_pieces: Whether prompts are read whole, in pieces of 75 tokens whose features stand side by side,
+            as A1111 and ComfyUI read them; all get as many pieces as the longest.
         gradients: Whether they flow back into the text encoder.
 
-    A prompt that is too long is cut as the stock pipeline cuts it, and a warning names it.
+    Else a prompt that is too long is cut as the stock pipeline cuts it, and a warning names it.
 
     Raises:
         SurgeryError: when there are no prompts, or ``clip_skip`` leaves no block.
@@ -55,19 +59,23 @@ def encode_prompts(
             f"clip_skip is {clip_skip}; this text encoder has {blocks} blocks. Use 0 to {blocks - 1}."
         )
     unique = list(dict.fromkeys(prompts))
-    warn_of_long_prompts(tokenizer, unique)
+    if not in_pieces:
+        warn_of_long_prompts(tokenizer, unique)
+    pieces = pieces_needed(tokenizer, unique) if in_pieces else 1
     with resident(text_encoder), torch.set_grad_enabled(gradients):
         parts = [
-            _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip)
+            _encode(tokenizer, text_encoder, unique[start : start + _BATCH], clip_skip, pieces)
             for start in range(0, len(unique), _BATCH)
         ]
     place = {prompt: row for row, prompt in enumerate(unique)}
     return torch.cat(parts)[[place[prompt] for prompt in prompts]]
 
 
-def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int) -> Tensor:
+def _encode(
+    tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str], clip_skip: int, pieces: int
+) -> Tensor:
     device, dtype = device_and_dtype(text_encoder)
-    tokens = tokens_of(tokenizer, prompts)
+    tokens = tokens_of(tokenizer, prompts) if pieces == 1 else pieces_of(tokenizer, prompts, pieces)
     # CLIP reads its padding; only some derived encoders ask for a mask in their config.
     masked = getattr(config_of(text_encoder), "use_attention_mask", False)
     mask = tokens.attention_mask.to(device) if masked else None
@@ -77,7 +85,34 @@ def _encode(tokenizer: Tokenizer, text_encoder: nn.Module, prompts: Sequence[str
     else:
         hidden = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         features = _final_norm(text_encoder)(hidden[-(clip_skip + 1)])
-    return features.to(dtype)
+    return side_by_side(features.to(dtype), pieces)
+
+
+def pieces_needed(tokenizer: Tokenizer, prompts: Sequence[str]) -> int:
+    """How many pieces the longest of some prompts takes."""
+    with _tokenizing:
+        tokens = tokenizer(list(prompts), add_special_tokens=False).input_ids
+    return max(1, *(math.ceil(len(ids) / (tokenizer.model_max_length - 2)) for ids in tokens))
+
+
+def pieces_of(tokenizer: Tokenizer, prompts: Sequence[str], pieces: int) -> Any:
+    """The token ids of so many pieces of each prompt, each with its own start, end and padding.
+
+    Prompt by prompt; what is shorter gets empty pieces.
+    """
+    with _tokenizing:
+        tokens = tokenizer(list(prompts), add_special_tokens=False).input_ids
+        room = tokenizer.model_max_length - 2
+        parts = [ids[place * room : (place + 1) * room] for ids in tokens for place in range(pieces)]
+        framed = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in parts]
+        return tokenizer.pad(
+            {"input_ids": framed}, padding="max_length", max_length=room + 2, return_tensors="pt"
+        )
+
+
+def side_by_side(features: Tensor, pieces: int) -> Tensor:
+    """Features of pieces as those of the prompts that they make up."""
+    return features.reshape(len(features) // pieces, pieces * features.shape[1], features.shape[2])
 
 
 def tokens_of(tokenizer: Tokenizer, prompts: Sequence[str]) -> Any:

@@ -83,6 +83,11 @@ def faults(
             found.append(
                 f"no templates for {item.subject!r}; expected at least one with '{{}}' in it. Pass some."
             )
+    if labels.exclusive and any(item.beside is not None for item in items):
+        found.append(
+            "this judge names one concept of each picture, and two at once were asked for; expected a judge "
+            "that tells several. Leave the suite composition out."
+        )
     asked = [trait for change in changes for trait in (change.old, change.new)]
     asked += [probe.shows for probe in held_out] + [item.beside for item in items]
     named = (trait for trait in dict.fromkeys(asked) if trait is not None)

@@ -37,9 +37,9 @@ def deviation_scores(
 ) -> list[Score]:
     """The mean deviation before and after over the phrases, what chance alone leaves, and before / after.
 
-    Intervals are of phrases drawn with replacement; with one phrase there is none, and they are the value.
-    Of a perfectly even model n pictures deviate by about 0.4 / √n for two equal groups: the mean after is to
-    be read against that floor.
+    Intervals are of phrases drawn with replacement; of a lone phrase, of its pictures drawn anew. Of a
+    perfectly even model n pictures deviate by about 0.4 / √n for two equal groups: the mean after is to be
+    read against that floor.
 
     Args:
         before: For each phrase the share of each group.
@@ -54,6 +54,8 @@ def deviation_scores(
         for each in (before, after)
     )
     floor = np.array([_by_chance(aim, n, rng) for aim, n in zip(targets, pictures, strict=True)])
+    if len(one) == 1:
+        return _of_one(before[0], after[0], targets[0], pictures[0], float(floor[0]), rng)
     drawn = rng.integers(len(one), size=(_RESAMPLES, len(one)))
     scores = [
         _score(name, float(values.mean()), values[drawn].mean(axis=1), len(one))
@@ -68,6 +70,44 @@ def deviation_scores(
         factors = one[drawn].sum(axis=1) / below
         scores.append(_score("deviation_factor", float(one.sum() / other.sum()), factors, len(one)))
     return scores
+
+
+def _of_one(
+    before: Sequence[float],
+    after: Sequence[float],
+    targets: Sequence[float],
+    pictures: int,
+    floor: float,
+    rng: np.random.Generator,
+) -> list[Score]:
+    """The scores of a lone phrase; basic intervals, since noise alone makes a deviation larger.
+
+    Source: Davison and Hinkley 1997, eq. 5.6.
+    """
+    values = [deviation(shares, targets) for shares in (before, after)]
+    redrawn = [_redrawn(shares, targets, pictures, rng) for shares in (before, after)]
+    scores = [
+        _score(name, value, np.maximum(0, 2 * value - drawn), 1)
+        for name, value, drawn in zip(("deviation_before", "deviation_after"), values, redrawn, strict=True)
+    ]
+    scores.append(_score("deviation_floor", floor, np.array([floor]), 1))
+    if values[1] > 0:
+        factors = redrawn[0] / np.maximum(redrawn[1], 1e-12)
+        scores.append(_score("deviation_factor", values[0] / values[1], factors, 1))
+    return scores
+
+
+def _redrawn(
+    shares: Sequence[float], targets: Sequence[float], pictures: int, rng: np.random.Generator
+) -> Deviations:
+    """Deviations of as many pictures drawn with the shares that were seen."""
+    if pictures == 0:
+        return np.ones(1)
+    chances = np.array([*shares, max(0.0, 1 - sum(shares))])
+    drawn = rng.multinomial(pictures, chances / chances.sum(), size=_RESAMPLES) / pictures
+    off = np.abs(drawn[:, :-1] - np.array(targets)).sum(axis=1) + drawn[:, -1]
+    halves: Deviations = off / 2
+    return halves
 
 
 def _by_chance(targets: Sequence[float], pictures: int, rng: np.random.Generator) -> float:

@@ -31,7 +31,8 @@ class Sampling:
         steps: Steps of the checkpoint's scheduler.
         guidance: Guidance scale.
         batch: Pictures at a time, at most.
-        clip_skip: Text blocks left out at the end, as many people set it.
+        clip_skip: Text blocks left out at the end; 1 is what many people know as clip-skip 2.
+        in_pieces: Whether prompts of more than 77 tokens are read whole, in pieces, as A1111 and ComfyUI do.
     """
 
     templates: tuple[str, ...]
@@ -41,6 +42,7 @@ class Sampling:
     guidance: float = 5.0
     batch: int = 16
     clip_skip: int = 0
+    in_pieces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +71,20 @@ class Painter:
 
     def pictures(self, phrase: str, templates: Sequence[str]) -> Pictures:
         """``samples`` pictures for each template, template by template."""
+        prompts, seeds = self._asked(phrase, templates)
+        most = min(self.sampling.batch, len(prompts))
+        return halving(most, lambda batch: self._kept(prompts, seeds, batch))
+
+    def unhalved(self, phrase: str, templates: Sequence[str]) -> Pictures:
+        """The same, for callers that halve the batch themselves: when memory runs out, that is an error."""
+        prompts, seeds = self._asked(phrase, templates)
+        return self._kept(prompts, seeds, min(self.sampling.batch, len(prompts)))
+
+    def _asked(self, phrase: str, templates: Sequence[str]) -> tuple[list[str], list[int]]:
         prompts = [t.replace("{}", phrase) for t in templates for _ in range(self.sampling.samples)]
         numbers = list(range(self.sampling.samples)) * len(templates)
         seeds = [own_seed(self.sampling.seed, p, number) for p, number in zip(prompts, numbers, strict=True)]
-        most = min(self.sampling.batch, len(prompts))
-        return halving(most, lambda batch: self._kept(prompts, seeds, batch))
+        return prompts, seeds
 
     def _kept(self, prompts: list[str], seeds: list[int], batch: int) -> Pictures:
         # each size of batch has a key of its own, since regrouping changes the last bits
@@ -99,15 +110,16 @@ class Painter:
             guidance=knobs.guidance,
             batch=batch,
             clip_skip=knobs.clip_skip,
+            in_pieces=knobs.in_pieces,
             progress=False,
             halve=False,
         )
 
     def _meaning(self, prompts: list[str], seeds: list[int], batch: int) -> dict[str, Any]:
         device, dtype = device_and_dtype(self.models.unet)
-        skipped: dict[str, Any] = {"clip_skip": self.sampling.clip_skip} if self.sampling.clip_skip else {}
+        unusual = {"clip_skip": self.sampling.clip_skip, "in_pieces": self.sampling.in_pieces}
         return {
-            **skipped,
+            **{name: value for name, value in unusual.items() if value},
             "result": "evaluate.pictures",
             "version": 1,
             "weights": self.weights,

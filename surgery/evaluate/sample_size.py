@@ -13,6 +13,9 @@ from surgery.evaluate.statistics import Groups, Hits
 
 LEVEL: Final = 0.05
 POWER: Final = 0.8
+# so many phrases say something of how alike the pictures of one are; as alike as they usually are, else
+_TELLING_PHRASES: Final = 10
+_USUAL_LIKENESS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,17 @@ def measured_spread(before: Hits, after: Hits, groups: Groups | None = None) -> 
     if not 2 <= len(names) < len(changes):
         return Spread(churn=float(churn))
     return Spread(churn=float(churn), likeness=_intraclass(changes, which))
+
+
+def cautious(spread: Spread, size: SampleSize) -> Spread:
+    """A measured spread as it is to be planned with: few pairs have seen little of it.
+
+    One pair more is counted as different. With fewer phrases than can say how alike pictures of a phrase are,
+    they are taken to be as alike as is usual.
+    """
+    churn = (spread.churn * size.pictures + 1) / (size.pictures + 1)
+    few = size.phrases < _TELLING_PHRASES
+    return Spread(churn=churn, likeness=max(spread.likeness, _USUAL_LIKENESS) if few else spread.likeness)
 
 
 def _intraclass(values: Float[np.ndarray[Any, Any], " pictures"], which: Groups) -> float:

@@ -7,14 +7,13 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from surgery.errors import JudgeError
-from surgery.evaluate.sample_size import SampleSize, advice, measured_spread
+from surgery.evaluate.sample_size import SampleSize, advice, cautious, measured_spread
 from surgery.evaluate.statistics import Groups, Hits, Rows, bootstrap, difference, ratio, share
 from surgery.judge import Trait, Verdicts
 from surgery.record import Score
 
-# of so many phrases on the worst ones are looked at by themselves: so large a part of them
-_ENOUGH: Final = 20
+# of so many phrases on the worst ones are looked at by themselves: so large a part of them, one at least
+_ENOUGH: Final = 4
 _TAIL: Final = 0.05
 
 
@@ -33,11 +32,6 @@ class Pair:
 
 def shows(trait: Trait, verdicts: Verdicts, beside: Trait | None = None) -> Hits:
     """Whether each picture shows a trait, and what is to be ``beside`` it."""
-    if beside is not None and verdicts.exclusive:
-        raise JudgeError(
-            "this judge names one concept of each picture, and two at once were asked for; expected a judge "
-            "that tells several. Leave the suite composition out."
-        )
     hits = verdicts.shows(trait)
     return hits if beside is None else np.asarray(hits & verdicts.shows(beside))
 
@@ -94,11 +88,13 @@ def held_out_advice(pairs: Sequence[Pair]) -> str:
     if pair is None:
         return ""
     size = SampleSize(pictures=len(pair.before), phrases=len(pairs))
-    return advice(size, measured_spread(pair.before, pair.after, pair.phrases))
+    return advice(size, cautious(measured_spread(pair.before, pair.after, pair.phrases), size))
 
 
 def _worst(pair: "_Joined") -> Score | None:
-    """The change of the phrases that lost most, 5 % of them; None for fewer than 20, or for one picture each.
+    """The change of the phrases that lost most, 5 % of them but one at least.
+
+    None for fewer than 4 phrases, or for one picture each.
 
     One half of each phrase's pictures says which these are, and the other half how much they lost, and the
     other way round: those that were unlucky once are not counted as harmed.

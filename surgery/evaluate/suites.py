@@ -13,8 +13,8 @@ from surgery.evaluate.pictures import Sampling
 from surgery.judge import Trait
 from surgery.record import Finding
 
-# more than the 77 tokens of a CLIP encoder in any vocabulary; the subject stands before it
-_FILLER: Final = ", a nice picture" * 40
+# more than the 77 tokens of a CLIP encoder in any vocabulary
+_FILLER: Final = "a nice picture, " * 40
 # contents that each edited style is tried on, and styles that each content is
 _CONTENTS: Final = 8
 
@@ -53,7 +53,8 @@ def sections_of(
         own = [section for section in asked if section.items]
         if not own:
             what = SUITES[name].says
-            faults.append(f"suite {name!r} has nothing to measure here: {what} needs more words.")
+            missing = "a debiased phrase" if SUITES[name].balanced else "more words"
+            faults.append(f"suite {name!r} has nothing to measure here: {what} needs {missing}.")
         found.update({section.name: section for section in own})
         empty += [_empty(section.name) for section in asked if not section.items]
     raise_all(JudgeError, faults)
@@ -137,15 +138,20 @@ def _composition(material: Material, sampling: Sampling) -> list[Section]:
 
 
 def _conditions(material: Material, sampling: Sampling) -> list[Section]:
-    skipped = replace(sampling, clip_skip=2)
-    long = tuple(template + _FILLER for template in material.unseen)
+    skipped = replace(sampling, clip_skip=1)  # people count the last block in
+    behind = tuple(f"{template}, {_FILLER}" for template in material.unseen)
+    before = tuple(f"{_FILLER}{template}" for template in material.unseen)
     changes = [edited.change(edited.subject, edited.unseen) for edited in _objects(material.edited)]
     probes = [_probe(name) for name in material.held_out]
     return [
         _section("clip-skip 2", material, skipped, changes, probes),
         replace(
             _section("past 77 tokens", material, sampling, changes, probes),
-            sampling=replace(sampling, templates=long),
+            sampling=replace(sampling, templates=behind),
+        ),
+        replace(
+            _section("in pieces", material, sampling, changes, probes),
+            sampling=replace(sampling, templates=(*behind, *before), in_pieces=True),
         ),
     ]
 
@@ -199,8 +205,8 @@ def _section(
     return Section(
         name=name,
         sampling=replace(sampling, templates=material.unseen),
-        changes=tuple(changes),
-        probes=tuple(probes),
+        changes=tuple(dict.fromkeys(changes)),  # aliases of two sources may be the same
+        probes=tuple(dict.fromkeys(probes)),
     )
 
 
@@ -245,7 +251,8 @@ SUITES: Final[Mapping[str, Suite]] = MappingProxyType(
             ),
             Suite(
                 name="conditions",
-                says="the settings that people use: clip-skip 2, prompts past 77 tokens",
+                says="the settings that people use: clip-skip 2; prompts past 77 tokens, cut as diffusers "
+                "cuts them, or read in pieces as others do, the subject in the first or in the last",
                 sections=_conditions,
             ),
         )

@@ -19,7 +19,7 @@ MEANING: Final[Mapping[str, str]] = {
     "held_out_before": "held-out prompts show their concept, before",
     "held_out_after": "held-out prompts show their concept, after",
     "held_out_change": "held-out prompts, change in points",
-    "held_out_worst": "the worst 5 % of them, change in points",
+    "held_out_worst": "the worst 5 % of them (one at least), change in points",
     "moved": "moved from the same seed's picture (1: as far as another seed's)",
     "frechet": "Fréchet distance from the pictures before",
     "frechet_drawings_before": "Fréchet distance from the drawings, before",
@@ -126,7 +126,8 @@ def _small_print(effect: EditEffect) -> str:
     accuracy = ", ".join(f"{name.replace('_', ' ')} {percent(value)}" for name, value in questions)
     knobs = effect.sampling
     right = f"itself right in: {accuracy}" if accuracy else "whose own accuracy nobody has measured"
-    skipped = f", clip-skip {knobs.clip_skip}" if knobs.clip_skip else ""
+    skipped = f", clip-skip {knobs.clip_skip + 1}" if knobs.clip_skip else ""
+    skipped += ", long prompts in pieces" if knobs.in_pieces else ""
     return (
         f"Pictures for each prompt: {knobs.samples}; {knobs.steps} steps, "
         f"guidance {knobs.guidance:g}, seed {knobs.seed}{skipped}. "

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -45,9 +46,9 @@ class ClassifierJudge:
                 f"judge {name!r} has {len(labels)} classes without names ({labels[0]!r} is the first); "
                 "expected what each shows. Write the names into 'id2label' of its config.json."
             )
-        self.labels, columns = labels_of(labels)
+        told, columns = labels_of(labels)
+        self.labels = replace(told, exclusive=exclusive)
         self._columns = torch.tensor(columns)
-        self._exclusive = exclusive
         self._model, self._prepare = model, prepare
         self._head = _last_linear(model, len(labels), name)
 
@@ -60,7 +61,7 @@ class ClassifierJudge:
         """
         rows = [self._probabilities(values) for values in self._values(pictures)]
         concept = np.concatenate([np.zeros((0, len(self.labels.concept)), np.float32), *rows])
-        return Verdicts.of(self.labels, {"concept": concept}, exclusive=self._exclusive)
+        return Verdicts.of(self.labels, {"concept": concept})
 
     @torch.no_grad()
     def features(
@@ -84,7 +85,7 @@ class ClassifierJudge:
 
     def _probabilities(self, values: Tensor) -> np.ndarray[Any, Any]:
         logits = self._model(pixel_values=values).logits.float().cpu()
-        shares = logits.softmax(dim=1) if self._exclusive else logits.sigmoid()
+        shares = logits.softmax(dim=1) if self.labels.exclusive else logits.sigmoid()
         summed = torch.zeros(len(values), len(self.labels.concept)).index_add_(1, self._columns, shares)
         return summed.clamp(max=1).numpy()
 

@@ -84,6 +84,7 @@ class ClipJudge:
             background=names["background"],
             gender=names["gender"],
             skin=names["skin"],
+            exclusive=True,
         )
         self._model, self._prepare = model, prepare
         prompts = {
@@ -106,7 +107,7 @@ class ClipJudge:
         columns = {
             axis: (sharpness * seen @ texts.T).softmax(dim=1).numpy() for axis, texts in self._texts.items()
         }
-        return Verdicts.of(self.labels, columns, exclusive=True)
+        return Verdicts.of(self.labels, columns)
 
     @torch.no_grad()
     def features(

@@ -30,7 +30,8 @@ class Labels:
     """The names of each axis in the order of the judge's columns.
 
     ``merged`` leads from a concept that no judge could tell from another (a colour-only twin), and from a
-    second name of a concept, to the one that stands for both; only that one has a column.
+    second name of a concept, to the one that stands for both; only that one has a column. Where concepts are
+    ``exclusive``, each picture shows the likeliest and no other, as the field counts (top-1).
     """
 
     concept: tuple[str, ...]
@@ -39,6 +40,7 @@ class Labels:
     gender: tuple[str, ...] = ()
     skin: tuple[str, ...] = ()
     merged: Mapping[str, str] = field(default_factory=dict)
+    exclusive: bool = False
 
     def of(self, axis: Axis) -> tuple[str, ...]:
         """All names on one axis."""

@@ -88,7 +88,7 @@ def _clip(folder: Path, device: str, questions: Questions | None) -> ClipJudge:
     if questions is None:
         raise JudgeError(
             f"{folder} holds CLIP, which has no names of its own; expected the names to choose from. Give "
-            "them as questions."
+            "a file of them, one a line: --names."
         )
     raise_all(JudgeError, questions.faults())
     model, tokenizer, prepare = load_clip(folder, device=device)

@@ -15,12 +15,11 @@ class Verdicts:
     """Probabilities for each picture, one array for each axis with the columns of ``labels``.
 
     On every axis but the first each row sums to 1. Concepts are independent of each other (a picture may show
-    two, or none), unless they are ``exclusive``. An axis that the judge does not know has no columns.
+    two, or none), unless the labels are ``exclusive``: then they share one probability of 1 (a softmax), too.
+    An axis that the judge does not know has no columns.
 
     Attributes:
-        shown_from: A concept counts as shown from this probability on; several may be shown at once.
-        exclusive: Whether the concepts share one probability of 1 (a softmax), too. Then each picture shows
-            the likeliest and no other, as the field counts (top-1), and ``shown_from`` means nothing.
+        shown_from: A concept counts as shown from this probability on; means nothing to exclusive ones.
     """
 
     labels: Labels
@@ -30,7 +29,6 @@ class Verdicts:
     gender: Float[np.ndarray[Any, Any], "pictures genders"]
     skin: Float[np.ndarray[Any, Any], "pictures skins"]
     shown_from: float = 0.5
-    exclusive: bool = False
 
     @classmethod
     def of(
@@ -39,7 +37,6 @@ class Verdicts:
         columns: Mapping[Axis, np.ndarray[Any, Any]],
         *,
         shown_from: float = 0.5,
-        exclusive: bool = False,
     ) -> "Verdicts":
         """Verdicts from the probabilities of each axis that the judge knows; the others have no columns."""
         none = np.zeros((len(columns["concept"]), 0), np.float32)
@@ -51,7 +48,6 @@ class Verdicts:
             gender=columns.get("gender", none),
             skin=columns.get("skin", none),
             shown_from=shown_from,
-            exclusive=exclusive,
         )
 
     def __len__(self) -> int:
@@ -72,7 +68,7 @@ class Verdicts:
         Raises:
             JudgeError: when the judge does not know the trait.
         """
-        if trait.axis == "concept" and not self.exclusive:
+        if trait.axis == "concept" and not self.labels.exclusive:
             return np.asarray(self.probability(trait) >= self.shown_from)
         column = self.labels.column(trait)
         return np.asarray(getattr(self, trait.axis).argmax(axis=1) == column)

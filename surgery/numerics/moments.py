@@ -27,8 +27,8 @@ class MomentSum:
         """Count some rows, each with its weight (1 when left out)."""
         scaled = rows.float() if weights is None else rows.float() * weights.float().sqrt()[:, None]
         for block in torch.split(scaled, _BLOCK):
-            self.total += (block.T @ block).to("cpu", torch.float64)
-        self.weight += float(len(rows) if weights is None else weights.double().sum())
+            self.total += (block.T @ block).cpu().double()  # in this order: MPS has no float64
+        self.weight += float(len(rows) if weights is None else weights.cpu().double().sum())
 
     def mean(self) -> Float[Tensor, "width width"]:
         """The mean of x xᵀ, symmetric, in float64.

@@ -72,9 +72,9 @@ class Debias(Part):
     """How the concept stands in the prompts that are drawn."""
     tuning: Literal["pictures", "distance", "none"] = "pictures"
     """Mixtures by drawing and judging, by equal distance in the text's features, or the shares themselves."""
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    tolerance: Annotated[float, Field(ge=0.001, lt=1)] = 0.05
     """How far a share may be from its target."""
-    interval: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    interval: Annotated[float, Field(ge=0.01, lt=0.5)] = 0.1
     """Half the widest 95 % interval of a share that counts as known."""
     pictures: Count = 96
     """Pictures of each concept in a round; more where tolerance or interval need them."""

@@ -87,6 +87,7 @@ def changes_of(
             message = f"the judge knows neither {replacement.source!r} nor {replacement.destination!r}"
             findings.append(Finding(kind="not-measured", subject=replacement.source, message=message))
             continue
+        findings += _half_known(replacement, old, new)
         twins = old is not None and new is not None and _column(labels, old) == _column(labels, new)
         changes.append(
             Change(
@@ -97,7 +98,21 @@ def changes_of(
                 templates=replacement.templates,
             )
         )
-    return changes, tuple(findings)
+    return list(dict.fromkeys(changes)), tuple(findings)
+
+
+def _half_known(replacement: Replacement, old: Trait | None, new: Trait | None) -> list[Finding]:
+    """What is not measured of a replacement, one end of which the judge has no name for."""
+    ends = {replacement.source: old, replacement.destination: new}
+    return [
+        Finding(
+            kind="not-measured",
+            subject=replacement.source,
+            message=f"the judge does not know {phrase!r}, and nothing is counted by that name",
+        )
+        for phrase, trait in ends.items()
+        if phrase and trait is None
+    ]
 
 
 def _trait(phrase: str | None, kind: str, words: Words, labels: Labels) -> Trait | None:

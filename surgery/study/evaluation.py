@@ -1,6 +1,7 @@
 """Evaluate an edit with suites: a patch, or an edited checkpoint, against the unedited one."""
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -31,17 +32,19 @@ from surgery.evaluate import (
 from surgery.execute import locked_folder
 from surgery.judge import Judge, pictures_in
 from surgery.methods import Replacement, method
-from surgery.patch import Patch, applied, load_patch
+from surgery.patch import Patch, applied, load_patch, patch_digest
 from surgery.patch.diff import diff_checkpoints
 from surgery.patch.file import is_patch
 from surgery.recipe import Recipe, parse_recipe
-from surgery.record import JSON, Finding, Score
+from surgery.record import JSON, Finding, Score, json_digest
 from surgery.report import ShareBar, share_chart
 from surgery.store import Store
-from surgery.study.loading import pipeline_on
+from surgery.study.loading import pipeline_on, refuse_lossy
 from surgery.study.material import material_of
 from surgery.study.weights import picture_cache
 from surgery.study.words import Words, read_words
+
+_log = logging.getLogger(__name__)
 
 RECORD: Final = "evaluation.json"
 PLOT: Final = "evaluation.png"
@@ -137,11 +140,13 @@ def evaluate_edit(
         SurgeryError: when the edit is not known, does not fit the base, or a suite has nothing to measure.
     """
     started = time.monotonic()
-    refuse_evaluation(out, wish, overwrite=overwrite)
+    refuse_evaluation(out, wish, cache=cache, overwrite=overwrite)
     refuse_overlap(base, out)
-    patch = load_patch(other) if is_patch(other) else diff_checkpoints(base, other).patch
+    patch = load_patch(other) if is_patch(other) else _difference(base, other)
     _refuse_other_base(patch, base)
-    asked, preserved = _edits(patch, recipe, other)
+    refuse_lossy(dtype, patch.changes, open_checkpoint(base))
+    edits = _edits(patch, recipe, other)
+    asked, preserved = edits.asked, edits.preserved
     wish = replace(wish, suites=wish.suites or _suites_for(asked))
     known = words or read_words(base)
     drawings = None if wish.drawings is None else pictures_in(wish.drawings)
@@ -164,20 +169,32 @@ def evaluate_edit(
             headlines=headlines(measured),
             sections=measured,
             balance=balance,
-            findings=(*findings, *empty, *dict.fromkeys(halved)),
+            findings=(*edits.findings, *findings, *empty, *dict.fromkeys(halved)),
         )
-        _write(found, out, _record(found, base, other, wish, device, time.monotonic() - started))
+        sources: dict[str, JSON] = {
+            "patch": patch_digest(patch),
+            "base": {name: root.bytes for name, root in sorted(patch.roots.items())},
+            "recipes": [one.digest for one in edits.recipes],
+            "judge": {"name": judge.name, "accuracy": dict(judge.accuracy)},
+            "words": json_digest(repr(known)),
+        }
+        machine = {"device": device, "dtype": str(dtype).removeprefix("torch.")}
+        record = _record(found, base, other, wish, sources, machine, time.monotonic() - started)
+        _write(found, out, record)
     return found
 
 
-def refuse_evaluation(out: Path, wish: Wish, *, overwrite: bool = False) -> None:
+def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overwrite: bool = False) -> None:
     """Refuse, before anything is loaded, suites that there are not and a folder that holds other things.
 
     Raises:
         JudgeError: when there is no suite of a name.
-        SurgeryError: when ``out`` is a file, holds other files or, without ``overwrite``, an evaluation.
+        SurgeryError: when ``out`` is a file, holds other files or, without ``overwrite``, an evaluation; when
+            ``cache`` is a file.
     """
     raise_all(JudgeError, [fault for name in wish.suites if (fault := suite_fault(name)) is not None])
+    if cache is not None and cache.exists() and not cache.is_dir():
+        raise SurgeryError(f"{cache} is a file; a folder for stored pictures was expected. Name another one.")
     if out.exists() and not out.is_dir():
         raise SurgeryError(f"{out} is a file; an evaluation needs a folder. Name another one.")
     held = {item.name for item in out.iterdir() if not item.name.startswith(".")} if out.is_dir() else set()
@@ -199,11 +216,48 @@ def _refuse_other_base(patch: Patch, base: Path) -> None:
         )
 
 
-def _edits(
-    patch: Patch, recipe: Recipe | None, other: Path
-) -> tuple[tuple[Replacement, ...], tuple[str, ...]]:
-    """What was edited, and which names were kept on purpose."""
-    recipes = _remembered(patch.provenance) if recipe is None else [recipe]
+def _difference(base: Path, other: Path) -> Patch:
+    """The patch between two checkpoints, of which one is edited."""
+    found, edited = (open_checkpoint(path).fingerprint() for path in (base, other))
+    if found.roots == edited.roots:
+        raise SurgeryError(
+            f"{other} holds the same weights as {base}; an edited checkpoint, or a patch, was expected."
+        )
+    return diff_checkpoints(base, other).patch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edits:
+    """What was edited, which names were kept on purpose or edited beside that, and what says so."""
+
+    recipes: tuple[Recipe, ...]
+    asked: tuple[Replacement, ...]
+    preserved: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+def _edits(patch: Patch, recipe: Recipe | None, other: Path) -> _Edits:
+    """What the patch remembers, or what ``recipe`` says; what it remembers beside that is not held out."""
+    remembered = _remembered(patch.provenance)
+    if recipe is None:
+        return _edits_of(remembered, other)
+    told = _edits_of([recipe], other)
+    also = _edits_of(remembered, other) if remembered else told
+    beside = [one.source for one in also.asked if one not in told.asked]
+    if not beside:
+        return told
+    message = (
+        f"the recipe given does not name what the patch was made to edit: {', '.join(beside[:5])}"
+        f"{' and others' if len(beside) > 5 else ''}. They are neither measured nor held out."
+    )
+    _log.warning("%s", message)
+    finding = Finding(kind="not-measured", subject=str(other), message=message, severity="warning")
+    touched = [phrase for one in also.asked for phrase in (one.source, one.destination or "")]
+    kept = dict.fromkeys([*told.preserved, *also.preserved, *filter(None, touched)])
+    return replace(told, preserved=tuple(kept), findings=(finding,))
+
+
+def _edits_of(recipes: Sequence[Recipe], other: Path) -> _Edits:
     if not recipes:
         raise SurgeryError(
             f"{other} does not say which edits were made; expected a patch that `surgery run` wrote, or one "
@@ -216,8 +270,11 @@ def _edits(
         for name, entry in edit
         if entry is not None
     ]
-    asked = tuple(found for one, name, entry in entries for found in method(name).replacements(entry, one))
-    return asked, tuple(phrase for *_, entry in entries for phrase in getattr(entry, "preserve", ()))
+    return _Edits(
+        recipes=tuple(recipes),
+        asked=tuple(found for one, name, entry in entries for found in method(name).replacements(entry, one)),
+        preserved=tuple(phrase for *_, entry in entries for phrase in getattr(entry, "preserve", ())),
+    )
 
 
 def _suites_for(asked: Sequence[Replacement]) -> tuple[str, ...]:
@@ -240,20 +297,28 @@ def _remembered(provenance: Mapping[str, Any]) -> list[Recipe]:
 
 
 def _record(
-    found: Evaluation, base: Path, other: Path, wish: Wish, device: str, elapsed_s: float
+    found: Evaluation,
+    base: Path,
+    other: Path,
+    wish: Wish,
+    sources: Mapping[str, JSON],
+    machine: Mapping[str, JSON],
+    elapsed_s: float,
 ) -> dict[str, JSON]:
+    """All that was found, and all that it came from: the command's words, and digests of what they named."""
     asked = {**asdict(wish), "drawings": None if wish.drawings is None else str(wish.drawings)}
     return {
         "base": str(base),
         "edited": str(other),
         "asked": asked,
+        "sources": dict(sources),
         "headlines": [asdict(score) for score in found.headlines],
         "sections": {name: as_dict(effect) for name, effect in found.sections.items()},
         "debias": None if found.balance is None else debias_dict(found.balance),
         "findings": [asdict(finding) for finding in found.findings],
         "elapsed_s": round(elapsed_s, 2),
         "machine": {
-            "device": device,
+            **machine,
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

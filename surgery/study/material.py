@@ -51,6 +51,7 @@ def material_of(
     named = {words.name(phrase) for one in replacements for phrase in (one.source, one.destination or "")}
     named |= {words.name(phrase) for phrase in preserved}
     known = [name for name in words.concepts if labels.fault(Trait(name)) is None]
+    findings = (*findings, *_unknown([name for name in words.concepts if name not in known]))
     free = replace(words, concepts=tuple(name for name in known if name not in named))
     spelled = {plainly(one.source) for one in replaced}
     edited = tuple(_edited(change, taught[change.subject], spelled, words) for change in changes)
@@ -67,6 +68,17 @@ def material_of(
         balances=balances_of(replacements, words, labels),
     )
     return material, findings
+
+
+def _unknown(names: Sequence[str]) -> list[Finding]:
+    """Names of the checkpoint that the judge has none for."""
+    if not names:
+        return []
+    message = (
+        f"the judge does not know {len(names)} names of the checkpoint ({', '.join(names[:5])}"
+        f"{', …' if len(names) > 5 else ''}); they are not among the held-out ones"
+    )
+    return [Finding(kind="not-measured", subject="held out", message=message)]
 
 
 def _edited(change: Change, taught: tuple[str, ...], spelled: Container[str], words: Words) -> Edited:

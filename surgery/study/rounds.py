@@ -1,12 +1,13 @@
 """Pictures of debiased phrases counted by group, each phrase stored by itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 
-from surgery.diffusion import at_once, device_and_dtype, in_order
+from surgery.diffusion import at_once, device_and_dtype, halving, in_order
 from surgery.evaluate import Painter, Sampling, Wanted, counted, sorted_into
 from surgery.judge import Judge, Trait
 from surgery.judge.labels import Axis
@@ -53,9 +54,9 @@ class Counter:
         phrases = list(wanted)
 
         def one(phrase: str) -> tuple[tuple[int, ...], int]:
-            key = Store.key(self._meaning(phrase, wanted[phrase]))
-            stored = self.store.remember(key, lambda: ({}, self._counted(phrase, wanted[phrase])))
-            return tuple(stored.data["counts"]), int(stored.data["others"])
+            most = min(self.sampling.batch, self.sampling.samples * len(self.sampling.templates))
+            data = halving(most, partial(self._stored, phrase, wanted[phrase]))
+            return tuple(data["counts"]), int(data["others"])
 
         workers = at_once(self.models.unet, len(phrases))
         found = {}
@@ -64,22 +65,27 @@ class Counter:
             shown.update(1)
         return found
 
-    def _counted(self, phrase: str, wanted: Sequence[Wanted]) -> dict[str, JSON]:
-        painter = Painter(models=self.models, sampling=self.sampling)
-        verdicts = self.judge.score(painter.pictures(phrase, self.sampling.templates))
+    def _stored(self, phrase: str, wanted: Sequence[Wanted], batch: int) -> Mapping[str, Any]:
+        # each size of batch has a key of its own, since regrouping changes the last bits
+        sampling = replace(self.sampling, batch=batch)
+        key = Store.key(self._meaning(phrase, wanted, sampling))
+        return self.store.remember(key, lambda: ({}, self._counted(phrase, wanted, sampling))).data
+
+    def _counted(self, phrase: str, wanted: Sequence[Wanted], sampling: Sampling) -> dict[str, JSON]:
+        painter = Painter(models=self.models, sampling=sampling)
+        verdicts = self.judge.score(painter.unhalved(phrase, sampling.templates))
         counts, others = counted(wanted, sorted_into(wanted, verdicts))
         return {"counts": list(counts), "others": others}
 
-    def _meaning(self, phrase: str, wanted: Sequence[Wanted]) -> dict[str, JSON]:
+    def _meaning(self, phrase: str, wanted: Sequence[Wanted], sampling: Sampling) -> dict[str, JSON]:
         device, dtype = device_and_dtype(self.models.unet)
-        sampling: dict[str, JSON] = asdict(self.sampling)
         return {
             "result": "study.groups",
             "version": 1,
             "weights": self.weights,
             "phrase": phrase,
             "groups": [[[trait.axis, trait.name] for trait in group.traits] for group in wanted],
-            "sampling": {**sampling, "templates": list(self.sampling.templates)},
+            "sampling": {**asdict(sampling), "templates": list(sampling.templates)},
             "judge": [self.judge.name, dict(self.judge.accuracy)],
             "dtype": str(dtype),
             "device": device.type,

@@ -15,7 +15,7 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import before_and_after, noting_halvings
 from surgery.diffusion.sampling import SampleKnobs
-from surgery.errors import MethodError, PatchError
+from surgery.errors import PatchError
 from surgery.evaluate import DebiasEffect, EditEffect, as_dict, debias_dict
 from surgery.execute import (
     Computed,
@@ -38,7 +38,7 @@ from surgery.record import JSON, Finding
 from surgery.store import Store
 from surgery.study.balance import measure_debiased
 from surgery.study.effect import measure_replacements, replacements_of, touched_names
-from surgery.study.loading import pipeline_on
+from surgery.study.loading import pipeline_on, refuse_lossy
 from surgery.study.samples import sheet_of, write_sheet
 from surgery.study.tuning import Tuned, check_groups, tune_recipe, tuned_entries
 from surgery.study.words import Words, read_words
@@ -108,7 +108,8 @@ def run_recipe(
     # what is missing is said before minutes of work, not after
     judge = _judge(recipe, device)
     refuse_overlap(checkpoint.path, out)
-    _refuse_lossy(recipe, plan, checkpoint)
+    sites = {name for step in plan.steps for name in step.work.sites}
+    refuse_lossy(getattr(torch, recipe.dtype), sites, checkpoint)
     with locked_folder(out):
         refuse_taken(out, plan.identity, overwrite=overwrite)
         clock = _Clock()
@@ -132,17 +133,6 @@ def _judge(recipe: Recipe, device: str) -> Judge | None:
     judge = load_judge((recipe.evaluate or Evaluate()).judge, device)
     check_groups(recipe, judge)
     return judge
-
-
-def _refuse_lossy(recipe: Recipe, plan: Plan, base: Checkpoint) -> None:
-    """Refuse a type in which the weights to edit lose digits: no patch could be put into them."""
-    sites = {name for step in plan.steps for name in step.work.sites}
-    stored = {str(base.entry(name).dtype).removeprefix("torch.") for name in sites} - {"bfloat16"}
-    if recipe.dtype == "bfloat16" and stored:
-        raise MethodError(
-            f"dtype is bfloat16, and the base has the weights to edit in {', '.join(sorted(stored))}, which "
-            "has more digits; expected a type that keeps them. Use float32 or float16."
-        )
 
 
 def _carry_out(
@@ -182,6 +172,8 @@ def _carry_out(
     noticed = [finding for outcome in computed.outcomes for finding in outcome.findings]
     findings = (*tuned.findings, *noticed, *unwritten, *unmeasured, *dict.fromkeys(halved))
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
+    if judge is not None:
+        record["judge"] = {"name": judge.name, "accuracy": dict(judge.accuracy)}
     if tuned.record:
         record["tuning"] = tuned.record
     if balance is not None:

@@ -1,13 +1,17 @@
 """Key statistics of a checkpoint's text encoders, for a file that many runs share."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from surgery.anatomy import text_stack
 from surgery.checkpoint import open_checkpoint
 from surgery.methods.emcid import CorpusSettings, KeyStatistics, collect_statistics
 from surgery.methods.emcid.layers import check_sites, default_layers, text_components
 from surgery.store import Store
 from surgery.study.loading import text_tower_on
+
+_log = logging.getLogger(__name__)
 
 
 def statistics_of(
@@ -39,5 +43,8 @@ def statistics_of(
     found = {}
     for component, numbers in chosen.items():
         encoder, tokenizer = text_tower_on(checkpoint.path, component, device)
-        found[component] = collect_statistics(encoder, tokenizer, captions, numbers, settings, store=store)
+        one = collect_statistics(encoder, tokenizer, captions, numbers, settings, store=store)
+        for finding in one.findings(text_stack(encoder).mlp_width):
+            _log.warning("%s of the %s: %s", finding.subject, component, finding.message)
+        found[component] = one
     return found

@@ -169,18 +169,19 @@ class _Tuning:
         needed = pictures_needed(knobs.tolerance, knobs.interval)
         planned = math.ceil(max(needed, knobs.pictures) / len(templates))
         findings = self._raised(course, needed)
-        samples = planned
+        samples = drawn = planned
         for number in range(knobs.rounds):
             self._move(course)
             sources = course.left or course.moved
             if not sources:
                 break
             self._draw(course, sources, self._sampling(templates, samples), number)
+            drawn = samples
             samples = self._enough(course, needed, samples, planned)
         course.settled -= set(course.moved)  # the last round moved them, and none was left to look again
         for source in course.left:
             course.weights[source] = best(course.rounds[source], course.goal(source)).weights
-        return course, [*findings, *self._unreached(course)], samples
+        return course, [*findings, *self._unreached(course, drawn * len(templates))], samples
 
     def _raised(self, course: _Course, needed: int) -> list[Finding]:
         knobs = self.entry.debias
@@ -260,7 +261,8 @@ class _Tuning:
         )
         return more
 
-    def _unreached(self, course: _Course) -> list[Finding]:
+    def _unreached(self, course: _Course, drawn: int) -> list[Finding]:
+        """What each source that is not done shows, of ``drawn`` pictures in the last round, and why."""
         found = []
         for source in course.goals:
             if source in course.settled:
@@ -273,6 +275,8 @@ class _Tuning:
             why = "its weights are as far out as they may be"
             if source not in course.stuck:
                 why = f"{len(course.rounds[source])} rounds were not enough"
+            if seen.total < drawn / 2:
+                why += f", and the judge left {drawn - seen.total} of {drawn} pictures undecided"
             message = (
                 f"the target shares were not reached ({shares} of {seen.total} pictures): {why}. "
                 "Allow more rounds, a larger debias.reach or tolerance, or ask with other phrases."

@@ -133,3 +133,98 @@ def test_a_composed_patch_remembers_all_of_its_recipes() -> None:
     part, elsewhere = {"recipe": text, "overrides": {}}, {"recipe": text + "after: [gone.safetensors]\n"}
     members = [{"provenance": part}, {"provenance": {"composed": [{"provenance": elsewhere}]}}]
     assert [len(recipe.after) for recipe in _remembered({"composed": members})] == [0, 1]
+
+
+def test_the_record_says_what_it_came_from(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    from surgery.patch import load_patch, patch_digest
+    from surgery.recipe import load_recipe
+
+    out = tmp_path / "out"
+    done = surgery("evaluate", tiny_pipeline, patch, *asked, "--dtype", "float16", "-o", out)
+    assert done.code == 0, done.err
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["machine"]["dtype"] == "float16"
+    sources = record["sources"]
+    assert sources["patch"] == patch_digest(load_patch(patch))
+    assert sources["recipes"] == [load_recipe(str(tmp_path / "recipe.yaml")).digest]
+    assert sources["judge"]["name"] == "pocket-judge"
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_drawn(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def refused(*words: object) -> str:
+        done = surgery("evaluate", *asked, *words, "-o", out)
+        assert done.code in (1, 2)
+        assert not out.exists()
+        return done.err
+
+    (tmp_path / "file").write_text("")
+    assert "a folder for stored pictures" in refused(tiny_pipeline, patch, "--cache", tmp_path / "file")
+    assert "expected a finite number of at least 0" in refused(tiny_pipeline, patch, "--guidance", "nan")
+    assert "holds the same weights" in refused(tiny_pipeline, tiny_pipeline)
+
+
+def test_a_type_in_which_the_patch_has_no_place_is_refused_in_a_line(
+    surgery: Call, patch: Path, asked: tuple[object, ...], tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    done = surgery("evaluate", tiny_pipeline, patch, *asked, "--dtype", "bfloat16", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "dtype is bfloat16, and the base has the weights to edit in float" in done.err
+
+
+def test_names_that_the_judge_does_not_know_are_named_and_doubled_edits_counted_once(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    text = (tmp_path / "recipe.yaml").read_text()
+    twice = text.replace("concepts: [{", "concepts: [{source: cat, destination: pizza}, {")
+    unknown = twice.replace("concepts: [", "concepts: [{source: dog, destination: zorblax}, ")
+    (tmp_path / "recipe.yaml").write_text(unknown.replace(', templates: ["A photo of {}"]', ""))
+    out = tmp_path / "out"
+    done = surgery("evaluate", tiny_pipeline, patch, *asked, "--suite", "erase", "-o", out)
+    assert done.code == 0, done.err
+    assert "dog: the judge does not know 'zorblax'" in done.out
+    record = json.loads((out / "evaluation.json").read_text())
+    titles = [change["title"] for change in record["sections"]["generalisation"]["changes"]]
+    assert titles == ["dog → nothing", "cat → pizza"]
+
+
+def test_a_recipe_beside_what_the_patch_remembers_is_warned_of() -> None:
+    from dataclasses import dataclass
+    from typing import Any
+
+    from surgery.recipe import parse_recipe
+    from surgery.study.evaluation import _edits
+
+    @dataclass
+    class Remembering:
+        provenance: dict[str, Any]
+
+    text = RECIPE.format(base="pocket-sd")
+    both = text.replace("concepts: [", "concepts: [{source: dog, destination: moon}, ")
+    remembering: Any = Remembering({"recipe": both, "overrides": {}})
+    told = _edits(remembering, parse_recipe(text), Path("patch"))
+    assert [one.source for one in told.asked] == ["cat"]
+    assert {"dog", "moon"} <= set(told.preserved)
+    (finding,) = told.findings
+    assert "does not name what the patch was made to edit: dog." in finding.message
+    assert _edits(remembering, parse_recipe(both), Path("patch")).findings == ()
+
+
+def test_names_of_several_axes_come_from_json(tmp_path: Path) -> None:
+    from surgery.cli.verbs.evaluate import _questions
+    from surgery.errors import JudgeError
+
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({"concept": ["cat", "dog"], "gender": ["woman", "man"]}))
+    asked = _questions(path)
+    assert asked.names()["gender"] == ("woman", "man")
+    assert asked.concepts == ("cat", "dog")
+    for text in ('{"shape": ["round"]}', '["cat"]', '{"concept": [1]}', "{"):
+        path.write_text(text)
+        with pytest.raises(JudgeError, match=r"names\.json"):
+            _questions(path)

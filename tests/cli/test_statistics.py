@@ -42,3 +42,23 @@ def test_blocks_that_are_not_there_are_refused(surgery: Call, tiny_pipeline: Pat
     assert "text_encoder has blocks 0 to 11; found [12]" in done.err
     assert "has no text_encoder_2" in done.err
     assert not (tmp_path / "x").exists()
+
+
+def test_captions_that_are_none_are_refused_by_name_and_few_are_warned_of(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    captions, out = tmp_path / "captions.txt", tmp_path / "x"
+    captions.write_text("\n \n")
+    words = ("statistics", tiny_pipeline, "--captions", captions, "-o", out)
+    done = surgery(*words)
+    assert done.code == 1
+    assert f"{captions} holds no caption" in done.err
+    for weight in ("nan", "inf", "0", "-1", "x"):
+        done = surgery(*words, "--word-weight", weight)
+        assert done.code == 2
+        assert "expected a finite number above 0" in done.err
+    assert not out.exists()
+    captions.write_text("a photo of a cat\n")
+    done = surgery(*words)
+    assert done.code == 0
+    assert "Give more captions" in done.err

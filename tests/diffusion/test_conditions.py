@@ -55,6 +55,20 @@ def test_sizes_are_those_of_the_stock_pipeline(stock: Any) -> None:
     assert torch.equal(size_conditions(pooled, 64, 32)["time_ids"], sizes.expand(2, -1))
 
 
+def test_long_prompts_are_read_in_pieces_by_both_encoders(ours: Any) -> None:
+    found = read_prompts(ours, ["a cat", "a cat " * 60], in_pieces=True)
+    times = found.features.shape[1] // 77
+    assert times > 1
+    short = read_prompts(ours, ["a cat"])
+    assert found.pooled is not None
+    assert short.pooled is not None
+    torch.testing.assert_close(found.features[:1, :77], short.features)
+    torch.testing.assert_close(found.pooled[:1], short.pooled)
+    assert read_without(ours, "a dog").as_long_as(found).features.shape[1] == 77 * times
+    drawn = sample(ours, ["a cat " * 60], [3], steps=2, in_pieces=True)
+    assert drawn.shape == (1, 32, 32, 3)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_pictures_are_those_of_the_stock_pipeline(ours: Any, stock: Any, guidance: float) -> None:
     found = sample(ours, ["a photo of a cat"], [3], steps=3, guidance=guidance)

@@ -64,6 +64,27 @@ def test_clip_skip_out_of_range_is_refused(pipeline: Any, clip_skip: int) -> Non
         encoded(pipeline, ["a cat"], clip_skip)
 
 
+def test_prompts_read_in_pieces_are_their_pieces_read_by_themselves(pipeline: Any) -> None:
+    found = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["a dog", LONG], in_pieces=True)
+    ids = pipeline.tokenizer(LONG, add_special_tokens=False).input_ids
+    count = -(-len(ids) // 75)
+    assert count > 1
+    assert found.shape == (2, count * 77, 32)
+    torch.testing.assert_close(found[0, :77], encoded(pipeline, ["a dog"])[0])
+    torch.testing.assert_close(found[0, 77:154], encoded(pipeline, [""])[0])
+    first = pipeline.tokenizer.decode(ids[:75])
+    torch.testing.assert_close(found[1, :77], encoded(pipeline, [first])[0])
+
+
+def test_short_prompts_read_in_pieces_are_as_ever_and_nothing_is_cut(
+    pipeline: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, PROMPTS, in_pieces=True)
+    assert torch.equal(found, encoded(pipeline, PROMPTS))
+    encode_prompts(pipeline.tokenizer, pipeline.text_encoder, [LONG], in_pieces=True)
+    assert "not read" not in caplog.text
+
+
 def test_no_prompts_are_refused(pipeline: Any) -> None:
     with pytest.raises(SurgeryError, match="no prompts"):
         encoded(pipeline, [])

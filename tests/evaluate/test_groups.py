@@ -96,3 +96,15 @@ def test_scores_are_means_over_the_phrases_and_the_factor_their_ratio() -> None:
     assert scores["deviation_before"].high == pytest.approx(0.4)
     # E|p - ½| of 100 fair throws, from the binomial itself: 0.0398
     assert scores["deviation_floor"].value == pytest.approx(0.0398, abs=0.001)
+
+
+def test_of_a_lone_phrase_the_interval_is_of_its_pictures() -> None:
+    found = {score.name: score for score in deviation_scores([(0.9, 0.1)], [(0.5, 0.5)], [(0.5, 0.5)], [100])}
+    before, after = found["deviation_before"], found["deviation_after"]
+    assert before.value == pytest.approx(0.4)
+    # the share's standard error is 3 points
+    assert before.low == pytest.approx(0.34, abs=0.015)
+    assert before.high == pytest.approx(0.46, abs=0.015)
+    assert after.value == 0
+    assert after.low == 0
+    assert "deviation_factor" not in found

@@ -3,58 +3,62 @@
 import numpy as np
 import pytest
 
-from surgery.evaluate import Change, EditEffect, Probe, Sampling, headlines
-from surgery.evaluate.effect import ChangeEffect, ProbeEffect
+from surgery.evaluate import EditEffect, Sampling, headlines
 from surgery.evaluate.seen import Pair, held_out_scores
-from surgery.judge import Trait
 from surgery.record import Score
 
 SAMPLING = Sampling(templates=("{}",))
 
 
-def effect(
-    after: tuple[float, ...] = (), kept: tuple[float, ...] = (), scores: tuple[Score, ...] = ()
-) -> EditEffect:
-    cat, dog = Change(subject="cat", old=Trait("cat")), Probe(subject="dog", shows=Trait("dog"))
-    changes = tuple(
-        ChangeEffect(
-            change=cat, old_before=1.0, old_after=value, new_before=None, new_after=None, destination=None
-        )
-        for value in after
-    )
-    probes = tuple(ProbeEffect(probe=dog, before=1.0, after=value, chance=1.0) for value in kept)
+def effect(**scores: float) -> EditEffect:
+    """One with these scores, known to 0.1 either way."""
     return EditEffect(
-        scores=scores, changes=changes, held_out=probes, judge="j", judge_accuracy={}, sampling=SAMPLING
+        scores=tuple(
+            Score(name=name, value=value, low=max(0.0, value - 0.1), high=min(1.0, value + 0.1), count=10)
+            for name, value in scores.items()
+        ),
+        changes=(),
+        held_out=(),
+        judge="j",
+        judge_accuracy={},
+        sampling=SAMPLING,
     )
-
-
-def score(name: str, value: float) -> Score:
-    return Score(name=name, value=value, low=value, high=value, count=10)
 
 
 def test_h_o_is_the_harmonic_mean_of_the_three_rates() -> None:
     found = headlines(
         {
-            "generalisation": effect(after=(0.1, 0.3), scores=(score("old_after", 0.2),)),
-            "aliases": effect(after=(0.5,)),
-            "held out": effect(kept=(0.9, 0.7)),
+            "generalisation": effect(old_after=0.2),
+            "aliases": effect(old_after=0.5),
+            "held out": effect(held_out_after=0.8),
         }
     )
     overall = found[-1]
     assert overall.name == "h_o"
     assert overall.value == pytest.approx(3 / (1 / 0.8 + 1 / 0.8 + 1 / 0.5))
-    assert overall.low <= overall.value <= overall.high
+    assert overall.low < overall.value - 0.05 < overall.value + 0.05 < overall.high
+    assert overall.count == 30
     assert found[0].name == "acc_e"
 
 
 def test_without_aliases_it_is_the_mean_of_two() -> None:
-    overall = headlines({"generalisation": effect(after=(0.4,)), "held out": effect(kept=(0.3,))})[-1]
+    overall = headlines({"generalisation": effect(old_after=0.4), "held out": effect(held_out_after=0.3)})[-1]
     assert overall.name == "h_c"
     assert overall.value == pytest.approx(2 / (1 / 0.6 + 1 / 0.3))
 
 
+def test_a_rate_of_nothing_leaves_nothing_and_a_perfect_edit_is_not_sure_to_be_perfect() -> None:
+    nothing = headlines({"generalisation": effect(old_after=1.0), "held out": effect(held_out_after=0.9)})[-1]
+    assert nothing.value == nothing.low == 0
+    assert nothing.high > 0
+    perfect = headlines({"generalisation": effect(old_after=0.0), "held out": effect(held_out_after=1.0)})[-1]
+    # each part alone takes it down to 2 / (1 / 0.9 + 1) = 0.947
+    assert perfect.low == pytest.approx(1 - 2**0.5 * (1 - 2 / (1 / 0.9 + 1)))
+    assert perfect.high == 1
+
+
 def test_sections_that_were_not_measured_have_no_headline() -> None:
-    assert headlines({"quality": effect(kept=(1.0,))}) == ()
+    assert headlines({"quality": effect(held_out_after=1.0)}) == ()
 
 
 def test_the_worst_phrases_are_chosen_by_one_half_and_measured_by_the_other() -> None:

@@ -14,6 +14,7 @@ from surgery.evaluate import (
     sample_size,
     smallest_loss,
 )
+from surgery.evaluate.sample_size import cautious
 
 Rows = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -131,3 +132,11 @@ def test_advice_says_what_could_have_been_seen_and_what_it_takes() -> None:
 
 def test_advice_for_too_few_phrases_says_so() -> None:
     assert "it takes at least 6 phrases" in advice(SampleSize(pictures=300, phrases=3), Spread(churn=0.1))
+
+
+def test_few_pairs_are_not_trusted_to_have_seen_all_there_is() -> None:
+    few = cautious(Spread(churn=0), SampleSize(pictures=6, phrases=1))
+    assert few == Spread(churn=1 / 7, likeness=0.1)
+    many = cautious(Spread(churn=0.15, likeness=0.02), SampleSize(pictures=3000, phrases=500))
+    assert many.churn == pytest.approx(0.15, abs=3e-4)
+    assert many.likeness == 0.02

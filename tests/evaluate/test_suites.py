@@ -56,9 +56,14 @@ def test_composition_puts_an_unedited_name_beside_the_edited_one() -> None:
 
 def test_conditions_skip_blocks_and_fill_the_prompt() -> None:
     found = measured("conditions")
-    assert found["clip-skip 2"].sampling.clip_skip == 2
+    assert found["clip-skip 2"].sampling.clip_skip == 1  # as the stock pipeline counts
     long = found["past 77 tokens"].sampling.templates
     assert all(len(template.split()) > 77 and template.index("{}") < 12 for template in long)
+    pieces = found["in pieces"].sampling
+    assert pieces.in_pieces
+    first, last = pieces.templates[: len(long)], pieces.templates[len(long) :]
+    assert first == long
+    assert all(len(template.split("{}")[0].split()) > 77 for template in last)
 
 
 def test_quality_compares_and_neighbours_are_probes() -> None:

@@ -33,7 +33,8 @@ def test_a_concept_is_shown_from_one_half_on_beside_any_other() -> None:
 
 def test_of_concepts_that_exclude_each_other_the_likeliest_is_shown_however_unlikely() -> None:
     shares = np.array([[0.3, 0.4, 0.2, 0.1], [0.9, 0.1, 0.0, 0.0], [0.25, 0.2, 0.3, 0.25]], np.float32)
-    exclusive = replace(verdicts(), concept=shares, exclusive=True)
+    labels = replace(verdicts().labels, exclusive=True)
+    exclusive = replace(verdicts(), concept=shares, labels=labels)
     assert exclusive.shows(Trait("dog")).tolist() == [True, False, False]
     assert exclusive.shows(Trait("blue circle")).tolist() == [False, False, True]
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from surgery.checkpoint import open_checkpoint
+from surgery.diffusion import noting_halvings
 from surgery.errors import JudgeError
 from surgery.evaluate import debias_dict, debias_text
 from surgery.execute import compute_patch, plan_recipe
@@ -117,6 +119,36 @@ def test_a_share_that_is_right_at_once_ends_after_one_round_and_is_not_drawn_aga
     assert drawn == sum(doctor["rounds"][0]["counts"])
     assert tune_recipe(only_doctor(recipe), base, WORDS, models, judge, store) == first
     assert judge.seen == drawn
+
+
+def test_counts_of_halved_batches_are_kept_under_their_own_key(
+    recipe: Recipe,
+    models: Any,
+    tmp_path: Path,
+    tiny_pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from surgery.evaluate import pictures as room
+
+    base, store, judge = open_checkpoint(tiny_pipeline), Store(tmp_path / "store"), Ruled(half)
+    drawn, sizes = room.sample, []
+
+    def limited(*given: Any, batch: int, **knobs: Any) -> Any:
+        sizes.append(batch)
+        if batch > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return drawn(*given, batch=batch, **knobs)
+
+    monkeypatch.setattr(room, "sample", limited)
+    with noting_halvings() as first:
+        tune_recipe(recipe, base, WORDS, models, judge, store)
+    assert min(sizes) == 1 < max(sizes)
+    seen = judge.seen
+    with noting_halvings() as again:
+        tune_recipe(recipe, base, WORDS, models, judge, store)
+    assert judge.seen == seen
+    assert [one.kind for one in first] == [one.kind for one in again]
+    assert {one.kind for one in first} == {"out-of-memory"}
 
 
 def test_what_settled_before_the_others_moved_is_drawn_again() -> None:

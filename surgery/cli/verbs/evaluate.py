@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from surgery.checkpoint.texts import read_json
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
     FILE,
     RECIPE,
+    Finite,
     batch_option,
     device_option,
     dtype_option,
@@ -25,6 +28,9 @@ from surgery.errors import JudgeError
 from surgery.recipe import load_recipe
 from surgery.shelf import checkpoint_path
 
+if TYPE_CHECKING:
+    from surgery.judge import Questions
+
 
 @click.command(cls=Verb)
 @click.argument("base", type=CHECKPOINT)
@@ -39,7 +45,11 @@ from surgery.shelf import checkpoint_path
 @output_option("Folder for evaluation.json and evaluation.png.")
 @click.option("--recipe", type=RECIPE, help="Which edits were made, where EDITED does not remember.")
 @click.option("--judge", default="pocket-judge", show_default=True, help="Who looks: a name or a folder.")
-@click.option("--names", type=FILE, help="Names that a CLIP judge chooses from, one a line.")
+@click.option(
+    "--names",
+    type=FILE,
+    help="Names that a CLIP judge chooses from, one a line; or JSON with lists: concept, gender, style, …",
+)
 @click.option("--labelled", type=FILE, help="Pictures in one folder a name, to measure the judge on first.")
 @click.option("--words", type=FILE, help="Names, aliases and templates; those beside BASE when left out.")
 @click.option("--drawings", type=FILE, help="Pictures of how it should look, for the suite quality.")
@@ -53,7 +63,7 @@ from surgery.shelf import checkpoint_path
 )
 @click.option("--held-out", type=click.IntRange(min=1), help="Unedited names looked at; all when left out.")
 @click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Of the sampler.")
-@click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale.")
+@click.option("--guidance", type=Finite(0), default=5.0, show_default=True, help="Guidance scale.")
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all pictures.")
 @click.option("--phrases", is_flag=True, help="List every phrase, not only the sums.")
 @click.option("--cache", type=FILE, help="Folder of stored pictures, which evaluations share.")
@@ -100,13 +110,13 @@ def evaluate(
     import torch
 
     from surgery.evaluate import debias_text, evaluation_text
-    from surgery.judge import Questions, load_judge
+    from surgery.judge import load_judge
     from surgery.study.evaluation import RECORD, Wish, evaluate_edit, refuse_evaluation
     from surgery.study.words import read_words
 
     use_threads(threads)
     place = chosen_device(device)
-    asked = None if names is None else Questions(concepts=_lines(names))
+    asked = None if names is None else _questions(names)
     wish = Wish(
         suites=suites,
         samples=samples,
@@ -118,7 +128,7 @@ def evaluate(
         held_out=held_out,
         drawings=drawings,
     )
-    refuse_evaluation(output, wish, overwrite=overwrite)
+    refuse_evaluation(output, wish, cache=cache, overwrite=overwrite)
     found = evaluate_edit(
         *places,
         output,
@@ -141,6 +151,26 @@ def evaluate(
     for finding in found.findings:
         print(f"{finding.subject}: {finding.message}")
     print(output)
+
+
+def _questions(path: Path) -> "Questions":
+    """The names in a file: concepts line by line, or those of several axes as JSON."""
+    from surgery.judge import AXES, Questions
+
+    if path.suffix != ".json":
+        return Questions(concepts=_lines(path))
+    try:
+        told = read_json(path)
+    except ValueError as error:
+        raise JudgeError(f"{path} {error}; expected JSON with lists of names by axis.") from error
+    match told:
+        case dict() if all(
+            axis in AXES and isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for axis, names in told.items()
+        ):
+            others = {axis: tuple(names) for axis, names in told.items() if axis != "concept"}
+            return Questions(concepts=tuple(told.get("concept", ())), others=others)
+    raise JudgeError(f"{path} is no object of lists of names under {', '.join(AXES)}; expected one.")
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
     FILE,
+    Finite,
     device_option,
     output_option,
     overwrite_option,
@@ -26,7 +27,7 @@ from surgery.shelf import checkpoint_path
 @click.option("--no-padding", is_flag=True, help="Leave out the padding that the U-Net reads too.")
 @click.option(
     "--word-weight",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(0, above=True),
     default=7.0,
     show_default=True,
     help="Weight of a word against a token of padding.",

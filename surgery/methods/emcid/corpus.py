@@ -31,13 +31,18 @@ class CaptionFile:
         """One caption after the other.
 
         Raises:
-            MethodError: at the first byte that is no UTF-8.
+            MethodError: at the first byte that is no UTF-8, and at the end of a file without a caption.
         """
-        place = 0
+        place, empty = 0, True
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines):
-                yield from (text for text in self._text(line, place, number).splitlines() if text.strip())
+                for text in self._text(line, place, number).splitlines():
+                    if text.strip():
+                        empty = False
+                        yield text
                 place += len(line)
+        if empty:
+            raise MethodError(f"{self.path} holds no caption; some thousands were expected, one a line.")
 
     def _text(self, line: bytes, place: int, number: int) -> str:
         try:

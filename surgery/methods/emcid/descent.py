@@ -123,7 +123,7 @@ def descend(
     for step in progress.track(range(settings.steps), "offsets", unit="step"):
         adam.param_groups[0]["lr"] = settings.learning_rate * _rate_left(step, settings)
         found = losses(step, (scaled * scale)[active], active)
-        values = found.detach().double().cpu()
+        values = found.detach().cpu().double()
         sound = torch.isfinite(values)
         finite[active.cpu()[~sound]] = False
         (scaled.grad,) = torch.autograd.grad(found[sound.to(found.device)].sum(), [scaled])

@@ -43,6 +43,7 @@ from surgery.methods.emcid.settings import (
 )
 from surgery.methods.emcid.statistics import KeyStatistics
 from surgery.methods.emcid.statistics_file import load_statistics
+from surgery.methods.emcid.tuning import pictures_needed
 from surgery.recipe import Emcid, Recipe
 from surgery.recipe.emcid import Kind as RecipeKind
 from surgery.record import JSON, Work, file_digest
@@ -145,8 +146,17 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
             for layer in layers
         ),
         batches=(offsets.batch,) * full + ((rest,) if rest else ()),
-        cost=_cost(edits, offsets),
+        cost=_cost(edits, offsets) | _tuning_cost(entry),
     )
+
+
+def _tuning_cost(entry: Emcid) -> dict[str, int]:
+    """At most so many pictures to find mixtures; more where the judge leaves many undecided."""
+    wanted, knobs = untuned(entry), entry.debias
+    if not wanted or knobs.tuning != "pictures":
+        return {}
+    each = max(knobs.pictures, pictures_needed(knobs.tolerance, knobs.interval))
+    return {"tuning_pictures": knobs.rounds * each * len(wanted)}
 
 
 def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[Hashable, str]:
@@ -158,7 +168,7 @@ def check(entry: Emcid, recipe: Recipe, base: Checkpoint, models: Any) -> dict[H
     offsets, update = settings_of(entry, base)
     if _statistics(entry, recipe) is None:
         captions = CaptionFile(path=_captions_path(entry, recipe, base))
-        deque(islice(captions, corpus_of(entry).count), maxlen=0)  # that they are text
+        deque(islice(captions, corpus_of(entry).count), maxlen=0)  # that they are there, and text
     edits, rules = edits_of(entry, recipe), _rules(entry)
     concepts = check_edit(_models(models), edits, offsets, update, rules=rules, preserve=preserved(entry))
     return {concept.source_ids: concept.label for concept in concepts}

@@ -131,9 +131,17 @@ def _faults(found: Mapping[str, KeyStatistics]) -> list[str]:
                 faults.append(f"layer {layer} of the {component} is no row of finite float32 numbers.")
                 continue
             try:
-                unpack(moment)
+                powers = unpack(moment).diagonal()
             except NumericsError as error:
                 faults.append(f"layer {layer} of the {component}: {error}")
+                continue
+            if not bool((powers >= 0).all()) or not bool(powers.any()):
+                faults.append(f"layer {layer} of the {component} has no mean squares; expected some above 0.")
+        if min(statistics.token_count, statistics.word_count, statistics.caption_count) < 1:
+            faults.append(
+                f"the {component}'s come from {statistics.token_count} tokens, {statistics.word_count} of "
+                f"them words, in {statistics.caption_count} captions; expected some of each."
+            )
     return faults
 
 

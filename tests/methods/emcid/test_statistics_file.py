@@ -98,6 +98,15 @@ def test_tensors_that_are_no_triangle_are_refused_together(found: KeyStatistics,
         load_statistics(tmp_path / "spoiled")
 
 
+def test_numbers_that_no_captions_give_are_refused(found: KeyStatistics, tmp_path: Path) -> None:
+    nothing = {layer: torch.zeros_like(moment) for layer, moment in found.moments.items()}
+    save_statistics({"text_encoder": replace(found, moments=nothing, token_count=-5)}, tmp_path / "odd")
+    with pytest.raises(MethodError, match=r"^3 faults") as refused:
+        load_statistics(tmp_path / "odd")
+    assert "has no mean squares" in str(refused.value)
+    assert "come from -5 tokens" in str(refused.value)
+
+
 def test_an_edit_with_the_file_is_the_edit_with_its_captions(models: EmcidModels, tmp_path: Path) -> None:
     offsets = OffsetSettings(mode="text", steps=3, keep_unconverged=True)
     update, corpus = UpdateSettings(layers=(9, 10)), CorpusSettings(shrinkage=0.1)
