@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surgery.checkpoint import open_checkpoint
-from surgery.diffusion import noting_halvings
+from surgery.diffusion import noting_halvings, sample
 from surgery.errors import JudgeError
 from surgery.evaluate import debias_dict, debias_text
 from surgery.execute import compute_patch, plan_recipe
@@ -128,18 +128,16 @@ def test_counts_of_halved_batches_are_kept_under_their_own_key(
     tiny_pipeline: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from surgery.evaluate import pictures as room
-
     base, store, judge = open_checkpoint(tiny_pipeline), Store(tmp_path / "store"), Ruled(half)
-    drawn, sizes = room.sample, []
+    sizes = []
 
     def limited(*given: Any, batch: int, **knobs: Any) -> Any:
         sizes.append(batch)
         if batch > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return drawn(*given, batch=batch, **knobs)
+        return sample(*given, batch=batch, **knobs)
 
-    monkeypatch.setattr(room, "sample", limited)
+    monkeypatch.setattr("surgery.evaluate.pictures.sample", limited)
     with noting_halvings() as first:
         tune_recipe(recipe, base, WORDS, models, judge, store)
     assert min(sizes) == 1 < max(sizes)
