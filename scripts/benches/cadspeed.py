@@ -1,0 +1,387 @@
+"""Component attribution against the published scheme run plainly: what it costs, and how steady it is.
+
+The plain way is written out below, from the study's description: a path of its own for every timestep, one
+row at a time beside its unconditional one, gradients of every weight of the U-Net, added up tensor by tensor,
+and whole sorts of every row. At the size of Stable Diffusion 1.5 it is three timed calls of each kind times
+their number; all else runs whole. Times include everything from a name to the mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
+from surgery.delta import Delta
+from surgery.diffusion import encode, read_prompts, sample
+from surgery.diffusion.sampling import latent_shape
+from surgery.methods.cad import AttributionSettings, SelectionSettings, concepts_named
+from surgery.methods.cad.attribution import attribute
+from surgery.methods.cad.components import components_of
+from surgery.methods.cad.gradients import Grading
+from surgery.methods.cad.masks import ComponentMask, delta_of
+from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.ranked import Ranked, rank
+from surgery.patch import Term, make_patch, save_patch
+from surgery.progress import track
+from surgery.shelf import checkpoint_path
+from surgery.study.words import read_words
+from tests.support.measure import peak_memory
+
+STEPS: Final = 50  # of the published sampler
+PICTURES: Final = 50
+PATHS: Final = sum(range(1, STEPS + 1))  # 1,275 calls with guidance
+RATIOS: Final = tuple(0.001 * 10 ** (2 * step / 9) for step in range(10))  # 0.1 to 10 %
+MOST_FLOOR, MOST_DEFAULT = 235_000, 330_000  # bytes of a mask at ratio 0.001
+MINUTES, MEMORY, MEMORY_SPARING = 25.0, 7.0e9, 5.6e9
+
+Scored = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Scores of one concept, the mask made of them, and what they took."""
+
+    scores: Scored
+    seconds: float
+    ranked: Ranked | None = None
+    sweep_s: float = 0.0
+
+
+def cad_speed(options: argparse.Namespace) -> bool:
+    """Whole on the small checkpoint, then at full size where that is asked for; whether the conditions held."""
+    held = pocket(options) if options.small else True
+    return full(options) and held if options.full else held
+
+
+# the small checkpoint
+
+
+def pocket(options: argparse.Namespace) -> bool:
+    """Both ways whole, two seeds each."""
+    base = checkpoint_path(options.base)
+    models = load_pipeline(base)
+    names = components_of(open_checkpoint(base).shapes, ["ff"])
+    drawn = sorted(read_words(base).concepts)
+    np.random.default_rng(options.seed).shuffle(drawn)
+    chosen = drawn[: options.concepts]
+    print(f"pocket: {', '.join(chosen)}; {torch.get_num_threads()} threads, fp32, {len(names)} tensors")
+    erased = [_erased(options, models, names, name) for name in track(chosen, "erase", unit="concept")]
+    plain_s, ours_s, plain_r, ours_r = (statistics.fmean(column) for column in zip(*erased, strict=True))
+    held = told("erase", plain_s, ours_s, 10)
+    steadier = ours_r >= plain_r
+    print(
+        f"erase: Pearson of two seeds {plain_r:.3f} plainly, {ours_r:.3f} ours: "
+        f"{'holds' if steadier else 'FAILS'} (no worse)"
+    )
+    amplified = [
+        _amplified(options, models, names, name)
+        for name in track(chosen[: options.amplified], "amplify", unit="concept")
+    ]
+    plain_s, ours_s, r = (statistics.fmean(column) for column in zip(*amplified, strict=True))
+    faster = told("amplify", plain_s, ours_s, 50)
+    alike = r >= 0.98
+    print(f"amplify: Pearson to the 2,500 pairs {r:.4f}: {'holds' if alike else 'FAILS'} (at least 0.98)")
+    return held and steadier and faster and alike
+
+
+def told(what: str, plain_s: float, ours_s: float, least: float) -> bool:
+    ratio = plain_s / ours_s
+    print(
+        f"{what}: {plain_s:.1f} s plainly, {ours_s:.2f} s ours: {ratio:.1f} times "
+        f"{'holds' if ratio >= least else 'FAILS'} (at least {least:g})",
+        flush=True,
+    )
+    return ratio >= least
+
+
+def _erased(
+    options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str
+) -> tuple[float, float, float, float]:
+    """Seconds plainly and ours, and the correlation of two seeds plainly and ours."""
+    plain = [plain_erase(models, names, name, seed) for seed in (0, 1)]
+    ours = [_ours(models, names, name, seed, AttributionSettings(), options.micro_batch) for seed in (0, 1)]
+    return (
+        statistics.fmean(one.seconds for one in plain),
+        statistics.fmean(one.seconds for one in ours),
+        pearson(plain[0].scores, plain[1].scores),
+        pearson(ours[0].scores, ours[1].scores),
+    )
+
+
+def _amplified(
+    options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str
+) -> tuple[float, float, float]:
+    plain = plain_amplify(models, names, name, 0)
+    ours = _ours(
+        models, names, name, 1, AttributionSettings(objective="denoise"), options.micro_batch, negative=True
+    )
+    return plain.seconds, ours.seconds, pearson(plain.scores, ours.scores)
+
+
+def pearson(one: Scored, other: Scored) -> float:
+    """Of all scores together."""
+    first, second = (torch.cat([side[name].flatten() for name in sorted(side)]) for side in (one, other))
+    return float(torch.corrcoef(torch.stack([first, second]).double())[0, 1])
+
+
+def _ours(
+    models: Any,
+    names: tuple[str, ...],
+    name: str,
+    seed: int,
+    settings: AttributionSettings,
+    micro_batch: int,
+    *,
+    negative: bool = False,
+    checkpointing: bool = False,
+) -> Took:
+    """From the name to the mask, and then nine more masks."""
+    started = time.perf_counter()
+    (concept,) = concepts_named([name], seed=seed)
+    (pairs,) = pairs_of(models, [concept], settings)
+    grading = Grading(names=names, micro_batch=micro_batch, checkpointing=checkpointing)
+    found = attribute(models, pairs, grading)
+    sign = -1.0 if negative else 1.0
+
+    def scores() -> Any:
+        return ((one, sign * score) for one, score in found.scores())
+
+    chosen = SelectionSettings()
+    ranked = rank(scores, chosen.rule, max(RATIOS))
+    mask = ranked.mask(RATIOS[0], chosen.rounding)
+    seconds = time.perf_counter() - started
+    for ratio in RATIOS[1:]:
+        ranked.mask(ratio, chosen.rounding)
+    sweep = time.perf_counter() - started
+    assert mask.count
+    return Took(scores=dict(found.scores()), seconds=seconds, ranked=ranked, sweep_s=sweep)
+
+
+# the published scheme, plainly
+
+
+def plain_erase(models: Any, names: tuple[str, ...], name: str, seed: int) -> Took:
+    """For each of 50 timesteps a path of its own, from new noise up to there; a row and its base at a time."""
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    scheduler, text = _ddim(models), _features(models, [name, ""])
+    unet, shape = models.unet, (1, *latent_shape(models))
+    for weight in unet.parameters():
+        weight.requires_grad_(True)
+    total = {key: torch.zeros_like(weight) for key, weight in unet.named_parameters()}
+    for length in range(1, STEPS + 1):
+        latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
+        for timestep in scheduler.timesteps[:length]:
+            latents = _guided(unet, scheduler, latents, timestep, text, 3.0)
+        _add(unet, total, base_gap(unet, latents, scheduler.timesteps[length - 1], text))
+    return _scored(unet, total, names, started, sign=1.0)
+
+
+def plain_amplify(models: Any, names: tuple[str, ...], name: str, seed: int) -> Took:
+    """The denoising loss of 50 drawn pictures at each of 50 timesteps, one at a time."""
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    scheduler, text = _ddim(models), _features(models, [name])
+    drawn = sample(
+        models, [name] * PICTURES, [seed * PICTURES + n for n in range(PICTURES)],
+        steps=STEPS, guidance=7.5, batch=5, progress=False,
+    )  # fmt: skip
+    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = torch.cat([encode(models.vae, part)[0] for part in pixels.split(5)])
+    unet = models.unet
+    for weight in unet.parameters():
+        weight.requires_grad_(True)
+    total = {key: torch.zeros_like(weight) for key, weight in unet.named_parameters()}
+    for timestep in scheduler.timesteps:
+        for latent in latents:
+            noise = torch.randn((1, *latent.shape), generator=generator)
+            noisy = scheduler.add_noise(latent[None], noise, timestep[None])
+            _add(unet, total, (noise - unet(noisy, timestep, text).sample).square().mean())
+    return _scored(unet, total, names, started, sign=-1.0)
+
+
+def base_gap(unet: Any, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    """The summed squared distance of a conditional prediction to the base one, both rows in the graph."""
+    conditional, base = unet(torch.cat([latents] * 2), timestep, text).sample.chunk(2)
+    return torch.as_tensor((base.detach() - conditional).square().sum())
+
+
+@torch.no_grad()
+def _guided(
+    unet: Any, scheduler: Any, latents: Tensor, timestep: Tensor, text: Tensor, guidance: float
+) -> Tensor:
+    conditional, base = unet(torch.cat([latents] * 2), timestep, text).sample.chunk(2)
+    found = base + guidance * (conditional - base)
+    return torch.as_tensor(scheduler.step(found, timestep, latents, return_dict=False)[0])
+
+
+def _add(unet: Any, total: dict[str, Tensor], loss: Tensor) -> None:
+    unet.zero_grad(set_to_none=True)
+    loss.backward()
+    for key, weight in unet.named_parameters():
+        if weight.grad is not None:
+            total[key] += weight.grad
+
+
+def _scored(
+    unet: Any, total: Mapping[str, Tensor], names: tuple[str, ...], started: float, sign: float
+) -> Took:
+    """Weight times gradient, and a whole sort of every row."""
+    weights = dict(unet.named_parameters())
+    scores = {}
+    for name in names:
+        key = name.removeprefix("unet/")
+        scores[name] = sign * weights[key].detach() * total[key]
+        scores[name].argsort(dim=1, descending=True)
+    unet.zero_grad(set_to_none=True)
+    unet.requires_grad_(False)
+    return Took(scores=scores, seconds=time.perf_counter() - started)
+
+
+def _ddim(models: Any) -> Any:
+    scheduler = DDIMScheduler.from_config(models.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    return scheduler
+
+
+def _features(models: Any, prompts: Sequence[str]) -> Tensor:
+    return read_prompts(models, prompts).features
+
+
+# full size
+
+
+def full(options: argparse.Namespace) -> bool:
+    """Ours whole at the size of Stable Diffusion 1.5, the plain way from three calls of each kind."""
+    models = full_models(options.vocabulary)
+    names = tuple(f"unet/{key}" for key, _ in models.unet.named_parameters())
+    names = components_of({name: tuple(one.shape) for name, one in _named(models)}, ["ff"])
+    count = sum(one.numel() for name, one in _named(models) if name in names)
+    print(
+        f"\nSD 1.5: {count:,} weights of {len(names)} tensors, {torch.get_num_threads()} threads", flush=True
+    )
+    held = True
+    ranked: Ranked | None = None
+    for dtype in options.dtypes:
+        for sparing in (False, True) if dtype == "float32" else (False,):
+            models.unet.to(getattr(torch, dtype))
+            with peak_memory() as peak:
+                took = _ours(
+                    models, names, "a cat", 0, AttributionSettings(), options.micro_batch_full,
+                    checkpointing=sparing,
+                )  # fmt: skip
+            ranked = ranked or took.ranked
+            small = peak.count <= (MEMORY_SPARING if sparing else MEMORY)
+            # time is a condition of the default, bfloat16 is told beside it
+            good = small and (sparing or dtype != "float32" or took.seconds <= 60 * MINUTES)
+            held = held and good
+            print(
+                f"ours, {dtype}{', checkpointing' if sparing else ''}: {took.seconds / 60:.1f} minutes, "
+                f"{peak.count / 1e9:.2f} GB {'holds' if good else 'FAILS'}; ten ratios "
+                f"{took.sweep_s / took.seconds:.3f} times one",
+                flush=True,
+            )
+            held = held and took.sweep_s <= 1.2 * took.seconds
+            del took
+    models.unet.to(torch.float32)
+    _extrapolated(models)
+    assert ranked is not None
+    return _stored_masks(options.scratch, ranked) and held
+
+
+def full_models(vocabulary: Path) -> Any:
+    """Random weights; the VAE has none."""
+    import randomsd
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    return SimpleNamespace(
+        unet=randomsd.unet("sd15"),
+        text_encoder=randomsd.text_encoder("sd15"),
+        tokenizer=randomsd.tokenizer(vocabulary),
+        scheduler=scheduler,
+        vae=randomsd.vae("sd15"),
+    )
+
+
+def _named(models: Any) -> list[tuple[str, Tensor]]:
+    return [(f"unet/{key}", weight) for key, weight in models.unet.named_parameters()]
+
+
+def _extrapolated(models: Any) -> None:
+    """Three calls of each kind, the median times their number."""
+    scheduler, text = _ddim(models), _features(models, ["a cat", ""])
+    latents, timestep = torch.randn(1, *latent_shape(models)), scheduler.timesteps[10]
+    models.unet.requires_grad_(True)
+
+    def backward(loss: Callable[[], Tensor]) -> float:
+        def call() -> None:
+            loss().backward()
+            models.unet.zero_grad(set_to_none=True)
+
+        return _median(call)
+
+    walked = _median(lambda: _guided(models.unet, scheduler, latents, timestep, text, 3.0))
+    graded = backward(lambda: base_gap(models.unet, latents, timestep, text))
+    denoised = backward(lambda: (latents - models.unet(latents, timestep, text[:1]).sample).square().mean())
+    erase = PATHS * walked + STEPS * graded
+    amplify = STEPS * PICTURES * (denoised + walked)  # as many steps to draw the pictures
+    print(
+        f"plainly, extrapolated: a step of a path {walked:.1f} s, graded {graded:.1f} s, denoising "
+        f"{denoised:.1f} s: erase {erase / 3600:.1f} hours, amplify {amplify / 3600:.1f} hours",
+        flush=True,
+    )
+
+
+def _median(call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _stored_masks(scratch: Path, ranked: Ranked) -> bool:
+    """The bytes of both masks of ratio 0.001 as patches."""
+    from fullsize import SIZES, VOCABULARY, shapes_of, write_random
+
+    from surgery.checkpoint.families import family_files
+
+    size = SIZES["sd15-fp16"]
+    scratch.mkdir(parents=True, exist_ok=True)
+    base, place = scratch / "mask-base.safetensors", scratch / "mask.safetensors"
+    try:
+        files = family_files(size.family, VOCABULARY)
+        write_random(base, shapes_of(files), files, size.dtype)
+        checkpoint = open_checkpoint(base)
+        held = True
+        for rounding, most in (("floor", MOST_FLOOR), ("carry", MOST_DEFAULT)):
+            mask: ComponentMask = ranked.mask(0.001, rounding)  # type: ignore[arg-type]  # one of two words
+            delta: Delta = delta_of([(mask, 1.0)])
+            save_patch(make_patch([Term(delta=delta, source="bench")], checkpoint), place, overwrite=True)
+            taken = place.stat().st_size
+            held = held and taken <= most
+            print(
+                f"mask of ratio 0.001, {rounding}: {mask.count:,} weights, {taken:,} bytes "
+                f"{'holds' if taken <= most else 'FAILS'} (at most {most:,})"
+            )
+        return held
+    finally:
+        for path in (base, place):
+            path.unlink(missing_ok=True)
