@@ -9,7 +9,6 @@ prompts, beside pictures of other concepts. So rules are compared at equal erasu
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +16,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-import torch
+from caddraw import Easel, Task
 from cadrules import MOST, RULES, Bank, MaskRule
 
-from surgery.anatomy import standing_in, weights_digest
+from surgery.anatomy import weights_digest
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
-from surgery.diffusion import at_once, in_order
-from surgery.evaluate import Sampling
-from surgery.evaluate.pictures import Painter
 from surgery.judge import Judge, Trait, load_judge
 from surgery.methods import Replacement
 from surgery.methods.cad import CadConcept, concepts_named
 from surgery.methods.cad.components import components_of
-from surgery.methods.cad.masks import ComponentMask, masked
-from surgery.progress import track
+from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.store import Store
@@ -50,14 +45,13 @@ Hits = list[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What all cells share; ``painters`` have the U-Net that draws."""
+    """What all cells share."""
 
     options: argparse.Namespace
     models: Any
-    painters: Any
+    easel: Easel
     words: Words
     judge: Judge
-    store: Store
     digest: str
     names: tuple[str, ...]
     screening: tuple[CadConcept, ...]
@@ -128,10 +122,9 @@ def _ground(options: argparse.Namespace) -> Ground:
     return Ground(
         options=options,
         models=models,
-        painters=_painters(models, getattr(torch, options.dtype)),
+        easel=Easel(options=options, judge=judge, store=Store(options.store)),
         words=words,
         judge=judge,
-        store=Store(options.store),
         digest=weights_digest(models.unet),
         names=components_of(open_checkpoint(base).shapes, options.components),
         screening=screening,
@@ -233,20 +226,18 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     started = time.monotonic()
     masks = rule.masks(bank, concept)
     seconds = time.monotonic() - started
-    seeking, judging = np.array_split(np.array(ground.words.templates("test"), dtype=object), 2)
-    sought = Sampling(templates=tuple(seeking), samples=-(-options.sought // len(seeking)))
-    asked = Sampling(templates=tuple(judging), samples=-(-options.pictures // len(judging)))
-    beside = Sampling(templates=tuple(judging[:2]), samples=1)
-    closely = Sampling(templates=tuple(judging[:2]), samples=2)
-    near = _nearest(ground, concept)
-    place, mask, reached = _gone(ground, bank, rule, masks, concept, sought)
+    templates = ground.words.templates("test")
+    seeking, judging = templates[: len(templates) // 2], templates[len(templates) // 2 :]
+    few, near = judging[:2], _nearest(ground, concept)
+    sought = _task(concept.name, seeking, options.sought)
+    place, mask, reached = _gone(ground, bank, rule, masks, sought)
     tasks = [
-        *((concept.name, asked),),
-        *((name, beside) for name in ground.others),
-        *((name, closely) for name in near),
+        _task(concept.name, judging, options.pictures),
+        *(Task(phrase=name, templates=few, samples=1) for name in ground.others),
+        *(Task(phrase=name, templates=few, samples=2) for name in near),
     ]
-    before = _shares(ground, ground.painters, tasks, kept=True)
-    after = _masked_shares(ground, bank, mask, rule.strength, tasks)
+    before = ground.easel.shares(ground.models, tasks, kept=True)
+    after = ground.easel.masked(ground.models, bank.weights, mask, rule.strength, tasks)
     both = list(zip(before, after, strict=True))
     count = 1 + len(ground.others)
     return Erased(
@@ -260,13 +251,17 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     )
 
 
+def _task(phrase: str, templates: Sequence[str], pictures: int) -> Task:
+    """At least so many pictures, spread over the templates."""
+    return Task(phrase=phrase, templates=tuple(templates), samples=-(-pictures // len(templates)))
+
+
 def _gone(
     ground: Ground,
     bank: Bank,
     rule: MaskRule,
     masks: Callable[[float], ComponentMask],
-    concept: CadConcept,
-    sought: Sampling,
+    sought: Task,
 ) -> tuple[int, ComponentMask, bool]:
     """The first place of the grid at which the concept is gone, by bisection; its mask."""
     tried: dict[int, tuple[ComponentMask, bool]] = {}
@@ -274,7 +269,7 @@ def _gone(
     def gone(place: int) -> bool:
         if place not in tried:
             mask = masks(GRID[place])
-            (share,) = _masked_shares(ground, bank, mask, rule.strength, [(concept.name, sought)])
+            (share,) = ground.easel.masked(ground.models, bank.weights, mask, rule.strength, [sought])
             tried[place] = mask, share <= ground.options.level
         return tried[place][1]
 
@@ -292,49 +287,3 @@ def _nearest(ground: Ground, concept: CadConcept) -> tuple[str, ...]:
     edit = Replacement(source=concept.name, destination=None, kind="erase")
     material, _ = material_of([edit], (), ground.words, ground.judge.labels, ground.models)
     return material.neighbours[concept.name][:5]
-
-
-Tasks = Sequence[tuple[str, Sampling]]
-
-
-def _masked_shares(
-    ground: Ground, bank: Bank, mask: ComponentMask, strength: float, tasks: Tasks
-) -> list[float]:
-    changed = {name: masked(bank.weights[name], places, strength) for name, places in mask.places.items()}
-    with standing_in(ground.models, changed):
-        painters = _painters(ground.models, getattr(torch, ground.options.dtype))
-        return _shares(ground, painters, tasks)
-
-
-def _shares(ground: Ground, painters: Any, tasks: Tasks, *, kept: bool = False) -> list[float]:
-    """The share of each phrase's pictures that show it; those of the unedited model are kept."""
-    store = ground.store if kept else None
-    options = ground.options
-
-    def drawn(task: tuple[str, Sampling]) -> np.ndarray:
-        phrase, sampling = task
-        own = Sampling(
-            templates=sampling.templates,
-            samples=sampling.samples,
-            seed=options.seed,
-            steps=options.steps,
-            batch=options.batch,
-        )
-        painter = Painter(models=painters, sampling=own, store=store, weights=ground.digest)
-        return painter.pictures(phrase, own.templates)
-
-    workers = at_once(painters.unet, len(tasks))
-    pictures = track(in_order(drawn, tasks, workers), "pictures", unit="phrase", total=len(tasks))
-    return [
-        float(ground.judge.score(one).shows(Trait(phrase)).mean())
-        for (phrase, _), one in zip(tasks, pictures, strict=True)
-    ]
-
-
-def _painters(models: Any, dtype: torch.dtype) -> Any:
-    """The same models, the U-Net in another type."""
-    if dtype == torch.float32:
-        return models
-    painters = copy.copy(models)
-    painters.unet = copy.deepcopy(models.unet).to(dtype)
-    return painters

@@ -61,7 +61,7 @@ class Took:
 
 
 def cad_speed(options: argparse.Namespace) -> bool:
-    """Whole on the small checkpoint, then at full size where that is asked for; whether the conditions held."""
+    """Whole on the small checkpoint, then at full size where that is asked for; whether all held."""
     held = pocket(options) if options.small else True
     return full(options) and held if options.full else held
 
@@ -174,7 +174,7 @@ def _ours(
 
 
 def plain_erase(models: Any, names: tuple[str, ...], name: str, seed: int) -> Took:
-    """For each of 50 timesteps a path of its own, from new noise up to there; a row and its base at a time."""
+    """For each of 50 timesteps a path of its own, from new noise up to there; one row and its base each."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     scheduler, text = _ddim(models), _features(models, [name, ""])
