@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import prod
 from typing import Any, Final, Literal
 
 import torch
@@ -131,7 +130,8 @@ class Bank:
         return self._last[concept.name, what]
 
 
-Scores = Callable[[Bank, CadConcept], Scored]
+Scores = Callable[[Bank, CadConcept, Scored], Scored]
+"""Ranks weights of a concept, given its own scores as shares of its measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,7 @@ class MaskRule:
         quota: What has a quota of its own.
         rounds: Masks made in so many parts, scores made anew with each part taken away.
         baseline: Whether it is there to be compared with.
+        reads: Whether the concept's own scores are looked at.
     """
 
     says: str
@@ -154,12 +155,13 @@ class MaskRule:
     strength: float = 1.0
     rounds: int = 1
     baseline: bool = False
+    reads: bool = True
 
     def masks(self, bank: Bank, concept: CadConcept) -> Mask:
         """The mask of any ratio."""
         if self.rounds > 1:
             return partial(self._refined, bank, concept)
-        scored = self.scores(bank, concept)
+        scored = self.scores(bank, concept, bank.shares(concept) if self.reads else {})
         ranked = rank(lambda: sorted(scored.items()), self.quota, MOST, zeros=self.zeros)
         return lambda ratio: ranked.mask(ratio, self.rounding)
 
@@ -173,7 +175,8 @@ class MaskRule:
             }
             with standing_in(bank.models, gone):
                 found = attribute(bank.models, pairs, bank.grading)
-                scored = {name: score / found.measured.mean for name, score in found.scores()}
+                shares = {name: score / found.measured.mean for name, score in found.scores()}
+            scored = self.scores(bank, concept, shares)
             for name, places in mask.places.items():
                 scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
             ranked = rank(partial(sorted, scored.items()), self.quota, ratio)
@@ -184,64 +187,64 @@ class MaskRule:
 # rankings
 
 
-def own(bank: Bank, concept: CadConcept) -> Scored:
-    return bank.shares(concept)
+def own(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
+    return shares
 
 
-def published(bank: Bank, concept: CadConcept) -> Scored:
+def published(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return dict(bank.published(concept).scores())
 
 
-def t_statistic(bank: Bank, concept: CadConcept) -> Scored:
+def t_statistic(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return dict(bank.attribution(concept).t_statistics())
 
 
 def less(what: Literal["mean", "absolute", "damage"], weight: float) -> Scores:
     """The concept's score less so much of a moment of the reference concepts'."""
 
-    def scores(bank: Bank, concept: CadConcept) -> Scored:
+    def scores(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
         penalty: Scored = getattr(bank.others, what)
-        return {name: score - weight * penalty[name] for name, score in bank.shares(concept).items()}
+        return {name: score - weight * penalty[name] for name, score in shares.items()}
 
     return scores
 
 
-def unusual(bank: Bank, concept: CadConcept) -> Scored:
+def unusual(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     """How many deviations the concept's score lies above the reference concepts', where it speaks for it."""
     others = bank.others
     return {
         name: torch.where(score > 0, (score - others.mean[name]) / others.deviation[name], -1.0)
-        for name, score in bank.shares(concept).items()
+        for name, score in shares.items()
     }
 
 
-def unusual_share(bank: Bank, concept: CadConcept) -> Scored:
+def unusual_share(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     """The concept's score, weighed by how far it lies above the reference concepts'."""
-    found = unusual(bank, concept)
-    return {name: score * found[name].clamp_min(0) for name, score in bank.shares(concept).items()}
+    found = unusual(bank, concept, shares)
+    return {name: score * found[name].clamp_min(0) for name, score in shares.items()}
 
 
-def by_damage(bank: Bank, concept: CadConcept) -> Scored:
+def by_damage(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     """Score for each unit of damage to the reference concepts' predictions."""
     damage = bank.others.damage
     floor = torch.cat([one.flatten() for one in damage.values()]).mean()
-    return {name: score / (damage[name] + floor) for name, score in bank.shares(concept).items()}
+    return {name: score / (damage[name] + floor) for name, score in shares.items()}
 
 
-def drawn(bank: Bank, concept: CadConcept) -> Scored:
+def drawn(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random rule"))
     return {name: torch.rand(one.shape, generator=generator) for name, one in sorted(bank.weights.items())}
 
 
-def magnitude(bank: Bank, concept: CadConcept) -> Scored:
+def magnitude(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return {name: one.abs() for name, one in bank.weights.items()}
 
 
-def unsigned(bank: Bank, concept: CadConcept) -> Scored:
-    return {name: score.abs() for name, score in bank.shares(concept).items()}
+def unsigned(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
+    return {name: score.abs() for name, score in shares.items()}
 
 
-def activations(bank: Bank, concept: CadConcept) -> Scored:
+def activations(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     """|W| times the size of what comes in, where that is larger for the concept than for the empty prompt.
 
     Source: Wanda (2306.11695) as ConceptPrune (2405.19237) turns it round; here for both matrices.
@@ -302,21 +305,32 @@ RULES: Final[Mapping[str, MaskRule]] = {
     "by-damage": MaskRule(says="score for each unit of the others' curvature", scores=by_damage),
     "refined": MaskRule(says="one quota in 4 rounds", scores=own, rounds=4),
     "row-refined": MaskRule(says="rows in 4 rounds", scores=own, quota="row", rounds=4),
+    "refined-contrast": MaskRule(
+        says="less the others' mean score, in 4 rounds", scores=less("mean", 1), rounds=4
+    ),
+    "refined-by-damage": MaskRule(
+        says="score for each unit of the others' curvature, in 4 rounds", scores=by_damage, rounds=4
+    ),
     "half": MaskRule(says="one quota, half of each weight", scores=own, strength=0.5),
     "row-half": MaskRule(says="rows, half of each weight", scores=own, quota="row", strength=0.5),
     "published": MaskRule(
-        says="CAD as published", scores=published, quota="row", rounding="floor", zeros=True, baseline=True
+        says="CAD as published",
+        scores=published,
+        quota="row",
+        rounding="floor",
+        zeros=True,
+        baseline=True,
+        reads=False,
     ),
-    "random": MaskRule(says="drawn evenly", scores=drawn, quota="row", baseline=True),
-    "magnitude": MaskRule(says="|w|", scores=magnitude, quota="row", baseline=True),
+    "random": MaskRule(says="drawn evenly", scores=drawn, quota="row", baseline=True, reads=False),
+    "magnitude": MaskRule(says="|w|", scores=magnitude, quota="row", baseline=True, reads=False),
     "unsigned": MaskRule(says="|w · gradient|", scores=unsigned, quota="row", baseline=True),
     "activations": MaskRule(
-        says="|w| · size of its input (as ConceptPrune)", scores=activations, quota="row", baseline=True
+        says="|w| · size of its input (as ConceptPrune)",
+        scores=activations,
+        quota="row",
+        baseline=True,
+        reads=False,
     ),
 }
 """All rules by name."""
-
-
-def weights_in(names: Sequence[str], weights: Mapping[str, Tensor]) -> int:
-    """How many weights there are to choose from."""
-    return sum(prod(weights[name].shape) for name in names)

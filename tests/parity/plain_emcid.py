@@ -79,10 +79,15 @@ class Plain:
         if question is not None:
             noisy, timesteps, _ = question
             with torch.no_grad():
-                teacher = self.models.unet(noisy, timesteps, encoder_hidden_states=goal).sample
-            student = self.models.unet(noisy, timesteps, encoder_hidden_states=source).sample
-            loss = loss + ((student - teacher) ** 2).mean()
+                teacher = self.predict(noisy, timesteps, goal)
+            loss = loss + ((self.predict(noisy, timesteps, source) - teacher) ** 2).mean()
         return loss
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, features: Tensor) -> Tensor:
+        """The U-Net's answer in float32, whatever it computes in."""
+        unet = self.models.unet
+        noisy, features = noisy.to(unet.dtype), features.to(unet.dtype)
+        return torch.as_tensor(unet(noisy, timesteps, encoder_hidden_states=features).sample.float())
 
     def token_loss(self, delta: Tensor, metric: Tensor, text_weight: float) -> Tensor:
         """w L_text as cross-attention reads it: half the subject, half the mean of all tokens behind it."""
@@ -122,13 +127,14 @@ def as_released(models: Any, plain: Plain, settings: OffsetSettings) -> Ask:
 
     def ask() -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            posterior = models.vae.encode(pixels).latent_dist
+            posterior = models.vae.encode(pixels.to(models.vae.dtype)).latent_dist
+        mean, deviation = posterior.mean.float(), posterior.std.float()
         noisy, times, noises = [], [], []
         for row in rows:
             jitter = torch.randn(latents.shape[1:], generator=generator)
             noise = torch.randn(latents.shape[1:], generator=generator)
             time = torch.randint(0, 1000, (), generator=generator)
-            clean = (posterior.mean[row] + posterior.std[row] * jitter) * models.vae.config.scaling_factor
+            clean = (mean[row] + deviation[row] * jitter) * models.vae.config.scaling_factor
             noisy.append(kept[time].sqrt() * clean + (1 - kept[time]).sqrt() * noise)
             times.append(time)
             noises.append(noise)
