@@ -74,7 +74,9 @@ class Readers:
         self.edited = open_checkpoint(self.sound.edited)
         self.file = scratch / "file"
         save_statistics({"text_encoder": _small_statistics()}, self.file)
-        self.moments, self.statistics_texts = opened(self.file)
+        moments, self.statistics_texts = opened(self.file)
+        # what was read may lie in the file's own pages, and the file is written anew for every reader
+        self.moments = {key: moment.clone() for key, moment in moments.items()}
         self.table: list[Callable[[bytes], Reading]] = [
             self.header,
             self.raw_header,
