@@ -118,7 +118,9 @@ def stage_two(options: argparse.Namespace) -> bool:
     encoder = text_encoder(options.family, options.component)
     words = tokenizer(options.vocabulary)
     layers = tuple(range(len(text_stack(encoder).blocks) - 1)) if options.layers is None else options.layers
-    concepts = concepts_of(options.names, options.concepts, words)
+    # behind many random blocks a subject is little more than its last token
+    apart = options.component == "text_encoder_2"
+    concepts = concepts_of(options.names, options.concepts, words, apart=apart)
     stack, digest = text_stack(encoder), weights_digest(encoder)
     prompts = sum(len(one.spans) for one in concepts)
     print(
@@ -143,9 +145,15 @@ def stage_two(options: argparse.Namespace) -> bool:
     return good
 
 
-def concepts_of(names: Path, count: int, words: Any) -> tuple[Concept, ...]:
-    """Artists to be erased, with the published templates, from a JSON list of names."""
-    listed = json.loads(names.read_text(encoding="utf-8"))[:count]
+def concepts_of(names: Path, count: int, words: Any, *, apart: bool = False) -> tuple[Concept, ...]:
+    """Artists to be erased, with the published templates, from a JSON list of names.
+
+    With ``apart`` no two have the last word in common.
+    """
+    listed = json.loads(names.read_text(encoding="utf-8"))
+    if apart:
+        listed = list({name.split()[-1].lower(): name for name in reversed(listed)}.values())[::-1]
+    listed = listed[:count]
     concepts, _ = prepare([ConceptEdit(source=name, kind="style") for name in listed], words)
     return concepts
 
