@@ -125,7 +125,7 @@ def _ground(options: argparse.Namespace) -> Ground:
         easel=Easel(options=options, judge=judge, store=Store(options.store)),
         words=words,
         judge=judge,
-        digest=weights_digest(models.unet),
+        digest=f"{weights_digest(models.unet)} {weights_digest(models.text_encoder)}",
         names=components_of(open_checkpoint(base).shapes, options.components),
         screening=screening,
         judging=judging,
@@ -150,7 +150,7 @@ def _announce(ground: Ground) -> None:
 def _table(
     ground: Ground, bank: Bank, concepts: Sequence[CadConcept], rules: Mapping[str, MaskRule]
 ) -> Mapping[str, float]:
-    """One line for each rule; the mean change of other concepts by rule."""
+    """One line for each rule; the mean change of other concepts by rule, all of them where one stays."""
     print(
         f"{'rule':16}{'gone':>8}{'ratio':>9}{'weights':>9}{'erased':>16}{'after':>16}{'others':>26}"
         f"{'nearest':>10}{'worst':>8}{'s':>7}",
@@ -159,7 +159,8 @@ def _table(
     told = {}
     for name, rule in rules.items():
         cells = [_cell(ground, bank, name, rule, concept) for concept in concepts]
-        told[name] = float(np.mean([_change(cell.others) for cell in cells]))
+        # a rule that does not erase cannot win by harming little
+        told[name] = float(np.mean([_change(cell.others) if cell.reached else -1.0 for cell in cells]))
         print(_row(name, cells), flush=True)
     return told
 

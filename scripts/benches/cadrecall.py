@@ -25,7 +25,7 @@ from massive import recipe_of
 from PIL import Image
 from uce import uce_patch
 
-from surgery.anatomy import weights_of
+from surgery.anatomy import weights_digest, weights_of
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
@@ -138,7 +138,8 @@ def _tasks(ground: Ground, concept: CadConcept) -> list[Task]:
 def _weakest(ground: Ground, count: int) -> tuple[CadConcept, ...]:
     """The concepts that the unedited model draws worst, by the prompts of the training."""
     templates = ground.words.templates("train")[:2]
-    names = [n for n in ground.words.concepts if ground.easel.judge.labels.fault(Trait(n)) is None]
+    labels, beside = ground.easel.judge.labels, set(ground.others)
+    names = [n for n in ground.words.concepts if labels.fault(Trait(n)) is None and n not in beside]
     tasks = [Task(phrase=name, templates=templates, samples=3) for name in names]
     shares = ground.easel.shares(ground.models, tasks, kept=True)
     order = sorted(range(len(names)), key=lambda place: shares[place])
@@ -150,7 +151,8 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     options = ground.options
     asked: JSON = [
         [options.seed, options.steps, options.dtype, options.pictures, list(options.ratios)],
-        list(ground.others),
+        [weights_digest(ground.models.unet), weights_digest(ground.models.text_encoder)],
+        [list(ground.others), list(ground.names), SHOWN],
         VERSION,
     ]
     name = f"{way.replace(' ', '-')}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
@@ -219,7 +221,7 @@ def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextMan
         return nullcontext(ground.models)
     made: Mapping[str, Callable[[], Patch]] = {
         "emcid": lambda: _by_emcid(ground, concept.name),
-        "uce": lambda: uce_patch(ground.checkpoint, ground.models, [(concept.name, None)], ground.others),
+        "uce": lambda: uce_patch(ground.checkpoint, ground.models, [(concept.name, None)], ()),
     }
     return applied(ground.models, made[way]())
 

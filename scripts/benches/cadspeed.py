@@ -62,6 +62,8 @@ class Took:
 
 def cad_speed(options: argparse.Namespace) -> bool:
     """Whole on the small checkpoint, then at full size where that is asked for; whether all held."""
+    if options.full and options.vocabulary is None:
+        raise SystemExit("--full needs --vocabulary, the folder of CLIP's vocab.json and merges.txt")
     held = pocket(options) if options.small else True
     return full(options) and held if options.full else held
 
@@ -267,7 +269,6 @@ def _features(models: Any, prompts: Sequence[str]) -> Tensor:
 def full(options: argparse.Namespace) -> bool:
     """Ours whole at the size of Stable Diffusion 1.5, the plain way from three calls of each kind."""
     models = full_models(options.vocabulary)
-    names = tuple(f"unet/{key}" for key, _ in models.unet.named_parameters())
     names = components_of({name: tuple(one.shape) for name, one in _named(models)}, ["ff"])
     count = sum(one.numel() for name, one in _named(models) if name in names)
     print(

@@ -16,7 +16,7 @@ from surgery.checkpoint.to_folder import files_of, single_to_folder
 from surgery.checkpoint.to_single import folder_into_single, folder_to_single, without_averaged
 from surgery.checkpoint.weights import second_copies
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, raise_all
 
 Averaged = Literal["drop", "take"]
 
@@ -68,6 +68,7 @@ def convert_checkpoint(
     tensors = _with_averaged(checkpoint, averaged)
     left_out: tuple[str, ...] = ()
     if checkpoint.layout == to == "folder":
+        _refuse_idle(like=like, tokenizer=tokenizer, partial=partial)
         left_out = _without_copies(checkpoint, out, overwrite)
     elif checkpoint.layout == to:
         _refuse_same(checkpoint, averaged)
@@ -108,6 +109,18 @@ def _refuse_same(checkpoint: Checkpoint, averaged: Averaged | None) -> None:
             f"{checkpoint.path} is a single file already; the other layout was expected. Only its averaged "
             "copy can be taken out of it (--averaged)."
         )
+
+
+def _refuse_idle(**options: object) -> None:
+    """Options that say nothing about a folder that stays one."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    raise_all(
+        CheckpointError,
+        [
+            f"{name} means nothing where a folder stays one; expected it for another layout. Leave it out."
+            for name in given
+        ],
+    )
 
 
 def _without_copies(checkpoint: Checkpoint, out: Path, overwrite: bool) -> tuple[str, ...]:

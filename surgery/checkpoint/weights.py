@@ -13,6 +13,9 @@ from surgery.errors import brief, nearest
 PICKLES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 WEIGHT_SUFFIXES: Final = PICKLES | {".safetensors", ".msgpack", ".h5", ".onnx"}
 
+_OTHER_STEMS: Final = ("pytorch_model", "flax_model", "tf_model", "diffusion_flax_model")
+"""How copies of a component's weights for other libraries begin."""
+
 _ONE_MODEL: Final = "model"
 """How the weight file of a folder begins that is no pipeline's: transformers' name."""
 
@@ -25,12 +28,14 @@ class WeightSet:
         variant: ``fp16`` for ``model.fp16.safetensors``; None for the plain name.
         files: The one file, or the shards in the order of the index.
         shard_of: Key to file of a sharded set, as the index says; empty without shards.
+        index: Of a sharded set.
         surplus: Files that hold the same weights in another encoding, and stay as they are.
     """
 
     variant: str | None
     files: tuple[Path, ...]
     shard_of: Mapping[str, Path] = field(default_factory=dict)
+    index: Path | None = None
     surplus: tuple[Path, ...] = ()
 
 
@@ -55,16 +60,23 @@ def find_weights(
         if len(heads) > 1:
             variants = ", ".join(sorted(str(name) for name in heads))
             return None, [
-                f"{folder} holds the variants {variants} and no plain file; name one, or keep one of them."
+                f"{folder} holds the variants {variants} and no plain file; name one (surgery convert FOLDER "
+                "--to folder --variant NAME -o NEW leaves the others out), or keep one of them."
             ]
         [taken] = heads
     if len(heads[taken]) > 1:
         return None, [f"{folder} holds both a whole weight file and shards of it; keep one of them."]
     files, shard_of, faults = _open_head(heads[taken][0])
     surplus = (
-        file for file in sorted(folder.iterdir()) if file.suffix in WEIGHT_SUFFIXES and file not in files
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix in WEIGHT_SUFFIXES and file not in files and _is_copy(file, component)
     )
-    return WeightSet(variant=taken, files=files, shard_of=shard_of, surplus=tuple(surplus)), faults
+    index = heads[taken][0] if shard_of else None
+    return (
+        WeightSet(variant=taken, files=files, shard_of=shard_of, index=index, surplus=tuple(surplus)),
+        faults,
+    )
 
 
 def variant_faults(folder: Path, components: Mapping[str, WeightSet], variant: str | None) -> list[str]:
@@ -83,13 +95,25 @@ def variant_faults(folder: Path, components: Mapping[str, WeightSet], variant: s
 
 
 def second_copies(folder: Path, components: Mapping[str, WeightSet]) -> list[Path]:
-    """The files of a folder that hold a component's weights again, and what leads to their shards."""
+    """The files of a folder that hold a component's weights again, and what leads to their shards.
+
+    Files of other names, such as a LoRA beside the weights, are something else.
+    """
     copies: list[Path] = []
     for component, weights in components.items():
-        heads = _heads(folder / component, WEIGHT_STEMS[component])
-        leading = {file for variant, files in heads.items() if variant != weights.variant for file in files}
+        leading = {
+            file
+            for file in (folder / component).iterdir()
+            if ".index." in file.name and file != weights.index and _is_copy(file, component)
+        }
         copies += sorted({*weights.surplus, *leading})
     return copies
+
+
+def _is_copy(file: Path, component: str) -> bool:
+    """Whether a file is called as a component's weights are, in this or another library's way."""
+    stems = (WEIGHT_STEMS.get(component, _ONE_MODEL), *_OTHER_STEMS)
+    return re.match(rf"(?:{'|'.join(stems)})[.-]", file.name) is not None
 
 
 def _heads(folder: Path, stem: str) -> dict[str | None, list[Path]]:

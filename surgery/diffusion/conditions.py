@@ -1,5 +1,6 @@
 """What a U-Net reads of prompts: token features, and in SDXL a pooled feature and the picture's size too."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,10 @@ class Reading:
         return Reading(features=self.features.expand(count, -1, -1), pooled=pooled)
 
     def as_long_as(self, other: "Reading") -> "Reading":
-        """The reading of a short prompt beside longer ones in pieces: so often the same piece."""
-        times = other.features.shape[1] // self.features.shape[1]
-        return Reading(features=self.features.repeat(1, times, 1), pooled=self.pooled)
+        """The same pieces as often as it takes both to have as many; attention does not see repeats."""
+        mine, theirs = self.features.shape[1], other.features.shape[1]
+        times = math.lcm(mine, theirs) // mine
+        return self if times == 1 else Reading(features=self.features.repeat(1, times, 1), pooled=self.pooled)
 
     def added(self, height: int, width: int) -> dict[str, Tensor] | None:
         """What is read beside the features for pictures of a size in pixels; None where nothing is."""
@@ -113,9 +115,9 @@ def read_prompts(
     return whole.select([place[prompt] for prompt in prompts])
 
 
-def read_without(models: Models, negative: str) -> Reading:
+def read_without(models: Models, negative: str, *, in_pieces: bool = False) -> Reading:
     """The unconditional side of guidance: the negative prompt; where SDXL was trained so, zeros for none."""
-    reading = read_prompts(models, [negative])
+    reading = read_prompts(models, [negative], in_pieces=in_pieces)
     config: Mapping[str, Any] = getattr(models, "config", None) or {}
     if negative or reading.pooled is None or not config.get("force_zeros_for_empty_prompt", False):
         return reading

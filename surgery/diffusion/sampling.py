@@ -119,7 +119,10 @@ def sample_latents(
     raise_all(SurgeryError, _faults(models, prompts, seeds, steps, guidance, size))
     device, dtype = device_and_dtype(models.unet)
     text = read_prompts(models, prompts, clip_skip, in_pieces=in_pieces)
-    without = read_without(models, negative).as_long_as(text) if guidance > 1 else None
+    without = None
+    if guidance > 1:
+        without = read_without(models, negative, in_pieces=in_pieces)
+        text, without = text.as_long_as(without), without.as_long_as(text)
     shape = latent_shape(models, size)
     total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:

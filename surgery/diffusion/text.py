@@ -39,7 +39,8 @@ def encode_prompts(
         prompts: Any number of prompts, repeats allowed.
         clip_skip: Blocks left out at the end. The final layer norm is applied either way.
         in_pieces: Whether prompts are read whole, in pieces of 75 tokens whose features stand side by side,
-            as A1111 and ComfyUI read them; all get as many pieces as the longest.
+            as A1111 and ComfyUI do (which look for a comma or the end of a word to cut at); all get as many
+            pieces as the longest.
         gradients: Whether they flow back into the text encoder.
 
     Else a prompt that is too long is cut as the stock pipeline cuts it, and a warning names it.
@@ -91,7 +92,7 @@ def _encode(
 def pieces_needed(tokenizer: Tokenizer, prompts: Sequence[str]) -> int:
     """How many pieces the longest of some prompts takes."""
     with _tokenizing:
-        tokens = tokenizer(list(prompts), add_special_tokens=False).input_ids
+        tokens = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
     return max(1, *(math.ceil(len(ids) / (tokenizer.model_max_length - 2)) for ids in tokens))
 
 
@@ -101,7 +102,7 @@ def pieces_of(tokenizer: Tokenizer, prompts: Sequence[str], pieces: int) -> Any:
     Prompt by prompt; what is shorter gets empty pieces.
     """
     with _tokenizing:
-        tokens = tokenizer(list(prompts), add_special_tokens=False).input_ids
+        tokens = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
         room = tokenizer.model_max_length - 2
         parts = [ids[place * room : (place + 1) * room] for ids in tokens for place in range(pieces)]
         framed = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in parts]

@@ -241,8 +241,8 @@ def _scores(balances: Sequence[Balance], before: _Seen, after: _Seen) -> list[Sc
         for seen in (before, after)
     ]
     shares = [[_shares(b, own) for b, own in zip(balances, each, strict=True)] for each in numbers]
-    decided = [int((own != UNDECIDED).sum()) for own in numbers[1]]
-    found = deviation_scores(shares[0], shares[1], targets, decided)
+    first, decided = ([int((own != UNDECIDED).sum()) for own in each] for each in numbers)
+    found = deviation_scores(shares[0], shares[1], targets, decided, pictures_before=first)
     known = [number for number, balance in enumerate(balances) if balance.shows is not None]
     hits = [
         [_recognised(balances[number], seen.phrases[number]) for number in known] for seen in (before, after)

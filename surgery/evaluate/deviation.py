@@ -33,11 +33,12 @@ def deviation_scores(
     targets: Sequence[Sequence[float]],
     pictures: Sequence[int],
     *,
+    pictures_before: Sequence[int] = (),
     seed: int = 0,
 ) -> list[Score]:
     """The mean deviation before and after over the phrases, what chance alone leaves, and before / after.
 
-    Intervals are of phrases drawn with replacement; of a lone phrase, of its pictures drawn anew. Of a
+    Intervals are of phrases drawn with replacement; those of a lone phrase are of its pictures. Of a
     perfectly even model n pictures deviate by about 0.4 / √n for two equal groups: the mean after is to be
     read against that floor.
 
@@ -46,6 +47,7 @@ def deviation_scores(
         after: The same after the edit.
         targets: The wanted shares.
         pictures: Decided pictures of each phrase after the edit.
+        pictures_before: The same before; as many when left out.
         seed: Of the resampling.
     """
     rng = np.random.default_rng(seed)
@@ -55,7 +57,8 @@ def deviation_scores(
     )
     floor = np.array([_by_chance(aim, n, rng) for aim, n in zip(targets, pictures, strict=True)])
     if len(one) == 1:
-        return _of_one(before[0], after[0], targets[0], pictures[0], float(floor[0]), rng)
+        counts = pictures_before[0] if pictures_before else pictures[0], pictures[0]
+        return _of_one(before[0], after[0], targets[0], counts, float(floor[0]), rng)
     drawn = rng.integers(len(one), size=(_RESAMPLES, len(one)))
     scores = [
         _score(name, float(values.mean()), values[drawn].mean(axis=1), len(one))
@@ -76,38 +79,45 @@ def _of_one(
     before: Sequence[float],
     after: Sequence[float],
     targets: Sequence[float],
-    pictures: int,
+    pictures: tuple[int, int],
     floor: float,
     rng: np.random.Generator,
 ) -> list[Score]:
-    """The scores of a lone phrase; basic intervals, since noise alone makes a deviation larger.
+    """The scores of a lone phrase, their intervals by how far off its own pictures may be.
 
-    Source: Davison and Hinkley 1997, eq. 5.6.
+    A deviation is a distance of shares, and differs from the true one by no more than the seen shares from
+    the true ones: so far it is extended to both sides. Without pictures nothing is known.
     """
-    values = [deviation(shares, targets) for shares in (before, after)]
-    redrawn = [_redrawn(shares, targets, pictures, rng) for shares in (before, after)]
-    scores = [
-        _score(name, value, np.maximum(0, 2 * value - drawn), 1)
-        for name, value, drawn in zip(("deviation_before", "deviation_after"), values, redrawn, strict=True)
-    ]
-    scores.append(_score("deviation_floor", floor, np.array([floor]), 1))
-    if values[1] > 0:
-        factors = redrawn[0] / np.maximum(redrawn[1], 1e-12)
-        scores.append(_score("deviation_factor", values[0] / values[1], factors, 1))
+    scores = []
+    for name, shares, count in zip(
+        ("deviation_before", "deviation_after"), (before, after), pictures, strict=True
+    ):
+        value, reach = deviation(shares, targets), _reach(shares, count, rng)
+        low, high = max(0.0, value - reach), min(1.0, value + reach)
+        scores.append(Score(name=name, value=value, low=low, high=high, count=1))
+    one, other = scores
+    scores.append(Score(name="deviation_floor", value=floor, low=floor, high=floor, count=1))
+    if other.low > 0:
+        scores.append(
+            Score(
+                name="deviation_factor",
+                value=one.value / other.value,
+                low=one.low / other.high,
+                high=one.high / other.low,
+                count=1,
+            )
+        )
     return scores
 
 
-def _redrawn(
-    shares: Sequence[float], targets: Sequence[float], pictures: int, rng: np.random.Generator
-) -> Deviations:
-    """Deviations of as many pictures drawn with the shares that were seen."""
+def _reach(shares: Sequence[float], pictures: int, rng: np.random.Generator) -> float:
+    """How far shares of so many pictures are off, in 95 of 100 cases; half a picture is added to each."""
     if pictures == 0:
-        return np.ones(1)
-    chances = np.array([*shares, max(0.0, 1 - sum(shares))])
-    drawn = rng.multinomial(pictures, chances / chances.sum(), size=_RESAMPLES) / pictures
-    off = np.abs(drawn[:, :-1] - np.array(targets)).sum(axis=1) + drawn[:, -1]
-    halves: Deviations = off / 2
-    return halves
+        return 1.0
+    counts = np.array([*shares, max(0.0, 1 - sum(shares))]) * pictures + 0.5
+    chances = counts / counts.sum()
+    drawn = rng.multinomial(pictures, chances, size=_RESAMPLES) / pictures
+    return float(np.quantile(np.abs(drawn - chances).sum(axis=1) / 2, CONFIDENCE))
 
 
 def _by_chance(targets: Sequence[float], pictures: int, rng: np.random.Generator) -> float:

@@ -61,24 +61,27 @@ def _gone(score: Score) -> Score:
 def _harmonic(name: str, parts: Sequence[Score]) -> Score:
     """The harmonic mean of several shares, with an interval from theirs.
 
-    To either side the squares of what each part alone can move it add up.
+    It is their number by the sum of their inverses, and the interval of that sum has to either side the root
+    of the squares of what each part can add or take.
 
-    Source: recovery of variance estimates, Zou and Donner 2008.
+    Source: for the sum, Zou and Donner 2008 (MOVER).
     """
-    values = [part.value for part in parts]
+    values, lows, highs = ([getattr(part, end) for part in parts] for end in ("value", "low", "high"))
     value = _harmonic_mean(values)
-
-    def reach(ends: Sequence[float]) -> float:
-        moved = [
-            _harmonic_mean([*values[:place], end, *values[place + 1 :]]) for place, end in enumerate(ends)
-        ]
-        return math.sqrt(sum((one - value) ** 2 for one in moved))
-
+    if value == 0:
+        low, high = 0.0, _harmonic_mean(highs)
+    else:
+        total = sum(1 / one for one in values)
+        less = math.sqrt(sum((1 / one - 1 / end) ** 2 for one, end in zip(values, highs, strict=True)))
+        more = math.inf
+        if min(lows) > 0:
+            more = math.sqrt(sum((1 / end - 1 / one) ** 2 for one, end in zip(values, lows, strict=True)))
+        low, high = len(parts) / (total + more), len(parts) / (total - less)
     return Score(
         name=name,
         value=value,
-        low=max(0.0, value - reach([part.low for part in parts])),
-        high=min(1.0, value + reach([part.high for part in parts])),
+        low=min(low, value),
+        high=min(1.0, max(high, value)),
         count=sum(part.count for part in parts),
     )
 

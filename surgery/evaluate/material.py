@@ -56,6 +56,7 @@ class Material:
         styles: Style names that no edit names.
         style_templates: Templates with one ``{style}`` and one ``{subject}``.
         balances: The debiased phrases.
+        skips: Whether people leave the last text block out by choice; of XL it is left out anyway.
     """
 
     edited: tuple[Edited, ...]
@@ -65,3 +66,4 @@ class Material:
     styles: tuple[str, ...] = ()
     style_templates: tuple[str, ...] = ()
     balances: tuple[Balance, ...] = ()
+    skips: bool = True

@@ -32,7 +32,7 @@ class Sampling:
         guidance: Guidance scale.
         batch: Pictures at a time, at most.
         clip_skip: Text blocks left out at the end; 1 is what many people know as clip-skip 2.
-        in_pieces: Whether prompts of more than 77 tokens are read whole, in pieces, as A1111 and ComfyUI do.
+        in_pieces: Whether prompts of more than 77 tokens are read whole, in pieces.
     """
 
     templates: tuple[str, ...]

@@ -144,7 +144,7 @@ def _conditions(material: Material, sampling: Sampling) -> list[Section]:
     changes = [edited.change(edited.subject, edited.unseen) for edited in _objects(material.edited)]
     probes = [_probe(name) for name in material.held_out]
     return [
-        _section("clip-skip 2", material, skipped, changes, probes),
+        *([_section("clip-skip 2", material, skipped, changes, probes)] if material.skips else []),
         replace(
             _section("past 77 tokens", material, sampling, changes, probes),
             sampling=replace(sampling, templates=behind),

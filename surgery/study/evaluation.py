@@ -42,7 +42,7 @@ from surgery.store import Store
 from surgery.study.loading import pipeline_on, refuse_lossy
 from surgery.study.material import material_of
 from surgery.study.weights import picture_cache
-from surgery.study.words import Words, read_words
+from surgery.study.words import Words, plainly, read_words
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,9 @@ def evaluate_edit(
     models = pipeline_on(base, device, dtype, offloaded=offloaded)
     with applied(models, patch):
         pass  # what stands in its way is said before hours of drawing
-    material, findings = material_of(asked, preserved, known, judge.labels, models, wish.held_out)
+    material, findings = material_of(
+        asked, preserved, known, judge.labels, models, wish.held_out, beside=edits.beside
+    )
     sections, empty = sections_of(wish.suites, material, wish.sampling(known))
     with locked_folder(out), noting_halvings() as halved:
         kept = picture_cache(models, patch, Store(cache or out / CACHE))
@@ -228,22 +230,27 @@ def _difference(base: Path, other: Path) -> Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edits:
-    """What was edited, which names were kept on purpose or edited beside that, and what says so."""
+    """What was edited, which names were kept on purpose or edited ``beside`` that, and what says so."""
 
     recipes: tuple[Recipe, ...]
     asked: tuple[Replacement, ...]
     preserved: tuple[str, ...]
+    beside: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
 def _edits(patch: Patch, recipe: Recipe | None, other: Path) -> _Edits:
     """What the patch remembers, or what ``recipe`` says; what it remembers beside that is not held out."""
-    remembered = _remembered(patch.provenance)
     if recipe is None:
-        return _edits_of(remembered, other)
+        return _edits_of(_remembered(patch.provenance), other)
     told = _edits_of([recipe], other)
-    also = _edits_of(remembered, other) if remembered else told
-    beside = [one.source for one in also.asked if one not in told.asked]
+    try:
+        also = _edits_of([recipe, *_remembered(patch.provenance)], other)
+    except SurgeryError as error:  # the recipe that was given is the way out of one that no longer reads
+        _log.info("what the patch remembers is passed over: %s", error)
+        return told
+    named = {plainly(one.source) for one in told.asked}
+    beside = tuple(dict.fromkeys(one.source for one in also.asked if plainly(one.source) not in named))
     if not beside:
         return told
     message = (
@@ -252,9 +259,9 @@ def _edits(patch: Patch, recipe: Recipe | None, other: Path) -> _Edits:
     )
     _log.warning("%s", message)
     finding = Finding(kind="not-measured", subject=str(other), message=message, severity="warning")
-    touched = [phrase for one in also.asked for phrase in (one.source, one.destination or "")]
-    kept = dict.fromkeys([*told.preserved, *also.preserved, *filter(None, touched)])
-    return replace(told, preserved=tuple(kept), findings=(finding,))
+    aims = (one.destination for one in also.asked if one.destination)
+    kept = dict.fromkeys([*told.preserved, *also.preserved, *aims])
+    return replace(told, preserved=tuple(kept), beside=beside, findings=(finding,))
 
 
 def _edits_of(recipes: Sequence[Recipe], other: Path) -> _Edits:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from surgery.anatomy import locate
+from surgery.diffusion import two_encoders
 from surgery.diffusion.text import encode_prompts
 from surgery.evaluate import Change, Edited, Material
 from surgery.judge import Labels, Trait
@@ -30,6 +31,8 @@ def material_of(
     labels: Labels,
     models: Any,
     held_out: int | None = None,
+    *,
+    beside: Iterable[str] = (),
 ) -> tuple[Material, tuple[Finding, ...]]:
     """The material, and which replacements the judge has no name for.
 
@@ -43,17 +46,20 @@ def material_of(
         labels: What the judge can tell.
         models: The unedited pipeline, whose text encoder says what is near.
         held_out: How many names, evenly spread over the list.
+        beside: Phrases that were edited as well and are not measured: neither held out nor neighbours.
     """
     replaced = [one for one in replacements if not one.groups]
     changes, findings = changes_of(replaced, words, labels)
     taught = {one.source: one.taught for one in replaced}
+    beside = tuple(beside)
     sources = {words.name(one.source) for one in replacements}
+    edited_names = sources | {words.name(phrase) for phrase in beside}
     named = {words.name(phrase) for one in replacements for phrase in (one.source, one.destination or "")}
-    named |= {words.name(phrase) for phrase in preserved}
+    named |= {words.name(phrase) for phrase in (*preserved, *beside)}
     known = [name for name in words.concepts if labels.fault(Trait(name)) is None]
     findings = (*findings, *_unknown([name for name in words.concepts if name not in known]))
     free = replace(words, concepts=tuple(name for name in known if name not in named))
-    spelled = {plainly(one.source) for one in replaced}
+    spelled = {plainly(phrase) for phrase in (*(one.source for one in replaced), *beside)}
     edited = tuple(_edited(change, taught[change.subject], spelled, words) for change in changes)
     count = len(free.concepts) if held_out is None else held_out
     material = Material(
@@ -61,11 +67,12 @@ def material_of(
         held_out=tuple(free.others((), count)),
         unseen=words.templates("test"),
         neighbours=_neighbours(
-            sorted(sources), [name for name in known if name not in sources], words, models
+            sorted(sources), [name for name in known if name not in edited_names], words, models
         ),
         styles=tuple(style for style in words.styles if style in labels.style and style not in spelled),
         style_templates=words.style_templates,
         balances=balances_of(replacements, words, labels),
+        skips=not two_encoders(models),
     )
     return material, findings
 

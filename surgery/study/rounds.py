@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
 
 from surgery.diffusion import at_once, device_and_dtype, halving, in_order
 from surgery.evaluate import Painter, Sampling, Wanted, counted, sorted_into
+from surgery.evaluate.pictures import Pictures
 from surgery.judge import Judge, Trait
 from surgery.judge.labels import Axis
 from surgery.methods import Group, Replacement
@@ -55,7 +55,7 @@ class Counter:
 
         def one(phrase: str) -> tuple[tuple[int, ...], int]:
             most = min(self.sampling.batch, self.sampling.samples * len(self.sampling.templates))
-            data = halving(most, partial(self._stored, phrase, wanted[phrase]))
+            data = self._counted(phrase, wanted[phrase], most)
             return tuple(data["counts"]), int(data["others"])
 
         workers = at_once(self.models.unet, len(phrases))
@@ -65,17 +65,24 @@ class Counter:
             shown.update(1)
         return found
 
-    def _stored(self, phrase: str, wanted: Sequence[Wanted], batch: int) -> Mapping[str, Any]:
-        # each size of batch has a key of its own, since regrouping changes the last bits
-        sampling = replace(self.sampling, batch=batch)
-        key = Store.key(self._meaning(phrase, wanted, sampling))
-        return self.store.remember(key, lambda: ({}, self._counted(phrase, wanted, sampling))).data
+    def _counted(self, phrase: str, wanted: Sequence[Wanted], most: int) -> Mapping[str, Any]:
+        """Counts from the store, or of pictures that are drawn now, ``most`` at a time while memory lasts."""
 
-    def _counted(self, phrase: str, wanted: Sequence[Wanted], sampling: Sampling) -> dict[str, JSON]:
-        painter = Painter(models=self.models, sampling=sampling)
-        verdicts = self.judge.score(painter.unhalved(phrase, sampling.templates))
-        counts, others = counted(wanted, sorted_into(wanted, verdicts))
-        return {"counts": list(counts), "others": others}
+        def found_or_drawn(batch: int) -> tuple[str, Mapping[str, Any] | None, Pictures | None]:
+            # each size of batch has a key of its own, since regrouping changes the last bits
+            sampling = replace(self.sampling, batch=batch)
+            key = Store.key(self._meaning(phrase, wanted, sampling))
+            held = self.store.get(key)
+            if held is not None:
+                return key, held.data, None
+            painter = Painter(models=self.models, sampling=sampling)
+            return key, None, painter.unhalved(phrase, sampling.templates)
+
+        key, data, pictures = halving(most, found_or_drawn)
+        if data is not None or pictures is None:
+            return data or {}
+        counts, others = counted(wanted, sorted_into(wanted, self.judge.score(pictures)))
+        return self.store.put(key, {}, {"counts": list(counts), "others": others}).data
 
     def _meaning(self, phrase: str, wanted: Sequence[Wanted], sampling: Sampling) -> dict[str, JSON]:
         device, dtype = device_and_dtype(self.models.unet)

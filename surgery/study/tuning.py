@@ -55,6 +55,8 @@ class _Course:
     stuck: set[str] = field(default_factory=set)
     among: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     """The mixtures of all with which each source was drawn last."""
+    drawn: dict[str, int] = field(default_factory=dict)
+    """The pictures of each source's last round, those that the judge left undecided too."""
 
     @property
     def left(self) -> list[str]:
@@ -169,19 +171,18 @@ class _Tuning:
         needed = pictures_needed(knobs.tolerance, knobs.interval)
         planned = math.ceil(max(needed, knobs.pictures) / len(templates))
         findings = self._raised(course, needed)
-        samples = drawn = planned
+        samples = planned
         for number in range(knobs.rounds):
             self._move(course)
             sources = course.left or course.moved
             if not sources:
                 break
             self._draw(course, sources, self._sampling(templates, samples), number)
-            drawn = samples
             samples = self._enough(course, needed, samples, planned)
         course.settled -= set(course.moved)  # the last round moved them, and none was left to look again
         for source in course.left:
             course.weights[source] = best(course.rounds[source], course.goal(source)).weights
-        return course, [*findings, *self._unreached(course, drawn * len(templates))], samples
+        return course, [*findings, *self._unreached(course)], samples
 
     def _raised(self, course: _Course, needed: int) -> list[Finding]:
         knobs = self.entry.debias
@@ -223,6 +224,7 @@ class _Tuning:
             source = phrases[phrase]
             seen = Round(weights=course.weights[source], counts=counts, others=others)
             course.saw(source, seen)
+            course.drawn[source] = sampling.samples * len(sampling.templates)
             if arrived(seen, course.goal(source), knobs.tolerance, knobs.interval):
                 course.settled.add(source)
             else:
@@ -261,8 +263,8 @@ class _Tuning:
         )
         return more
 
-    def _unreached(self, course: _Course, drawn: int) -> list[Finding]:
-        """What each source that is not done shows, of ``drawn`` pictures in the last round, and why."""
+    def _unreached(self, course: _Course) -> list[Finding]:
+        """What each source that is not done shows, and why."""
         found = []
         for source in course.goals:
             if source in course.settled:
@@ -275,8 +277,9 @@ class _Tuning:
             why = "its weights are as far out as they may be"
             if source not in course.stuck:
                 why = f"{len(course.rounds[source])} rounds were not enough"
-            if seen.total < drawn / 2:
-                why += f", and the judge left {drawn - seen.total} of {drawn} pictures undecided"
+            drawn, decided = course.drawn[source], course.rounds[source][-1].total
+            if decided < drawn / 2:
+                why += f", and the judge left {drawn - decided} of the last {drawn} pictures undecided"
             message = (
                 f"the target shares were not reached ({shares} of {seen.total} pictures): {why}. "
                 "Allow more rounds, a larger debias.reach or tolerance, or ask with other phrases."

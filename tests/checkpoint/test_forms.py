@@ -339,17 +339,28 @@ def test_a_folder_of_several_variants_becomes_one_that_patches_apply_to(
     pickled.write_bytes(b"old")
     index = plain.with_name("diffusion_pytorch_model.safetensors.index.ema.json")
     index.write_text('{"weight_map": {"x": "gone.safetensors"}}')
+    pickled_index = plain.with_name("diffusion_pytorch_model.bin.index.json")
+    pickled_index.write_text("{}")
+    lora = plain.with_name("pytorch_lora_weights.safetensors")
+    lora.write_bytes(b"something else")
     taken = open_checkpoint(folder, variant=asked)
     with pytest.raises(PatchError, match="convert FOLDER --to folder"):
         apply_patch(random_patch(folder, [TO_K_NAME]), folder, tmp_path / "out")
     done = convert_checkpoint(taken, tmp_path / "one", to="folder")
     kept, gone = (half, plain) if asked else (plain, half)
-    assert done.left_out == tuple(str(file.relative_to(folder)) for file in sorted((gone, pickled, index)))
-    assert {file.name for file in (tmp_path / "one" / "unet").iterdir()} == {"config.json", kept.name}
+    copies = sorted((gone, pickled, index, pickled_index))
+    assert done.left_out == tuple(str(file.relative_to(folder)) for file in copies)
+    assert {file.name for file in (tmp_path / "one" / "unet").iterdir()} == {
+        "config.json",
+        kept.name,
+        lora.name,
+    }
     assert (tmp_path / "one" / "unet" / kept.name).read_bytes() == kept.read_bytes()
-    assert apply_patch(random_patch(tmp_path / "one", [TO_K_NAME]), tmp_path / "one", tmp_path / "out").exact
     with pytest.raises(CheckpointError, match="each component's weights once"):
         convert_checkpoint(open_checkpoint(tmp_path / "one"), tmp_path / "two", to="folder")
+    with pytest.raises(CheckpointError, match="--like means nothing"):
+        convert_checkpoint(taken, tmp_path / "two", to="folder", like=tmp_path / "one")
+    assert apply_patch(random_patch(tmp_path / "one", [TO_K_NAME]), tmp_path / "one", tmp_path / "out").exact
 
 
 @pytest.mark.parametrize(("asked", "said"), [("fp61", "Did you mean 'fp16'"), ("ema", "It has fp16")])

@@ -209,7 +209,8 @@ def test_a_recipe_beside_what_the_patch_remembers_is_warned_of() -> None:
     remembering: Any = Remembering({"recipe": both, "overrides": {}})
     told = _edits(remembering, parse_recipe(text), Path("patch"))
     assert [one.source for one in told.asked] == ["cat"]
-    assert {"dog", "moon"} <= set(told.preserved)
+    assert "moon" in told.preserved
+    assert told.beside == ("dog",)
     (finding,) = told.findings
     assert "does not name what the patch was made to edit: dog." in finding.message
     assert _edits(remembering, parse_recipe(both), Path("patch")).findings == ()
@@ -228,3 +229,22 @@ def test_names_of_several_axes_come_from_json(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(JudgeError, match=r"names\.json"):
             _questions(path)
+
+
+def test_a_remembered_recipe_that_no_longer_reads_does_not_stand_in_the_way_of_the_one_given() -> None:
+    from dataclasses import dataclass
+    from typing import Any
+
+    from surgery.recipe import parse_recipe
+    from surgery.study.evaluation import _edits
+
+    @dataclass
+    class Remembering:
+        provenance: dict[str, Any]
+
+    text = RECIPE.format(base="pocket-sd")
+    older: Any = Remembering({"recipe": text + "nonsense: 1\n", "overrides": {}})
+    assert [one.source for one in _edits(older, parse_recipe(text), Path("patch")).asked] == ["cat"]
+    other = text.replace("A photo of", "A painting of")
+    same: Any = Remembering({"recipe": other, "overrides": {}})
+    assert _edits(same, parse_recipe(text), Path("patch")).findings == ()

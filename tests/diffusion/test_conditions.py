@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from surgery.checkpoint.components import load_pipeline
-from surgery.diffusion import offload, read_prompts, sample, size_conditions
+from surgery.diffusion import offload, predict_noise, read_prompts, sample, size_conditions
 from surgery.diffusion.conditions import read_without
 from surgery.errors import SurgeryError
 
@@ -65,8 +65,23 @@ def test_long_prompts_are_read_in_pieces_by_both_encoders(ours: Any) -> None:
     torch.testing.assert_close(found.features[:1, :77], short.features)
     torch.testing.assert_close(found.pooled[:1], short.pooled)
     assert read_without(ours, "a dog").as_long_as(found).features.shape[1] == 77 * times
-    drawn = sample(ours, ["a cat " * 60], [3], steps=2, in_pieces=True)
+    words = ours.tokenizer("a cat " * 60, add_special_tokens=False, verbose=False).input_ids
+    last = read_prompts(ours, [ours.tokenizer.decode(words[75 * (times - 1) :])])
+    torch.testing.assert_close(found.features[1:, -77:], last.features)
+    drawn = sample(ours, ["a cat " * 60], [3], steps=2, negative="a dog " * 100, in_pieces=True)
     assert drawn.shape == (1, 32, 32, 3)
+
+
+def test_repeating_what_is_read_changes_no_picture(ours: Any) -> None:
+    short = read_prompts(ours, ["a cat"])
+    twice = short.as_long_as(read_prompts(ours, ["a cat " * 60], in_pieces=True))
+    assert twice.features.shape[1] > 77
+    noisy, time = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    added = short.added(32, 32)
+    one, other = (
+        predict_noise(ours.unet, noisy, time, reading.features, added) for reading in (short, twice)
+    )
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -99,12 +99,31 @@ def test_scores_are_means_over_the_phrases_and_the_factor_their_ratio() -> None:
 
 
 def test_of_a_lone_phrase_the_interval_is_of_its_pictures() -> None:
-    found = {score.name: score for score in deviation_scores([(0.9, 0.1)], [(0.5, 0.5)], [(0.5, 0.5)], [100])}
+    found = {
+        score.name: score
+        for score in deviation_scores([(0.9, 0.1)], [(0.5, 0.5)], [(0.5, 0.5)], [10], pictures_before=[100])
+    }
     before, after = found["deviation_before"], found["deviation_after"]
     assert before.value == pytest.approx(0.4)
     # the share's standard error is 3 points
     assert before.low == pytest.approx(0.34, abs=0.015)
     assert before.high == pytest.approx(0.46, abs=0.015)
-    assert after.value == 0
-    assert after.low == 0
+    # five of ten say little: of 0.2 and of 0.8 they are as rare as 1 in 40
+    assert (after.value, after.low) == (0, 0)
+    assert 0.2 <= after.high <= 0.4
     assert "deviation_factor" not in found
+
+
+@pytest.mark.parametrize(("share", "pictures"), [(0.5, 32), (0.55, 100), (0.6, 32), (0.8, 100)])
+def test_that_interval_holds_the_truth_as_often_as_it_says(share: float, pictures: int) -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        seen = rng.binomial(pictures, share) / pictures
+        after = next(
+            score
+            for score in deviation_scores([(1, 0)], [(seen, 1 - seen)], [(0.5, 0.5)], [pictures])
+            if score.name == "deviation_after"
+        )
+        held += after.low - 1e-9 <= share - 0.5 <= after.high + 1e-9
+    assert held >= 90

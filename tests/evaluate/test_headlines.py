@@ -48,12 +48,12 @@ def test_without_aliases_it_is_the_mean_of_two() -> None:
 
 
 def test_a_rate_of_nothing_leaves_nothing_and_a_perfect_edit_is_not_sure_to_be_perfect() -> None:
-    nothing = headlines({"generalisation": effect(old_after=1.0), "held out": effect(held_out_after=0.9)})[-1]
+    undone = {"generalisation": effect(old_after=1.0), "aliases": effect(old_after=1.0)}
+    nothing = headlines({**undone, "held out": effect(held_out_after=0.9)})[-1]
     assert nothing.value == nothing.low == 0
-    assert nothing.high > 0
+    assert nothing.high == pytest.approx(3 / (10 + 10 + 1))  # all parts at the ends of their intervals
     perfect = headlines({"generalisation": effect(old_after=0.0), "held out": effect(held_out_after=1.0)})[-1]
-    # each part alone takes it down to 2 / (1 / 0.9 + 1) = 0.947
-    assert perfect.low == pytest.approx(1 - 2**0.5 * (1 - 2 / (1 / 0.9 + 1)))
+    assert perfect.low == pytest.approx(2 / (2 + 2**0.5 * (1 / 0.9 - 1)))
     assert perfect.high == 1
 
 

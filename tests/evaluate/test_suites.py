@@ -66,6 +66,10 @@ def test_conditions_skip_blocks_and_fill_the_prompt() -> None:
     assert all(len(template.split("{}")[0].split()) > 77 for template in last)
 
 
+def test_of_xl_people_skip_no_block() -> None:
+    assert "clip-skip 2" not in measured("conditions", material=replace(MATERIAL, skips=False))
+
+
 def test_quality_compares_and_neighbours_are_probes() -> None:
     found = measured("quality", "neighbours")
     assert found["quality"].compared

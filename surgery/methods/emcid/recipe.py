@@ -151,7 +151,7 @@ def work(entry: Emcid, recipe: Recipe, base: Checkpoint) -> Work:
 
 
 def _tuning_cost(entry: Emcid) -> dict[str, int]:
-    """At most so many pictures to find mixtures; more where the judge leaves many undecided."""
+    """About so many pictures to find mixtures, when it takes all rounds; more where many are undecided."""
     wanted, knobs = untuned(entry), entry.debias
     if not wanted or knobs.tuning != "pictures":
         return {}
