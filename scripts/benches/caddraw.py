@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from painters import painters_of
 from torch import Tensor
 
 from surgery.anatomy import standing_in, weights_digest
@@ -45,7 +45,7 @@ class Easel:
     def shares(self, models: Any, tasks: Sequence[Task], *, kept: bool = False) -> list[float]:
         """The share of each phrase's pictures that show it; with ``kept`` they are stored."""
         options = self.options
-        painters = self._painters(models)
+        painters = painters_of(models, getattr(torch, options.dtype))
         weights = f"{weights_digest(models.unet)} {weights_digest(models.text_encoder)}" if kept else ""
 
         def drawn(task: Task) -> Pictures:
@@ -79,12 +79,3 @@ class Easel:
         changed = {name: masked(weights[name], places, strength) for name, places in mask.places.items()}
         with standing_in(models, changed):
             return self.shares(models, tasks)
-
-    def _painters(self, models: Any) -> Any:
-        """The same models, the U-Net in the type that draws."""
-        dtype = getattr(torch, self.options.dtype)
-        if dtype == torch.float32:
-            return models
-        painters = copy.copy(models)
-        painters.unet = copy.deepcopy(models.unet).to(dtype)
-        return painters

@@ -9,7 +9,6 @@ prompts, beside pictures of other concepts. So rules are compared at equal erasu
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 from caddraw import Easel, Task
 from cadrules import MOST, RULES, Bank, MaskRule
+from cells import interval, kept
 
 from surgery.anatomy import weights_digest
 from surgery.checkpoint import open_checkpoint
-from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
 from surgery.judge import Judge, Trait, load_judge
 from surgery.methods import Replacement
@@ -37,7 +36,6 @@ from surgery.study.words import Words, read_words
 GRID: Final = tuple(MOST * 2 ** (-step / 2) for step in range(20, -1, -1))
 """Ratios that are tried: from 0.05 % to half of the weights, each 1.4 times the one before."""
 BEST: Final = 3
-RESAMPLED: Final = 2000
 VERSION: Final = 1  # goes up when cells are made otherwise
 
 Hits = list[float]
@@ -156,9 +154,15 @@ def _table(
         f"{'nearest':>10}{'worst':>8}{'s':>7}",
         flush=True,
     )
+    # concept by concept: the bank keeps what rules share of the last one
+    found = {
+        (name, concept.name): _cell(ground, bank, name, rule, concept)
+        for concept in concepts
+        for name, rule in rules.items()
+    }
     told = {}
-    for name, rule in rules.items():
-        cells = [_cell(ground, bank, name, rule, concept) for concept in concepts]
+    for name in rules:
+        cells = [found[name, concept.name] for concept in concepts]
         # a rule that does not erase cannot win by harming little
         told[name] = float(np.mean([_change(cell.others) if cell.reached else -1.0 for cell in cells]))
         print(_row(name, cells), flush=True)
@@ -167,10 +171,10 @@ def _table(
 
 def _row(name: str, cells: Sequence[Erased]) -> str:
     before, after = (100 * np.mean([cell.erased[place] for cell in cells]) for place in (0, 1))
-    low, high = _interval([cell.erased[1] for cell in cells])
+    low, high = interval([cell.erased[1] for cell in cells])
     changes = [_change(cell.others) for cell in cells]
     others = 100 * np.mean(changes)
-    worse, better = _interval(changes)
+    worse, better = interval(changes)
     near = 100 * np.mean([_change(cell.near) for cell in cells])
     worst = 100 * np.mean([min(a - b for b, a in cell.near.values()) for cell in cells])
     gone = f"{sum(cell.reached for cell in cells)}/{len(cells)}"
@@ -181,14 +185,6 @@ def _row(name: str, cells: Sequence[Erased]) -> str:
         f"{f'{after:.1f} [{low:.0f}, {high:.0f}]':>16}{f'{others:+.1f} [{worse:.1f}, {better:.1f}]':>26}"
         f"{near:+10.1f}{worst:+8.0f}{np.mean([cell.seconds for cell in cells]):7.1f}"
     )
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % of the mean over concepts, in percent, concepts drawn anew."""
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, len(values), (RESAMPLED, len(values)))
-    low, high = np.percentile(100 * np.array(values)[drawn].mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _change(shares: Mapping[str, tuple[float, float]]) -> float:
@@ -212,14 +208,7 @@ def _cell(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadCon
         VERSION,
     ]
     place = options.out / f"{name}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
-    if place.is_file():
-        told = json.loads(place.read_text())
-        return Erased(**{**told, "erased": tuple(told["erased"])})
-    found = _erased(ground, bank, rule, concept)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(place, overwrite=True) as temporary:
-        write_bytes(temporary, [json.dumps(asdict(found)).encode()])
-    return found
+    return Erased(**kept(place, lambda: asdict(_erased(ground, bank, rule, concept))))
 
 
 def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> Erased:

@@ -9,7 +9,6 @@ unedited model draws badly.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +20,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 from caddraw import Easel, Task
+from cells import interval, kept
 from massive import recipe_of
 from PIL import Image
 from uce import uce_patch
 
 from surgery.anatomy import weights_digest, weights_of
 from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import derived_seed, sample
 from surgery.execute import compute_patch, plan_recipe
@@ -101,9 +100,7 @@ def cad_recall(options: argparse.Namespace) -> None:
 
 
 def _spelled(values: Sequence[float]) -> str:
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, len(values), (2000, len(values)))
-    low, high = np.percentile(100 * np.array(values)[drawn].mean(1), [2.5, 97.5])
+    low, high = interval(values)
     return f"{100 * float(np.mean(values)):.0f} % [{low:.0f}, {high:.0f}]"
 
 
@@ -157,13 +154,7 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     ]
     name = f"{way.replace(' ', '-')}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
     place = options.out / name
-    if place.is_file():
-        return Recalled(**json.loads(place.read_text()))
-    found = _recalled(ground, way, concept)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(place, overwrite=True) as temporary:
-        write_bytes(temporary, [json.dumps(asdict(found)).encode()])
-    return found
+    return Recalled(**kept(place, lambda: asdict(_recalled(ground, way, concept))))
 
 
 def _recalled(ground: Ground, way: str, concept: CadConcept) -> Recalled:

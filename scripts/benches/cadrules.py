@@ -7,20 +7,20 @@ concepts) is made once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from surgery.anatomy import standing_in, weights_of
+from surgery.anatomy import reading_inputs, standing_in, weights_of
 from surgery.diffusion import derived_seed, predict_noise, read_prompts
 from surgery.methods.cad import AttributionSettings, CadConcept
 from surgery.methods.cad.attribution import Attribution, attribute
 from surgery.methods.cad.gradients import Grading, add_to
-from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.masks import ComponentMask, masked
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import curvature
@@ -45,6 +45,11 @@ class Others:
     absolute: Scored
     deviation: Scored
     damage: Scored
+
+
+def shares_of(found: Attribution) -> Scored:
+    """Scores as shares of the concept's measure."""
+    return {name: score / found.measured.mean for name, score in found.scores()}
 
 
 @dataclass(kw_only=True)
@@ -96,8 +101,7 @@ class Bank:
 
     def shares(self, concept: CadConcept) -> Scored:
         """The concept's scores as shares of its measure."""
-        found = self.attribution(concept)
-        return {name: score / found.measured.mean for name, score in found.scores()}
+        return shares_of(self.attribution(concept))
 
     @cached_property
     def others(self) -> Others:
@@ -169,13 +173,9 @@ class MaskRule:
         """What is masked grows in equal parts; each part is chosen where the earlier ones are gone."""
         mask, pairs = ComponentMask(), bank.pairs(concept)
         for number in range(1, self.rounds + 1):
-            gone = {
-                name: places.put(bank.weights[name], torch.zeros(places.values_shape))
-                for name, places in mask.places.items()
-            }
+            gone = {name: masked(bank.weights[name], places) for name, places in mask.places.items()}
             with standing_in(bank.models, gone):
-                found = attribute(bank.models, pairs, bank.grading)
-                shares = {name: score / found.measured.mean for name, score in found.scores()}
+                shares = shares_of(attribute(bank.models, pairs, bank.grading))
             scored = self.scores(bank, concept, shares)
             for name, places in mask.places.items():
                 scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
@@ -263,29 +263,20 @@ def _came_in(bank: Bank, pairs: Pairs, prompts: Sequence[str]) -> dict[str, Tens
     """By weight, the norm of each input over all tokens, each token's made one long first."""
     sums: dict[str, Tensor] = {}
 
-    def take(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        tokens = nn.functional.normalize(given[0].flatten(0, -2).float(), dim=-1)
-        add_to(sums, name, tokens.square().sum(0))
-
     unet = bank.models.unet
+    modules = {
+        name: unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight")) for name in bank.names
+    }
     reading = read_prompts(bank.models, prompts)
-    with ExitStack() as stack:
-        for name in bank.names:
-            module = unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight"))
-            stack.enter_context(_removed(module.register_forward_pre_hook(partial(take, name))))
+    with reading_inputs(modules) as seen:
         for start in range(0, len(pairs), bank.micro_batch):
             part = pairs.select(slice(start, start + bank.micro_batch))
             which = part.prompt if len(prompts) > 1 else torch.zeros_like(part.prompt)
             predict_noise(unet, part.noisy, part.timesteps, reading.select(which).features)
+            for name, given in seen.items():
+                tokens = normalize(given.flatten(0, -2).float(), dim=-1)
+                add_to(sums, name, tokens.square().sum(0))
     return {name: one.sqrt() for name, one in sums.items()}
-
-
-class _removed(ExitStack):
-    """Takes a hook out again."""
-
-    def __init__(self, handle: Any) -> None:
-        super().__init__()
-        self.callback(handle.remove)
 
 
 RULES: Final[Mapping[str, MaskRule]] = {

@@ -8,21 +8,20 @@ the measure of the held-out pairs does, targets frozen. The claimed predictor is
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Final
 
 import numpy as np
 import torch
+from cells import kept
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from surgery.anatomy import weights_digest, weights_of
 from surgery.checkpoint import open_checkpoint
-from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import derived_seed
 from surgery.methods.cad import AttributionSettings, CadConcept, concepts_named
@@ -83,18 +82,22 @@ def cell(
     asked: JSON = [weights_digest(models.unet), options.seed, as_json(SCHEME), list(PREDICTORS), VERSION]
     name = f"{concept.name.replace(' ', '-')}-{share:g}-{options.masks}-{json_digest(asked)[:12]}.json"
     place = options.out / name
-    if place.is_file():
-        return Told(**json.loads(place.read_text()))
+
+    def made() -> Mapping[str, Any]:
+        return asdict(_told(options, models, names, concept, share))
+
+    return Told(**kept(place, made))
+
+
+def _told(
+    options: argparse.Namespace, models: Any, names: tuple[str, ...], concept: CadConcept, share: float
+) -> Told:
     graded, held, whole = prepared(options, models, names, concept)
     grading = Grading(names=names, micro_batch=options.micro_batch)
     halfway = {
         rule: predict(models, graded, grading, rule, share=share) for rule in PREDICTORS if rule not in whole
     }
-    told = ask(options, models, names, {**whole, **halfway}, held, concept, share)
-    with atomic_file(place, overwrite=True) as temporary:
-        data = {"predicted": told.predicted, "actual": told.actual}
-        write_bytes(temporary, [json.dumps(data).encode()])
-    return told
+    return ask(options, models, names, {**whole, **halfway}, held, concept, share)
 
 
 Prepared = tuple[Pairs, Pairs, Mapping[Predictor, Prediction]]

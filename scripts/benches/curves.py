@@ -9,7 +9,6 @@ Edits are computed in float32; ``--dtype`` is that of the U-Net which draws, bef
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import random
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 import torch
 from massive import recipe_of
+from painters import painters_of
 from uce import uce_patch
 
 from surgery.anatomy import settings_text
@@ -136,7 +136,7 @@ def _ground(options: argparse.Namespace) -> Ground:
         options=options,
         checkpoint=open_checkpoint(base),
         models=models,
-        painters=_painters(models, getattr(torch, options.dtype)),
+        painters=painters_of(models, getattr(torch, options.dtype)),
         words=words,
         judge=judge,
         store=Store(options.store),
@@ -147,20 +147,11 @@ def _ground(options: argparse.Namespace) -> Ground:
     )
 
 
-def _painters(models: Any, dtype: torch.dtype) -> Any:
-    """The same models, the U-Net in another type."""
-    if dtype == torch.float32:
-        return models
-    painters = copy.copy(models)
-    painters.unet = copy.deepcopy(models.unet).to(dtype)
-    return painters
-
-
 @contextmanager
 def _edited(ground: Ground, patch: Patch) -> Iterator[Any]:
     """The models that draw with the patch in, put in before the U-Net loses digits."""
     with applied(ground.models, patch) as models:
-        yield _painters(models, getattr(torch, ground.options.dtype))
+        yield painters_of(models, getattr(torch, ground.options.dtype))
 
 
 def _cells(options: argparse.Namespace, half: int) -> list[Cell]:

@@ -78,14 +78,7 @@ class ClipJudge:
         self.name = name
         self.accuracy: Mapping[str, float] = dict(accuracy or {})
         names = questions.names()
-        self.labels = Labels(
-            concept=names["concept"],
-            style=names["style"],
-            background=names["background"],
-            gender=names["gender"],
-            skin=names["skin"],
-            exclusive=True,
-        )
+        self.labels = Labels.by_axis(names, exclusive=True)
         self._model, self._prepare = model, prepare
         prompts = {
             axis: [questions.template.replace("{}", name) for name in names[axis]]

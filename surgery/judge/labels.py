@@ -42,6 +42,25 @@ class Labels:
     merged: Mapping[str, str] = field(default_factory=dict)
     exclusive: bool = False
 
+    @classmethod
+    def by_axis(
+        cls,
+        names: Mapping[Axis, tuple[str, ...]],
+        *,
+        merged: Mapping[str, str] | None = None,
+        exclusive: bool = False,
+    ) -> "Labels":
+        """The names of every axis from one table."""
+        return cls(
+            concept=names["concept"],
+            style=names["style"],
+            background=names["background"],
+            gender=names["gender"],
+            skin=names["skin"],
+            merged=merged or {},
+            exclusive=exclusive,
+        )
+
     def of(self, axis: Axis) -> tuple[str, ...]:
         """All names on one axis."""
         names: tuple[str, ...] = getattr(self, axis)

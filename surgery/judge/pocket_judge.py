@@ -34,14 +34,7 @@ class PocketJudge:
         trained, names["concept"] = names["concept"], tuple(n for n in names["concept"] if n not in merged)
         place = {concept: column for column, concept in enumerate(names["concept"])}
         self.name = name
-        self.labels = Labels(
-            concept=names["concept"],
-            style=names["style"],
-            background=names["background"],
-            gender=names["gender"],
-            skin=names["skin"],
-            merged=merged,
-        )
+        self.labels = Labels.by_axis(names, merged=merged)
         self.accuracy: Mapping[str, float] = config["accuracy"]
         self._size: int = config["size"]
         self._width: int = config["widths"][-1]

@@ -13,6 +13,7 @@ import torch
 
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.digest import Digest
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.diffusion import noting_halvings
 from surgery.errors import JudgeError, SurgeryError, raise_all
@@ -142,9 +143,11 @@ def evaluate_edit(
     started = time.monotonic()
     refuse_evaluation(out, wish, cache=cache, overwrite=overwrite)
     refuse_overlap(base, out)
-    patch = load_patch(other) if is_patch(other) else _difference(base, other)
-    _refuse_other_base(patch, base)
-    refuse_lossy(dtype, patch.changes, open_checkpoint(base))
+    unedited = open_checkpoint(base)
+    roots = unedited.fingerprint().roots
+    patch = load_patch(other) if is_patch(other) else _difference(base, other, roots)
+    _refuse_other_base(patch, base, roots)
+    refuse_lossy(dtype, patch.changes, unedited)
     edits = _edits(patch, recipe, other)
     asked, preserved = edits.asked, edits.preserved
     wish = replace(wish, suites=wish.suites or _suites_for(asked))
@@ -207,9 +210,8 @@ def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overw
         raise SurgeryError(f"{out} already holds {what}; expected a new or empty folder. {hint}")
 
 
-def _refuse_other_base(patch: Patch, base: Path) -> None:
+def _refuse_other_base(patch: Patch, base: Path, roots: Mapping[str, Digest]) -> None:
     """Pictures are kept by the base that the patch names, so it has to be this one to the last weight."""
-    roots = open_checkpoint(base).fingerprint().roots
     others = [name for name, digest in patch.roots.items() if roots.get(name) != digest]
     if others:
         raise SurgeryError(
@@ -218,10 +220,9 @@ def _refuse_other_base(patch: Patch, base: Path) -> None:
         )
 
 
-def _difference(base: Path, other: Path) -> Patch:
+def _difference(base: Path, other: Path, roots: Mapping[str, Digest]) -> Patch:
     """The patch between two checkpoints, of which one is edited."""
-    found, edited = (open_checkpoint(path).fingerprint() for path in (base, other))
-    if found.roots == edited.roots:
+    if open_checkpoint(other).fingerprint().roots == roots:
         raise SurgeryError(
             f"{other} holds the same weights as {base}; an edited checkpoint, or a patch, was expected."
         )

@@ -1,6 +1,6 @@
 """Pictures of debiased phrases counted by group, each phrase stored by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -68,21 +68,22 @@ class Counter:
     def _counted(self, phrase: str, wanted: Sequence[Wanted], most: int) -> Mapping[str, Any]:
         """Counts from the store, or of pictures that are drawn now, ``most`` at a time while memory lasts."""
 
-        def found_or_drawn(batch: int) -> tuple[str, Mapping[str, Any] | None, Pictures | None]:
+        def found_or_drawn(batch: int) -> Callable[[], Mapping[str, Any]]:
             # each size of batch has a key of its own, since regrouping changes the last bits
             sampling = replace(self.sampling, batch=batch)
             key = Store.key(self._meaning(phrase, wanted, sampling))
             held = self.store.get(key)
             if held is not None:
-                return key, held.data, None
-            painter = Painter(models=self.models, sampling=sampling)
-            return key, None, painter.unhalved(phrase, sampling.templates)
+                return lambda: held.data
+            pictures = Painter(models=self.models, sampling=sampling).unhalved(phrase, sampling.templates)
+            return lambda: self.store.put(key, {}, self._judged(pictures, wanted)).data
 
-        key, data, pictures = halving(most, found_or_drawn)
-        if data is not None or pictures is None:
-            return data or {}
+        # the judge looks behind the halving: memory that it lacks is no matter of pictures
+        return halving(most, found_or_drawn)()
+
+    def _judged(self, pictures: Pictures, wanted: Sequence[Wanted]) -> dict[str, JSON]:
         counts, others = counted(wanted, sorted_into(wanted, self.judge.score(pictures)))
-        return self.store.put(key, {}, {"counts": list(counts), "others": others}).data
+        return {"counts": list(counts), "others": others}
 
     def _meaning(self, phrase: str, wanted: Sequence[Wanted], sampling: Sampling) -> dict[str, JSON]:
         device, dtype = device_and_dtype(self.models.unet)
