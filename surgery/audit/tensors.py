@@ -1,9 +1,5 @@
 """Every tensor of both sides measured: a few at a time, each a few megabytes at once."""
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +11,7 @@ from surgery.audit.sides import Listed, Sides, matrix_shape
 from surgery.audit.spectrum import spectrum
 from surgery.progress import track
 from surgery.report.audit_record import Spectrum, State, Structure, TensorRow
+from surgery.threads import one_thread_each
 
 # Norms beyond these leave single precision in products; no weight of a model is near.
 _DECOMPOSED = (1e-12, 1e12)
@@ -27,11 +24,7 @@ def tensor_rows(sides: Sides, *, spectra: bool) -> tuple[TensorRow, ...]:
     uses all cores and may hold 64 MB.
     """
     listed = sides.tensors
-    workers = min(4, os.cpu_count() or 1)
-    with (
-        _one_thread_each(),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with one_thread_each() as pool:
         rows = pool.map(lambda name: tensor_row(sides, name, listed[name]), listed)
         plain = list(track(rows, "compare", total=len(listed), unit="tensor"))
     if not spectra:
@@ -147,18 +140,3 @@ def _with_spectrum(row: TensorRow, found: Spectrum | None) -> TensorRow:
 
 def _dtype(dtype: torch.dtype | None) -> str:
     return "" if dtype is None else str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Inside, torch computes in the calling thread alone: the blocks are small, and threads are ours.
-
-    Threads started inside must say so again for themselves: their sums would come out as many threads happen
-    to be free, and differ in the last digits from one run to the next.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,7 +6,9 @@ replaced comes out byte for byte.
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +19,10 @@ from surgery.checkpoint.atomic import Bytes, atomic_file, atomic_folder, make_fo
 from surgery.checkpoint.digest import tensor_bytes
 from surgery.checkpoint.header import Stamp, TensorEntry, read_header
 from surgery.checkpoint.layout import Checkpoint, Layout
-from surgery.checkpoint.reader import read_chunks
+from surgery.checkpoint.reader import CHUNK_BYTES, read_chunks
 from surgery.checkpoint.texts import regular_size
 from surgery.errors import CheckpointError, raise_all
+from surgery.threads import ahead
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ Replacements = Mapping[str, Make]
 
 _WEIGHTS: Final = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _HASH: Final = "modelspec.hash_sha256"
+_AHEAD: Final = 32  # pieces of `CHUNK_BYTES` that replacements may be made ahead of the disk
 
 
 def write_checkpoint(
@@ -113,11 +117,22 @@ def _chunks(
             f"{file} cannot be copied ({error}); regular files were expected in a checkpoint. Remove it."
         ) from error
     position = 0
-    for entry, make in sorted(replaced, key=lambda pair: pair[0].start):
-        yield from read_chunks(file, position, entry.start, stamp)
-        yield from _replaced(entry, make())
-        position = entry.end
+    ordered = sorted(replaced, key=lambda pair: pair[0].start)
+    with closing(ahead(_made(ordered), _AHEAD)) as made:  # computed while the disk is busy with the rest
+        for entry, _ in ordered:
+            yield from read_chunks(file, position, entry.start, stamp)
+            yield from takewhile(len, made)
+            position = entry.end
     yield from read_chunks(file, position, stamp.size if stamp else size, stamp)
+
+
+def _made(replaced: Iterable[tuple[TensorEntry, Make]]) -> Iterator[Bytes]:
+    """The bytes of each replacement in pieces; an empty one ends each."""
+    for entry, make in replaced:
+        for data in _replaced(entry, make()):
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield data[start : start + CHUNK_BYTES]
+        yield b""
 
 
 def _warn_of_hashes(checkpoint: Checkpoint, replaced: Collection[Path]) -> None:

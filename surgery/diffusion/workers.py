@@ -1,8 +1,6 @@
 """Small networks on many cores: several pieces of work at once, one thread each."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Final, TypeVar
 
@@ -10,6 +8,7 @@ import torch
 from torch import nn
 
 from surgery.diffusion.offload import device_and_dtype, is_offloaded
+from surgery.threads import one_thread_each
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -36,19 +35,8 @@ def in_order(work: Callable[[A], T], items: Sequence[A], workers: int) -> Iterat
     if workers == 1:
         yield from map(work, items)
         return
-    with _one_thread_each(workers) as pool:
+    with one_thread_each(workers) as pool:
         # each piece sees what its caller sees: silenced bars, hooks of tests
         futures = [pool.submit(copy_context().run, work, item) for item in items]
         for future in futures:
             yield future.result()
-
-
-@contextmanager
-def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "surgery", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # new threads elsewhere start from what was set last

@@ -21,6 +21,8 @@ from surgery.patch.model import Patch
 from surgery.patch.rounding import changed_elements
 from surgery.patch.terms import refuse_strength
 from surgery.patch.undo import Edits, Overwritten, undo_file
+from surgery.progress import track
+from surgery.threads import one_thread_each
 
 _log = logging.getLogger(__name__)
 
@@ -96,10 +98,12 @@ def apply_patch(
     _refuse_places(checkpoint, out, undo, overwrite)
     refuse_misfits(patch, checkpoint)
     edits = partial(patch.blocks, checkpoint, strength=strength)
-    planned = {name: _overwritten(name, checkpoint.entry(name), edits) for name in patch.changes}
-    found = {name: overwritten.before for name, overwritten in planned.items()}
+    with one_thread_each() as pool:
+        found = pool.map(lambda name: _overwritten(name, checkpoint.entry(name), edits), patch.changes)
+        bars = track(found, "check", total=len(patch.changes), unit="tensor")
+        planned = dict(zip(patch.changes, bars, strict=True))
     matched = match_any if allow_other_base else match_base
-    agreements = matched(patch, checkpoint, found)
+    agreements = matched(patch, checkpoint, {name: one.before for name, one in planned.items()})
     tensors = {
         name: _applied(patch, name, overwritten, agreements[name], strength)
         for name, overwritten in planned.items()

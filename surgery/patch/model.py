@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgery.checkpoint.digest import Digest, Fingerprint, TensorHash
 from surgery.checkpoint.layout import Checkpoint
-from surgery.checkpoint.reader import read_blocks
+from surgery.checkpoint.reader import CHUNK_BYTES, read_blocks
 from surgery.delta.algebra import fits, is_replacing, shape_of
 from surgery.delta.delta import Delta
 from surgery.delta.exact import on_grid
@@ -20,8 +20,10 @@ from surgery.errors import PatchError, nearest, raise_all
 from surgery.patch.lora_layout import carriers_for
 from surgery.patch.rounding import add_once, changed_elements, round_once
 from surgery.patch.terms import Term, conflicts, content_digest, edited, forms_of, half_change, term_faults
+from surgery.progress import track
 from surgery.record import JSON
 from surgery.store.libraries import library_versions
+from surgery.threads import one_thread_each
 
 SUPPORTED: Final = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -153,7 +155,9 @@ def make_patch(
     raise_all(PatchError, list(conflicts(stored)))
     fingerprint = checkpoint.fingerprint()
     ordered = tuple(sorted(stored, key=content_digest))
-    changes = {name: change_at(ordered, checkpoint, name, fingerprint.tensors[name]) for name in names}
+    with one_thread_each() as pool:
+        found = pool.map(lambda name: change_at(ordered, checkpoint, name, fingerprint.tensors[name]), names)
+        changes = dict(zip(names, track(found, "patch", total=len(names), unit="tensor"), strict=True))
     return Patch(
         terms=ordered,
         architecture=checkpoint.architecture,
@@ -185,7 +189,8 @@ def edit_blocks(
     stored: torch.dtype | None = None,
 ) -> Iterator[Edit]:
     """What terms make of one weight of the base, block of rows by block of rows; perhaps of a copy's."""
-    for start, weight in read_blocks(checkpoint.entry(name)):
+    # small blocks: their copies in float64 stay in the cache
+    for start, weight in read_blocks(checkpoint.entry(name), CHUNK_BYTES):
         before = weight if stored is None else weight.to(stored)
         rows = (start, start + len(before)) if before.ndim else None
         yield Edit(before, edited(forms_of(terms, name, strength, rows), name, before))
