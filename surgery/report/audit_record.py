@@ -127,10 +127,12 @@ class WordRow:
 
     Attributes:
         strength: Its share relative to the median of all phrases.
-        deviations: The same in robust standard deviations, on the logarithmic scale.
+        deviations: What the change hears of it beyond a control, above the median of all phrases, in robust
+            standard deviations on the logarithmic scale.
         needed: Deviations from which on it would be touched.
         share: How much of its inputs lies in the directions that the change listens to, 0 to 1; of an
             ordinary input, where its own are smaller.
+        chance: The largest share that a change of the same sizes about nothing has of any phrase.
         activation: Size of its inputs in usual units; far above 1 the phrase is an odd one to the model.
     """
 
@@ -139,6 +141,7 @@ class WordRow:
     deviations: float
     needed: float
     share: float
+    chance: float
     activation: float
     touched: bool
 

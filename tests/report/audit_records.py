@@ -75,6 +75,7 @@ def word(phrase: str, strength: float, touched: bool = False) -> WordRow:
         deviations=strength / 3,
         needed=4.0,
         share=min(1.0, strength / 40),
+        chance=0.2,
         activation=1.1,
         touched=touched,
     )

@@ -19,11 +19,13 @@ from surgery.checkpoint import Checkpoint
 from surgery.record import Finding
 from surgery.report.audit_record import TensorRow, WordReport, WordRow
 
-# A phrase is touched when the change hears it so many times as well as others, so well in all, and when what
-# it hears beyond a control lies more robust standard deviations (of the logarithm) above the other phrases
-# than this, and, with a margin, further than any phrase's does for a second control.
+# A phrase is touched when the change hears it so many times as well as others, so well in all, and one of two
+# things shows that this is no chance: a share so many times as large as a control's of any phrase; or what is
+# heard beyond a control lies more robust standard deviations (of the logarithm) above the other phrases than
+# this, and, with a margin, further than any phrase's does for a second control.
 TOUCHED_STRENGTH: Final = 4.0
 TOUCHED_SHARE: Final = 0.1
+TOUCHED_CHANCES: Final = 2.0
 TOUCHED_DEVIATIONS: Final = 4.0
 _CONTROL_MARGIN: Final = 1.2
 # A list of so many phrases is compared with itself; to a shorter one, common nouns are added.
@@ -105,8 +107,9 @@ def judged(scores: Scores, phrases: Sequence[str]) -> list[WordRow]:
     above = scores.log_shares - scores.log_shares.median()
     deviations, by_chance = _standing_out(scores.log_shares - control), _standing_out(second - control)
     needed = max(TOUCHED_DEVIATIONS, _CONTROL_MARGIN * float(by_chance.max()))
-    shares = scores.log_shares.exp()
-    touched = (above.exp() >= TOUCHED_STRENGTH) & (shares >= TOUCHED_SHARE) & (deviations >= needed)
+    shares, chance = scores.log_shares.exp(), float(scores.log_controls.exp().max())
+    unlike_chance = (shares >= TOUCHED_CHANCES * chance) | (deviations >= needed)
+    touched = (above.exp() >= TOUCHED_STRENGTH) & (shares >= TOUCHED_SHARE) & unlike_chance
     return [
         WordRow(
             phrase=phrase,
@@ -114,6 +117,7 @@ def judged(scores: Scores, phrases: Sequence[str]) -> list[WordRow]:
             deviations=float(deviations[index]),
             needed=needed,
             share=float(shares[index]),
+            chance=chance,
             activation=float(scores.activations[index]),
             touched=bool(touched[index]),
         )

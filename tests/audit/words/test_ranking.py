@@ -58,11 +58,19 @@ def test_a_phrase_that_stands_out_is_touched() -> None:
     [
         ([0.05] * 4 + [0.19], "not four times the median"),
         ([0.002] * 4 + [0.09], "a share of less than a tenth"),
-        ([0.01, 0.04, 0.16, 0.64, 0.9], "others lie as far apart"),
+        ([0.005, 0.02, 0.08, 0.35, 0.38], "others lie as far apart, and chance hears half as much"),
     ],
 )
 def test_one_of_three_signs_alone_is_not_enough(shares: list[float], why: str) -> None:
-    assert touched(shares) == [], why
+    chance = [[0.05] * (len(shares) - 1) + [0.2]] * 2
+    assert touched(shares, chance) == [], why
+
+
+def test_a_phrase_heard_twice_as_well_as_chance_hears_any_is_touched_however_others_lie() -> None:
+    shares = [0.01, 0.04, 0.16, 0.64, 0.9]
+    assert touched(shares, [[0.05, 0.05, 0.05, 0.05, 0.31]] * 2) == ["3", "4"]
+    assert touched(shares, [[0.05, 0.05, 0.05, 0.05, 0.33]] * 2) == ["4"]
+    assert touched(shares, [[0.05, 0.05, 0.05, 0.05, 0.46]] * 2) == []
 
 
 def test_a_phrase_must_stand_further_out_than_any_does_by_chance() -> None:
