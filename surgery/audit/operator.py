@@ -1,7 +1,8 @@
 """Whether one small map G explains the changes of many weights that read the same input: ΔW = W G."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -16,7 +17,13 @@ KEYS, VALUES = "cross_key", "cross_value"
 _HYPOTHESES: Final = ((KEYS, VALUES), (KEYS,), (VALUES,))
 # Fewer rows than this many times the inputs leave G open in some direction, and fitting proves nothing.
 _ROWS_PER_INPUT: Final = 1.5
+# So many rows for each input, of so many sites of a role, settle it; more would only cost.
+_ROWS_WANTED: Final = 3
+_SITES_WANTED: Final = 4
 _RIDGE: Final = 1e-9  # of the mean eigenvalue; only against singular systems
+# Random directions in which changes are compared with what G says of them.
+_PROBES: Final = 64
+_HALF: Final = 0.5  # of a change explained: below, no G is worth computing whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +35,7 @@ class OperatorFit:
         explained: Share of the squared change of the held-out sites; negative where G makes it worse.
         fitted: Sites that G was solved from.
         held_out: Sites that it was tried on.
-        effective_rank: (Σσ²)² / Σσ⁴ of G.
+        effective_rank: (Σσ²)² / Σσ⁴ of G; 0 where it explains less than half and was not computed whole.
     """
 
     roles: tuple[str, ...]
@@ -41,18 +48,119 @@ class OperatorFit:
 def fit_operator(sides: Sides, rows: Sequence[TensorRow]) -> OperatorFit | None:
     """The best of three guesses: one G for keys and values, one for the keys, one for the values.
 
+    Normal equations of a few sites of each role, solved for G in random directions, serve all three; sums of
+    squares in such directions are, on average, those of the whole.
+
     None where there is nothing to tell: no base, too few changed sites, or too few outputs to determine G.
     """
-    if not sides.has_base:
-        return None
     sites = [row for row in rows if row.role in (KEYS, VALUES) and row.state == "changed"]
-    fits = [
-        fit
-        for roles in _HYPOTHESES
-        if all(any(site.role == role for site in sites) for role in roles)
-        and (fit := _fit(sides, [site for site in sites if site.role in roles], roles)) is not None
-    ]
-    return max(fits, key=lambda fit: (round(fit.explained, 2), len(fit.roles)), default=None)
+    if not sides.has_base or len({site.columns[1] for site in sites}) != 1:
+        return None
+    inputs = sites[0].columns[1]
+    chosen = {role: _chosen([site for site in sites if site.role == role], inputs) for role in (KEYS, VALUES)}
+    probes = torch.randn(
+        inputs, min(_PROBES, inputs), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    sums = {role: _sums(sides, split.fitted, probes) for role, split in chosen.items() if split.fitted}
+    guesses = [_Guess(roles, [chosen[role] for role in roles]) for roles in _HYPOTHESES]
+    for guess in (guesses := [guess for guess in guesses if guess.can_be_told(inputs)]):
+        guess.shared = _solved([sums[role] for role in guess.roles])
+    for role, split in chosen.items():
+        for site in split.held_out:
+            weight, change = matrices(sides, site.name)
+            seen = change @ probes
+            for guess in guesses:
+                if role in guess.roles:
+                    guess.left_over += float((seen - weight @ guess.shared).square().sum())
+                    guess.total += float(seen.square().sum())
+    best = max(guesses, key=lambda guess: (round(guess.explained, 2), len(guess.roles)), default=None)
+    return None if best is None else _told(sides, best)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Split:
+    """Sites of one role that G is solved from, and those it is tried on."""
+
+    fitted: Sequence[TensorRow]
+    held_out: Sequence[TensorRow]
+
+
+@dataclass(slots=True)
+class _Guess:
+    """One G for some roles, in the directions of the probes, and how well it does."""
+
+    roles: tuple[str, ...]
+    splits: Sequence[_Split]
+    shared: Float[Tensor, "d_in probes"] = field(default_factory=lambda: torch.empty(0))
+    left_over: float = 0.0
+    total: float = 0.0
+
+    @property
+    def fitted(self) -> list[TensorRow]:
+        return [site for split in self.splits for site in split.fitted]
+
+    @property
+    def held_out(self) -> int:
+        return sum(len(split.held_out) for split in self.splits)
+
+    @property
+    def explained(self) -> float:
+        return 1 - self.left_over / self.total if self.total else 0.0
+
+    def can_be_told(self, inputs: int) -> bool:
+        rows = sum(site.rows[1] for site in self.fitted)
+        return all(split.fitted for split in self.splits) and bool(
+            self.held_out and rows >= _ROWS_PER_INPUT * inputs
+        )
+
+
+def _chosen(sites: Sequence[TensorRow], inputs: int) -> _Split:
+    """Some of every other site to solve from, and as many of those between, from all over the network."""
+    if not sites:
+        return _Split(fitted=(), held_out=())
+    mean_rows = sum(site.rows[1] for site in sites) / len(sites)
+    most = max(_SITES_WANTED, math.ceil(_ROWS_WANTED * inputs / mean_rows))
+    return _Split(fitted=_spread(sites[0::2], most), held_out=_spread(sites[1::2], most))
+
+
+def _spread(sites: Sequence[TensorRow], most: int) -> Sequence[TensorRow]:
+    count = min(most, len(sites))
+    return [sites[number * len(sites) // count] for number in range(count)]
+
+
+def _sums(
+    sides: Sides, sites: Sequence[TensorRow], probes: Tensor | None
+) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_in probes"]]:
+    """Σ WᵀW and Σ WᵀΔW, this in the directions of the probes, of all where there are none."""
+    inputs = sites[0].columns[1]
+    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
+    right = torch.zeros(inputs, inputs if probes is None else probes.shape[1], dtype=torch.float64)
+    for site in sites:
+        weight, change = matrices(sides, site.name)
+        gram.addmm_(weight.T, weight)
+        right.addmm_(weight.T, change if probes is None else change @ probes)
+    return gram, right
+
+
+def _solved(sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    gram, right = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
+    ridge = _RIDGE * float(gram.diagonal().mean())
+    return factorise(gram + ridge * torch.eye(len(gram), dtype=torch.float64)).solve(right)
+
+
+def _told(sides: Sides, best: _Guess) -> OperatorFit:
+    rank = 0.0
+    if best.explained > _HALF:
+        shared = _solved([_sums(sides, best.fitted, None)])
+        fourth = float((shared.T @ shared).square().sum())
+        rank = float(shared.square().sum()) ** 2 / max(fourth, 1e-300)
+    return OperatorFit(
+        roles=best.roles,
+        explained=best.explained,
+        fitted=len(best.fitted),
+        held_out=best.held_out,
+        effective_rank=rank,
+    )
 
 
 def matrices(sides: Sides, name: str) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out d_in"]]:
@@ -63,33 +171,3 @@ def matrices(sides: Sides, name: str) -> tuple[Float[Tensor, "d_out d_in"], Floa
         weights.append(weight)
         changes.append((block.after.double() - weight).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
     return torch.cat(weights), torch.cat(changes)
-
-
-def _fit(sides: Sides, sites: Sequence[TensorRow], roles: tuple[str, ...]) -> OperatorFit | None:
-    inputs = sites[0].columns[1]
-    fitted = [site for role in roles for site in [one for one in sites if one.role == role][0::2]]
-    held_out = [site for site in sites if site not in fitted]
-    enough = sum(site.rows[1] for site in fitted) >= _ROWS_PER_INPUT * inputs
-    if not held_out or not enough or any(site.columns[1] != inputs for site in sites):
-        return None
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    right = torch.zeros_like(gram)
-    for site in fitted:
-        weight, change = matrices(sides, site.name)
-        gram += weight.T @ weight
-        right += weight.T @ change
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
-    shared = factorise(gram).solve(right)
-    left_over, total = 0.0, 0.0
-    for site in held_out:
-        weight, change = matrices(sides, site.name)
-        left_over += float((change - weight @ shared).square().sum())
-        total += float(change.square().sum())
-    squares = torch.linalg.svdvals(shared).square()
-    return OperatorFit(
-        roles=roles,
-        explained=1 - left_over / total if total else 0.0,
-        fitted=len(fitted),
-        held_out=len(held_out),
-        effective_rank=float(squares.sum() ** 2 / squares.square().sum().clamp(min=1e-300)),
-    )
