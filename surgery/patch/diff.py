@@ -1,14 +1,20 @@
 """The exact patch that leads from one checkpoint to another."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Final
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from surgery.checkpoint.beside import beside_weights
+from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.reader import CHUNK_BYTES, read_rows, read_tensor
+from surgery.checkpoint.spool import Spool
 from surgery.delta.delta import Delta
 from surgery.delta.exact import on_grid
 from surgery.delta.forms import Form, LowRank, Replace
@@ -20,8 +26,10 @@ from surgery.patch.rounding import bits_of
 from surgery.patch.terms import Term, all_finite
 from surgery.patch.terms import edited as edited_by
 from surgery.progress import track
+from surgery.threads import ahead
 
 SOURCE = "diff"
+_AHEAD: Final = 2  # tensors compared before their turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +73,13 @@ def diff_checkpoints(
     forms: dict[str, Form] = {}
     errors: dict[str, float] = {}
     faults: list[str] = []
-    for name in track(sorted(before.tensors), "diff", unit="tensor"):
-        old = before.read(name)
-        new, fault = _as_stored(name, after.read(name), old.dtype)
-        if not all_finite(new) and not torch.equal(bits_of(old), bits_of(new)):
-            fault.append(
-                f"tensor {name!r} of {edited} holds NaN or infinity; finite numbers were expected. Audit it."
-            )
+    spool = Spool()
+    compared = ahead((_compared(before, after, name) for name in sorted(before.tensors)), _AHEAD)
+    for name, differs, fault in track(compared, "diff", total=len(before.tensors), unit="tensor"):
         faults += fault
-        if fault or torch.equal(bits_of(old), bits_of(new)):
-            continue
-        forms[name] = _form(old, new, rank, keep_old=keep_old)
-        errors[name] = _error(forms[name], old, new)
+        if differs is not None and not faults:
+            form, errors[name] = _form(before, after, name, differs, rank, keep_old=keep_old)
+            forms[name] = _kept(spool, form)
     raise_all(PatchError, faults)
     left_out = tuple(str(one) for one in beside_weights(before, after) if one.keys)
     if not forms:
@@ -110,51 +113,102 @@ def _mismatches(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
                 )
 
 
-def _as_stored(name: str, new: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[str]]:
-    """New values in the base's type, and why they are not to be had so."""
-    stored = new.to(dtype)
-    if not torch.equal(bits_of(stored.to(new.dtype)), bits_of(new)):
-        return stored, [
-            f"tensor {name!r} has values that {dtype}, the base's type, cannot hold. Convert the base to "
-            f"{new.dtype}, or the edited checkpoint to {dtype}, first."
-        ]
-    return stored, []
+def _compared(before: Checkpoint, after: Checkpoint, name: str) -> tuple[str, Tensor | None, list[str]]:
+    """A tensor's name, which elements differ in their bits, None where none do, and why it cannot be had."""
+    entry, other = before.entry(name), after.entry(name)
+    marks, fits, finite = [], True, True
+    for old, new in _side_by_side(entry, other):
+        stored = new.to(old.dtype)
+        fits = fits and torch.equal(bits_of(stored.to(new.dtype)), bits_of(new))
+        finite = finite and all_finite(stored)
+        marks.append(bits_of(old) != bits_of(stored))
+    same = not any(bool(marked.any()) for marked in marks)
+    if not fits:
+        what = f"tensor {name!r} has values that {entry.dtype}, the base's type, cannot hold"
+        way = f"Convert the base to {other.dtype}, or the edited checkpoint to {entry.dtype}, first."
+        return name, None, [f"{what}. {way}"]
+    if not (finite or same):
+        what = f"tensor {name!r} of {after.path} holds NaN or infinity"
+        return name, None, [f"{what}; finite numbers were expected. Audit it."]
+    return name, None if same else torch.cat(marks) if entry.shape else marks[0], []
 
 
-def _form(old: Tensor, new: Tensor, rank: int | None, *, keep_old: bool) -> Form:
-    if rank is None or old.ndim < 2:
-        return smallest(old, new, keep_old=keep_old)
+def _side_by_side(first: TensorEntry, second: TensorEntry) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same rows of two tensors of one shape, a few at a time."""
+    if not first.shape or first.transposed or second.transposed:
+        yield read_tensor(first), read_tensor(second)
+        return
+    rows, row = first.shape[0], prod(first.shape[1:]) * max(first.dtype.itemsize, second.dtype.itemsize)
+    step = max(1, CHUNK_BYTES // max(1, row))
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        yield read_rows(first, start, stop), read_rows(second, start, stop)
+
+
+def _form(
+    before: Checkpoint, after: Checkpoint, name: str, differs: Tensor, rank: int | None, *, keep_old: bool
+) -> tuple[Form, float]:
+    """The change of one tensor, and the largest error of an element that it makes."""
+    dtype = before.entry(name).dtype
+    new = after.read(name).to(dtype)
+    if rank is None or new.ndim < 2:
+        return smallest(differs, new, before.read(name) if keep_old else None), 0.0
+    old = before.read(name)
     difference = (new.double() - old.double()).flatten(start_dim=1)
     left, values, right = torch.linalg.svd(difference, full_matrices=False)
     root = values[:rank].sqrt()
-    return LowRank(*on_grid(left[:, :rank] * root, root[:, None] * right[:rank]))
-
-
-def smallest(old: Tensor, new: Tensor, *, keep_old: bool = False) -> Replace:
-    """New values for the elements that differ, in the form of fewest bytes."""
-    differs = bits_of(old) != bits_of(new)
-    candidates = [_replace("all", None, old, new, keep_old)]
-    if not bool(differs.all()):
-        candidates.append(_replace("elements", differs.flatten(), old, new, keep_old))
-        if old.ndim > 1:
-            candidates.append(_replace("rows", differs.flatten(start_dim=1).any(dim=1), old, new, keep_old))
-            columns = differs.transpose(0, 1).flatten(start_dim=1).any(dim=1)
-            candidates.append(_replace("columns", columns, old, new, keep_old))
-    return min(candidates, key=_bytes)
-
-
-def _replace(kind: Kind, marks: Tensor | None, old: Tensor, new: Tensor, keep_old: bool) -> Replace:
-    index = None if marks is None else marks.nonzero()[:, 0]
-    places = Places(kind, tuple(old.shape), index)
-    return Replace(places, places.take(new), places.take(old) if keep_old else None)
-
-
-def _bytes(form: Replace) -> int:
-    return sum(part.numel() * part.element_size() for part in encode(form).parts.values())
-
-
-def _error(form: Form, old: Tensor, new: Tensor) -> float:
-    if isinstance(form, Replace):
-        return 0.0
+    form = LowRank(*on_grid(left[:, :rank] * root, root[:, None] * right[:rank]))
     made = edited_by([(form, 1.0)], "", old)  # with both of its roundings
-    return float((made.double() - new.double()).abs().max())
+    return form, float((made.double() - new.double()).abs().max())
+
+
+def _kept(spool: Spool, form: Form) -> Form:
+    """The same change with its new values on the disk; factors are small."""
+    if not isinstance(form, Replace):
+        return form
+    index = form.places.index
+    places = form.places if index is None else replace(form.places, index=spool.keep(index))
+    return Replace(places, spool.keep(form.new), None if form.old is None else spool.keep(form.old))
+
+
+def smallest(differs: Bool[Tensor, "*shape"], new: Tensor, old: Tensor | None = None) -> Replace:
+    """New values for the elements that differ, in the form of fewest bytes.
+
+    Args:
+        differs: Which elements differ.
+        new: The new weight.
+        old: The old one, to store its values too.
+    """
+    marks: dict[Kind, Tensor | None] = {"all": None}
+    if not bool(differs.all()):
+        marks["elements"] = differs.flatten()
+        if new.ndim > 1:
+            marks["rows"] = differs.flatten(start_dim=1).any(dim=1)
+            marks["columns"] = differs.transpose(0, 1).flatten(start_dim=1).any(dim=1)
+    floors = {kind: _least_bytes(kind, marked, new, old) for kind, marked in marks.items()}
+    made: dict[Kind, Replace] = {}
+    for kind in sorted(floors, key=lambda kind: floors[kind]):  # what cannot be smaller is never made
+        if all(floors[kind] <= _bytes(form) for form in made.values()):
+            made[kind] = _replace(kind, marks[kind], new, old)
+    return min((made[kind] for kind in marks if kind in made), key=_bytes)
+
+
+def _least_bytes(kind: Kind, marks: Tensor | None, new: Tensor, old: Tensor | None) -> int:
+    """What a form takes at least: its values, and the shortest index that may be."""
+    size = new.element_size() * (1 if old is None else 2)
+    if marks is None:
+        return new.numel() * size
+    count = int(marks.sum())
+    if kind == "elements":
+        return count * size + min(count, -(-len(marks) // 8))
+    return count * (new.numel() // len(marks)) * size
+
+
+def _replace(kind: Kind, marks: Tensor | None, new: Tensor, old: Tensor | None) -> Replace:
+    index = None if marks is None else marks.nonzero()[:, 0]
+    places = Places(kind, tuple(new.shape), index)
+    return Replace(places, places.take(new), None if old is None else places.take(old))
+
+
+def _bytes(form: Form) -> int:
+    return sum(part.numel() * part.element_size() for part in encode(form).parts.values())

@@ -11,6 +11,7 @@ from surgery.checkpoint.digest import tensor_bytes
 from surgery.checkpoint.header import DTYPE_NAMES, open_header, read_header
 from surgery.checkpoint.reader import read_tensor
 from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.checkpoint.spool import Spool
 from surgery.errors import PatchError, raise_all
 from surgery.patch.manifest import VERSION, metadata_of, patch_from, refuse_version, tensors_in
 from surgery.patch.model import Patch
@@ -18,6 +19,7 @@ from surgery.record import file_digest
 
 _CONTENT = "sdpatch.content"
 _VERSION = "sdpatch.version"
+_IN_MEMORY = 128_000_000  # bytes of a patch that are held; of a larger one the disk keeps a copy
 
 
 def save_patch(patch: Patch, path: Path, *, overwrite: bool = False) -> str:
@@ -53,7 +55,11 @@ def load_patch(path: Path) -> Patch:
     """
     header = open_header(path, PatchError)
     _refuse_other_files(path, header.metadata)
-    tensors = {entry.key: read_tensor(entry) for entry in header.entries}
+    spool = Spool()
+    large = sum(entry.end - entry.start for entry in header.entries) > _IN_MEMORY
+    tensors = {
+        entry.key: spool.keep(read_tensor(entry)) if large else read_tensor(entry) for entry in header.entries
+    }
     if header.metadata.get(_CONTENT) != _content_digest(tensors, header.metadata):
         raise PatchError(
             f"{path} is damaged, or was changed by hand: its content has another digest. Fetch it again."

@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint import open_checkpoint, spool
 from surgery.delta import Replace
 from surgery.errors import PatchError
-from surgery.patch import apply_patch, diff_checkpoints, load_patch, patch_digest, revert_patch, save_patch
-from surgery.patch.diff import smallest
+from surgery.patch import (
+    apply_patch,
+    diff_checkpoints,
+    file,
+    load_patch,
+    patch_digest,
+    revert_patch,
+    save_patch,
+)
+from surgery.patch.diff import _bytes, _replace, smallest
 from tests.support.folders import (
     CONV_NAME,
     FC2,
@@ -105,9 +113,40 @@ def test_the_form_of_fewest_bytes_is_chosen(where: tuple[slice, slice], kind: st
     old = torch.randn(40, 50, generator=torch.Generator().manual_seed(1)).half()
     new = old.clone()
     new[where] += 1
-    form = smallest(old, new)
+    form = smallest(old != new, new)
     assert form.places.kind == kind
     assert torch.equal(form.places.put(old, form.new), new)
+
+
+@pytest.mark.parametrize("keep_old", [False, True])
+@pytest.mark.parametrize("kind", ["rows", "columns", "elements", "all"])
+def test_forms_that_cannot_be_smaller_need_not_be_made(kind: str, keep_old: bool) -> None:
+    old = torch.randn(16, 24, generator=torch.Generator().manual_seed(1)).half()
+    for count in range(1, 16 * 24, 7):
+        new, chosen = old.clone(), torch.randperm(16 * 24, generator=torch.Generator().manual_seed(count))
+        where = {"rows": chosen % 16 * 24, "columns": chosen % 24, "elements": chosen, "all": chosen}[kind]
+        new.view(-1)[where[:count]] += 1
+        differs, kept = old != new, old if keep_old else None
+        every = [
+            _replace("all", None, new, kept),
+            _replace("elements", differs.flatten(), new, kept),
+            _replace("rows", differs.any(1), new, kept),
+            _replace("columns", differs.any(0), new, kept),
+        ]
+        assert _bytes(smallest(differs, new, kept)) == min(_bytes(form) for form in every)
+
+
+def test_a_large_patch_is_kept_on_the_disk_and_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, edited = written(tmp_path / "base"), written(tmp_path / "edited", fc2=torch.eye(3, 5))
+    save_patch(diff_checkpoints(base, edited).patch, tmp_path / "patch")
+    monkeypatch.setattr(file, "_IN_MEMORY", 0)
+    monkeypatch.setattr(spool, "_SMALL", 1)
+    save_patch(diff_checkpoints(base, edited).patch, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "patch").read_bytes()
+    apply_patch(load_patch(tmp_path / "patch"), base, tmp_path / "made")
+    assert contents(tmp_path / "made") == contents(edited)
 
 
 def test_a_patch_that_carries_the_old_values_reverts_by_itself(tmp_path: Path) -> None:
