@@ -9,6 +9,7 @@ from torch import Tensor
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.serialise import safetensors_chunks
+from surgery.checkpoint.spool import Spool
 from surgery.errors import PatchError, raise_all
 from surgery.export.job import Job, modules_in
 from surgery.export.report import ExportReport
@@ -37,10 +38,11 @@ def export_universal(job: Job) -> ExportReport:
     }
     left_out |= job.unreachable(job.patch.changes.keys() - left_out.keys())
     names = job.kept(left_out)
-    changes = {name: job.half_change(name).flatten(start_dim=1) for name in names}
+    spool = Spool()  # exact factors of many layers are larger than their weights
+    changes = {name: spool.keep(job.half_change(name).flatten(start_dim=1)) for name in names}
     everything = (*names, *sorted(companions(names, family)))
     shapes = {name: job.checkpoint.entry(name).shape for name in everything}
-    ranks, factors = _factorise(changes, shapes, knobs.rank)
+    ranks, factors = _factorise(changes, shapes, knobs.rank, spool)
     _refuse_overflow(job, ranks, names)
     tensors = _tensors(factors, shapes, ranks.alpha, family)
     _refuse_size(tensors, knobs.limit_bytes if knobs.rank is None else None)
@@ -55,16 +57,22 @@ def export_universal(job: Job) -> ExportReport:
 
 
 def _factorise(
-    changes: Mapping[str, Tensor], shapes: Shapes, rank: int | None
+    changes: Mapping[str, Tensor], shapes: Shapes, rank: int | None, spool: Spool
 ) -> tuple[Ranks, dict[str, Factors]]:
     """Factors of every change, and zeros for the other modules, at ranks that go with one alpha."""
+
+    def kept(factors: Factors) -> Factors:
+        return Factors(up=spool.keep(factors.up), down=spool.keep(factors.down))
+
     bare = {name: _zeros(shape) for name, shape in shapes.items()}
-    bare |= {name: truncate(change, rank) if rank else select(change) for name, change in changes.items()}
+    bare |= {
+        name: kept(truncate(change, rank) if rank else select(change)) for name, change in changes.items()
+    }
     ranks = choose_ranks(
         {name: factors.up.shape[1] for name, factors in bare.items()},
         {name: sum(_matrix_shape(shape)) for name, shape in shapes.items()},
     )
-    return ranks, {name: pad(factors, ranks.of[name], ranks.alpha) for name, factors in bare.items()}
+    return ranks, {name: kept(pad(factors, ranks.of[name], ranks.alpha)) for name, factors in bare.items()}
 
 
 def _product(factors: Factors, scale: float, shape: tuple[int, ...]) -> Tensor:
