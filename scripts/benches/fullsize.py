@@ -256,7 +256,7 @@ class Table:
 
     def median(self, name: str, word: str, unit: str) -> float:
         """Of the rounds, cold or warm, in seconds."""
-        return statistics.median(getattr(cost, unit) for cost in self.costs[name, word])
+        return statistics.median(float(getattr(cost, unit)) for cost in self.costs[name, word])
 
     def found(self, name: str) -> Any:
         """What a step that was timed found last."""

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.audit.sides import Sides
-from surgery.numerics import factorise
+from surgery.audit.sides import Sides, matrix_shape
+from surgery.numerics import Factor, factorise
 from surgery.report.audit_record import TensorRow
 
 KEYS, VALUES = "cross_key", "cross_value"
-_HYPOTHESES: Final = ((KEYS, VALUES), (KEYS,), (VALUES,))
+_HYPOTHESES: Final = ((KEYS,), (VALUES,), (KEYS, VALUES))  # both last: theirs is made in the sums of the keys
 # Fewer rows than this many times the inputs leave G open in some direction, and fitting proves nothing.
 _ROWS_PER_INPUT: Final = 1.5
 # So many rows for each input, of so many sites of a role, settle it; more would only cost.
@@ -23,6 +23,7 @@ _SITES_WANTED: Final = 4
 _RIDGE: Final = 1e-9  # of the mean eigenvalue; only against singular systems
 # Random directions in which changes are compared with what G says of them.
 _PROBES: Final = 64
+_CACHED: Final = 1 << 17  # elements read at a time: their copies in double precision stay in the cache
 _HALF: Final = 0.5  # of a change explained: below, no G is worth computing whole
 
 
@@ -61,18 +62,19 @@ def fit_operator(sides: Sides, rows: Sequence[TensorRow]) -> OperatorFit | None:
     probes = torch.randn(
         inputs, min(_PROBES, inputs), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    sums = {role: _sums(sides, split.fitted, probes) for role, split in chosen.items() if split.fitted}
+    fitted = {role: split.fitted for role, split in chosen.items() if split.fitted}
+    grams = {role: _gram(sides, some) for role, some in fitted.items()}
+    products = {role: _products(sides, some, probes) for role, some in fitted.items()}
     guesses = [_Guess(roles, [chosen[role] for role in roles]) for roles in _HYPOTHESES]
     for guess in (guesses := [guess for guess in guesses if guess.can_be_told(inputs)]):
-        guess.shared = _solved([sums[role] for role in guess.roles])
+        gram, *others = (grams[role] for role in guess.roles)
+        for other in others:
+            gram += other
+        guess.shared = _factor(gram).solve(torch.stack([products[role] for role in guess.roles]).sum(0))
+    grams.clear()
     for role, split in chosen.items():
         for site in split.held_out:
-            weight, change = matrices(sides, site.name)
-            seen = change @ probes
-            for guess in guesses:
-                if role in guess.roles:
-                    guess.left_over += float((seen - weight @ guess.shared).square().sum())
-                    guess.total += float(seen.square().sum())
+            _try_on(sides, site.name, [guess for guess in guesses if role in guess.roles], probes)
     best = max(guesses, key=lambda guess: (round(guess.explained, 2), len(guess.roles)), default=None)
     return None if best is None else _told(sides, best)
 
@@ -128,31 +130,51 @@ def _spread(sites: Sequence[TensorRow], most: int) -> Sequence[TensorRow]:
     return [sites[number * len(sites) // count] for number in range(count)]
 
 
-def _sums(
-    sides: Sides, sites: Sequence[TensorRow], probes: Tensor | None
-) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_in probes"]]:
-    """Σ WᵀW and Σ WᵀΔW, this in the directions of the probes, of all where there are none."""
+def _gram(sides: Sides, sites: Sequence[TensorRow]) -> Float[Tensor, "d_in d_in"]:
+    """Σ WᵀW"""
     inputs = sites[0].columns[1]
     gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    right = torch.zeros(inputs, inputs if probes is None else probes.shape[1], dtype=torch.float64)
+    for site in sites:
+        weight, _ = matrices(sides, site.name)
+        gram.addmm_(weight.T, weight)
+        del weight, _  # before the next site's are made
+    return gram
+
+
+def _products(
+    sides: Sides, sites: Sequence[TensorRow], probes: Tensor | None
+) -> Float[Tensor, "d_in probes"]:
+    """Σ WᵀΔW, in the directions of the probes, in all where there are none."""
+    inputs = sites[0].columns[1]
+    products = torch.zeros(inputs, inputs if probes is None else probes.shape[1], dtype=torch.float64)
     for site in sites:
         weight, change = matrices(sides, site.name)
-        gram.addmm_(weight.T, weight)
-        right.addmm_(weight.T, change if probes is None else change @ probes)
-    return gram, right
+        products.addmm_(weight.T, change if probes is None else change @ probes)
+        del weight, change
+    return products
 
 
-def _solved(sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    gram, right = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
-    ridge = _RIDGE * float(gram.diagonal().mean())
-    return factorise(gram + ridge * torch.eye(len(gram), dtype=torch.float64)).solve(right)
+def _factor(gram: Float[Tensor, "d_in d_in"]) -> Factor:
+    """The factor of a sum that is made well-conditioned where it lies, since it is large."""
+    diagonal = gram.diagonal()
+    diagonal += _RIDGE * diagonal.mean()
+    return factorise(gram)
+
+
+def _try_on(sides: Sides, name: str, guesses: Sequence[_Guess], probes: Tensor) -> None:
+    weight, change = matrices(sides, name)
+    seen = change @ probes
+    for guess in guesses:
+        guess.left_over += float((seen - weight @ guess.shared).square().sum())
+        guess.total += float(seen.square().sum())
 
 
 def _told(sides: Sides, best: _Guess) -> OperatorFit:
     rank = 0.0
     if best.explained > _HALF:
-        shared = _solved([_sums(sides, best.fitted, None)])
-        fourth = float((shared.T @ shared).square().sum())
+        factor = _factor(_gram(sides, best.fitted))  # anew, and first: few matrices of this size at a time
+        shared = factor.solve(_products(sides, best.fitted, None))
+        fourth = float((shared.T @ shared).square_().sum())
         rank = float(shared.square().sum()) ** 2 / max(fourth, 1e-300)
     return OperatorFit(
         roles=best.roles,
@@ -165,9 +187,11 @@ def _told(sides: Sides, best: _Guess) -> OperatorFit:
 
 def matrices(sides: Sides, name: str) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out d_in"]]:
     """Weight and change of one tensor as matrices in double precision."""
-    weights, changes = [], []
-    for block in sides.blocks(name):
-        weight = block.before.double()
-        weights.append(weight)
-        changes.append((block.after.double() - weight).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
-    return torch.cat(weights), torch.cat(changes)
+    rows, columns = matrix_shape(sides.tensors[name].shape)
+    weight, change = torch.zeros(2, rows, columns, dtype=torch.float64)
+    for block in sides.blocks(name, _CACHED):
+        height, width = block.before.shape
+        place = (slice(block.row, block.row + height), slice(block.column, block.column + width))
+        weight[place] = block.before
+        change[place] = (block.after.double() - weight[place]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return weight, change
