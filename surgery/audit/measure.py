@@ -90,6 +90,12 @@ class Measured:
             return None
         return max(0.0, 1 - self.product**2 / (self.change_square * self.touched_square))
 
+    def mark(self, changed: Tensor) -> None:
+        """Count elements that are known to change, of a whole tensor whose values are not (bool)."""
+        marks = changed.reshape(matrix_shape(self.shape)).numpy()
+        self.changed, self.rows_changed = int(marks.sum()), int(marks.any(1).sum())
+        self._columns = marks.any(0)
+
     def add(self, block: Block) -> None:
         """Count one block; the blocks of a tensor come in the order of rows, then columns."""
         before, after = block.before, block.after

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surgery.audit.sides import Sides, matrix_shape
+from surgery.errors import NumericsError
 from surgery.numerics import Factor, factorise
 from surgery.report.audit_record import TensorRow
 
@@ -52,9 +53,20 @@ def fit_operator(sides: Sides, rows: Sequence[TensorRow]) -> OperatorFit | None:
     Normal equations of a few sites of each role, solved for G in random directions, serve all three; sums of
     squares in such directions are, on average, those of the whole.
 
-    None where there is nothing to tell: no base, too few changed sites, or too few outputs to determine G.
+    None where there is nothing to tell: no base, too few changed sites, or weights that do not determine G.
     """
-    sites = [row for row in rows if row.role in (KEYS, VALUES) and row.state == "changed"]
+    try:
+        return _fitted(sides, rows)
+    except NumericsError:  # weights of zeros, or next to it
+        return None
+
+
+def _fitted(sides: Sides, rows: Sequence[TensorRow]) -> OperatorFit | None:
+    sites = [
+        row
+        for row in rows
+        if row.role in (KEYS, VALUES) and row.state == "changed" and not any(row.nonfinite)
+    ]
     if not sides.has_base or len({site.columns[1] for site in sites}) != 1:
         return None
     inputs = sites[0].columns[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from surgery.audit.sides import BLOCK_ELEMENTS, Block, Listed, checkpoint_facts, sliced
 from surgery.checkpoint.layout import Checkpoint
 from surgery.delta.algebra import materialise
+from surgery.delta.forms import Replace, Rescale
 from surgery.errors import NumericsError
 from surgery.patch import Patch, load_patch, patch_digest, verify_patch
 from surgery.patch.match import match_base
@@ -113,6 +114,17 @@ def recorded(patch: Patch, name: str) -> Recorded:
         largest=change.largest,
         norm=change.norm,
     )
+
+
+def places_alone(patch: Patch, name: str) -> Tensor | None:
+    """Which elements a patch sets or rescales (bool); None where it does something else as well."""
+    forms = [term.delta.terms[name] for term in patch.terms if name in term.delta.terms]
+    marked = torch.zeros(patch.changes[name].shape, dtype=torch.bool)
+    for form in forms:
+        if not isinstance(form, Replace | Rescale):
+            return None
+        marked |= form.places.mask()
+    return marked
 
 
 def change_alone(patch: Patch, name: str) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 
 from surgery.anatomy.atlas import place_of
 from surgery.audit.measure import Measured, measure
-from surgery.audit.patch_side import PatchAlone, recorded
+from surgery.audit.patch_side import PatchAlone, change_alone, places_alone, recorded
 from surgery.audit.sides import Listed, Sides, matrix_shape
 from surgery.audit.spectrum import spectrum
 from surgery.progress import track
@@ -29,7 +29,7 @@ def tensor_rows(sides: Sides, *, spectra: bool) -> tuple[TensorRow, ...]:
         plain = list(track(rows, "compare", total=len(listed), unit="tensor"))
     if not spectra:
         return tuple(plain)
-    changed = [row for row in plain if row.state == "changed" and _can_decompose(row)]
+    changed = [row for row in plain if row.state == "changed" and _can_decompose(sides, row)]
     found = {row.name: decompose(sides, row) for row in track(changed, "spectra", unit="tensor")}
     return tuple(_with_spectrum(row, found.get(row.name)) for row in plain)
 
@@ -39,6 +39,10 @@ def tensor_row(sides: Sides, name: str, listed: Listed) -> TensorRow:
     place = place_of(name)
     blocks = sides.blocks(name) if listed.presence == "shared" else iter(())
     measured = measure(listed.shape, blocks)
+    if isinstance(sides, PatchAlone) and not measured.changed:
+        places = places_alone(sides.patch, name)
+        if places is not None:
+            measured.mark(places)
     before, after = (_dtype(dtype) for dtype in listed.dtypes)
     rows, columns = matrix_shape(listed.shape)
     row = TensorRow(
@@ -125,7 +129,9 @@ def _as_recorded(sides: PatchAlone, row: TensorRow) -> TensorRow:
     )
 
 
-def _can_decompose(row: TensorRow) -> bool:
+def _can_decompose(sides: Sides, row: TensorRow) -> bool:
+    if isinstance(sides, PatchAlone) and change_alone(sides.patch, row.name) is None:
+        return False  # only the base can tell how far its elements change
     floating = getattr(torch, row.dtypes[1]).is_floating_point
     return bool(floating) and min(row.shape, default=0) > 0 and len(row.shape) > 1 and _in_range(row.norm)
 

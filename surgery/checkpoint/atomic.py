@@ -3,7 +3,8 @@
 Everything is written under a temporary name beside the final one, flushed to the disk and renamed. All of it
 goes through the primitives `write_bytes`, `fsync`, `rename` and `remove`; a test can watch and stop each of
 them with `fault_hook`. What a killed process leaves behind (names ending in ``.partial`` or ``.previous``) is
-cleared away, or put back, by the next run that writes the same final name.
+cleared away, or put back, by the next run that writes the same final name. An empty file ending in ``.lock``
+keeps two runs from writing one output at once; one that a killed run left hinders nobody.
 """
 
 import ctypes
@@ -20,6 +21,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from surgery.errors import SurgeryError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a rename is refused while another writes
+    fcntl = None  # type: ignore[assignment]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 Hook: TypeAlias = Callable[[str, Path], None]
@@ -181,15 +187,60 @@ def remove(path: Path) -> None:
 def _temporary(path: Path, overwrite: bool) -> Iterator[Path]:
     """A fresh temporary name for ``path``, gone again after a failure."""
     make_folder(path.parent)
-    _sweep(path)
-    refuse_existing(path, overwrite)
-    temporary = _beside(path, "partial")
+    with _locked(path):
+        _sweep(path)
+        refuse_existing(path, overwrite)
+        temporary = _beside(path, "partial")
+        try:
+            yield temporary
+        except BaseException:
+            remove(temporary)
+            raise
+        fsync(path.parent)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer of an output at a time; the system gives the lock back however a process ends.
+
+    Raises:
+        SurgeryError: when another writer has it, or the folder cannot be written to.
+    """
+    if fcntl is None:
+        yield
+        return
+    place = path.with_name(f".{path.name}.lock")
+    with _worded("write", path):
+        handle = _lock(place)
+    if handle is None:
+        raise SurgeryError(
+            f"{path} is being written by another run; to be alone with an output was expected. Wait for "
+            "that run, or choose another output."
+        )
     try:
-        yield temporary
-    except BaseException:
-        remove(temporary)
-        raise
-    fsync(path.parent)
+        yield
+    finally:
+        with suppress(OSError):
+            place.unlink()
+        os.close(handle)
+
+
+def _lock(place: Path) -> int | None:
+    """A descriptor of the locked file, which nobody has removed meanwhile; None where another has it."""
+    assert fcntl is not None
+    while True:
+        handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:  # a file system without locks
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+        os.close(handle)
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
@@ -326,7 +377,14 @@ def _lives(process: int, thread: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended and only its parent has not looked yet (Linux)."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
+    return False
 
 
 def _step(primitive: str, path: Path) -> None:

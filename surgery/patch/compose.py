@@ -69,9 +69,18 @@ def compose_patches(patches: Sequence[Patch], base: Path | None = None) -> Patch
     """
     raise_all(PatchError, list(_misfits(patches)))
     terms = tuple(sorted((term for patch in patches for term in patch.terms), key=content_digest))
-    raise_all(PatchError, list(conflicts(terms)))
+    raise_all(PatchError, list(conflicts(_labelled(patches))))
     members = [member for patch in patches for member in _members(patch)]
     return _assembled(terms, patches, base, sorted(members, key=lambda member: str(member["patch"])))
+
+
+def _labelled(patches: Sequence[Patch]) -> list[Term]:
+    """The terms, each with its patch's digest beside its source: two edits of one method are told apart."""
+    return [
+        replace(term, source=f"{term.source} ({patch_digest(patch)[:12]})")
+        for patch in patches
+        for term in patch.terms
+    ]
 
 
 def take_out(patch: Patch, part: str, base: Path | None = None) -> Patch:

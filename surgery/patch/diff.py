@@ -20,7 +20,7 @@ from surgery.delta.exact import on_grid
 from surgery.delta.forms import Form, LowRank, Replace
 from surgery.delta.places import Kind, Places
 from surgery.errors import PatchError, nearest, raise_all
-from surgery.patch.encoding import encode
+from surgery.patch.encoding import encode, with_index
 from surgery.patch.model import SUPPORTED, Patch, make_patch
 from surgery.patch.rounding import bits_of
 from surgery.patch.terms import Term, all_finite
@@ -166,9 +166,8 @@ def _kept(spool: Spool, form: Form) -> Form:
     """The same change with its new values on the disk; factors are small."""
     if not isinstance(form, Replace):
         return form
-    index = form.places.index
-    places = form.places if index is None else replace(form.places, index=spool.keep(index))
-    return Replace(places, spool.keep(form.new), None if form.old is None else spool.keep(form.old))
+    old = None if form.old is None else spool.keep(form.old)
+    return with_index(replace(form, new=spool.keep(form.new), old=old), spool.keep)
 
 
 def smallest(differs: Bool[Tensor, "*shape"], new: Tensor, old: Tensor | None = None) -> Replace:

@@ -16,8 +16,8 @@ one or two bytes each, ``flat`` positions, or ``bits`` (one for each element of 
 ``csr`` too (ends of the rows, and a column per element), which never is the smallest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
@@ -79,6 +79,13 @@ def encode(form: Form) -> Encoded:
             return Encoded(op=f"set_{suffix}", index=index, parts={**parts, "new": form.new, **old})
         case Rescale():
             return Encoded(op=f"scale_{suffix}", index=index, parts={**parts, "factors": form.factors})
+
+
+def with_index(form: Form, keep: Callable[[Tensor], Tensor]) -> Form:
+    """The same form with the index of its places, eight bytes each, kept elsewhere."""
+    if isinstance(form, Sparse | Replace | Rescale) and form.places.index is not None:
+        return replace(form, places=replace(form.places, index=keep(form.places.index)))
+    return form
 
 
 def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Form:

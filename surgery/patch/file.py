@@ -1,7 +1,7 @@
 """The native patch file: one safetensors file, equal bytes for equal content, as ``FORMAT.md`` says it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from surgery.record import file_digest
 
 _CONTENT = "sdpatch.content"
 _VERSION = "sdpatch.version"
-_IN_MEMORY = 128_000_000  # bytes of a patch that are held; of a larger one the disk keeps a copy
+_IN_MEMORY = 16_000_000  # bytes of a patch that are held; of a larger one the disk keeps what is in use
 
 
 def save_patch(patch: Patch, path: Path, *, overwrite: bool = False) -> str:
@@ -57,14 +57,13 @@ def load_patch(path: Path) -> Patch:
     _refuse_other_files(path, header.metadata)
     spool = Spool()
     large = sum(entry.end - entry.start for entry in header.entries) > _IN_MEMORY
-    tensors = {
-        entry.key: spool.keep(read_tensor(entry)) if large else read_tensor(entry) for entry in header.entries
-    }
+    keep: Callable[[Tensor], Tensor] = spool.keep if large else lambda tensor: tensor
+    tensors = {entry.key: keep(read_tensor(entry)) for entry in header.entries}
     if header.metadata.get(_CONTENT) != _content_digest(tensors, header.metadata):
         raise PatchError(
             f"{path} is damaged, or was changed by hand: its content has another digest. Fetch it again."
         )
-    patch, faults = patch_from(header.metadata, tensors)
+    patch, faults = patch_from(header.metadata, tensors, keep)
     if patch is None:
         raise_all(PatchError, [f"{path}: {fault}" for fault in faults])
         raise PatchError(f"{path} cannot be read.")

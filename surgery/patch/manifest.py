@@ -18,7 +18,7 @@ from surgery.delta.delta import Delta
 from surgery.delta.forms import Form, Replace
 from surgery.errors import NumericsError, PatchError, brief, nearest
 from surgery.names import split
-from surgery.patch.encoding import decode, encode
+from surgery.patch.encoding import decode, encode, with_index
 from surgery.patch.kohya import FAMILIES, Family, lora_metadata
 from surgery.patch.lora_layout import LoraLayout, layout_of, lora_tensors, read_factors
 from surgery.patch.model import SUPPORTED, Change, Patch
@@ -92,7 +92,11 @@ def lora_of(patch: Patch) -> LoraLayout | None:
     return layout_of(patch.terms, patch.architecture, shapes, patch.carriers)
 
 
-def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple[Patch | None, list[str]]:
+def patch_from(
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    keep: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> tuple[Patch | None, list[str]]:
     """The patch that header texts and tensors describe, or None, and every fault."""
     try:
         manifest, base, edit = (
@@ -108,7 +112,7 @@ def patch_from(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tu
     faults: list[str] = []
     changes = _each(raw_changes, lambda name: _change(name, raw_changes[name]), faults)
     shapes = {name: change.shape for name, change in changes.items()}
-    read = partial(_form, tensors=tensors, shapes=shapes, family=family)
+    read = partial(_form, tensors=tensors, shapes=shapes, family=family, keep=keep)
     terms = [_term(raw, partial(read, index), f"term {index}", faults) for index, raw in enumerate(raw_terms)]
     found = tuple(term for term in terms if term is not None)
     described = {name for raw in raw_terms if isinstance(raw, dict) for name in _keys(raw.get("forms"))}
@@ -176,6 +180,7 @@ def _form(
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     family: Family | None,
+    keep: Callable[[Tensor], Tensor],
 ) -> Form:
     split(name)
     if name not in shapes:
@@ -195,7 +200,7 @@ def _form(
                 f"has {part!r} of the type {tensors[key].dtype}; F16, BF16, F32 or F64 was expected"
             )
         parts[part] = tensors[key]
-    return decode(op, written, parts, shapes[name])
+    return with_index(decode(op, written, parts, shapes[name]), keep)
 
 
 def _misfits(terms: tuple[Term, ...], changes: Mapping[str, Change]) -> list[str]:

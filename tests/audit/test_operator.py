@@ -86,3 +86,24 @@ def test_too_few_sites_say_nothing(tmp_path: Path) -> None:
         return weight + weight @ G if crosses(name, "to_k") and "down_blocks.0" in name else weight
 
     assert fit(tmp_path, edit, torch.float32) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_sites_that_hold_no_numbers_are_left_out(tmp_path: Path, bad: float) -> None:
+    before = weights(torch.float32)
+    after = changed(before, lambda name, weight: weight + weight @ G if crosses(name, "to_k") else weight)
+    broken = next(name for name in before["unet"] if crosses(name, "to_k"))
+    before["unet"][broken][0, 0] = bad
+    first, second = pair(tmp_path, before, after)
+    sides = CheckpointPair(base=open_checkpoint(first), edited=open_checkpoint(second))
+    fit_operator(sides, tensor_rows(sides, spectra=False))  # too few sites are left, or enough
+
+
+def test_weights_of_zeros_say_nothing(tmp_path: Path) -> None:
+    before = changed(
+        weights(torch.float32), lambda name, weight: weight * 0 if crosses(name, "to_k", "to_v") else weight
+    )
+    after = changed(before, lambda name, weight: weight + 1 if crosses(name, "to_k", "to_v") else weight)
+    first, second = pair(tmp_path, before, after)
+    sides = CheckpointPair(base=open_checkpoint(first), edited=open_checkpoint(second))
+    assert fit_operator(sides, tensor_rows(sides, spectra=False)) is None

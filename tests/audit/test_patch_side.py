@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from surgery.audit import AuditOptions, audit_patch
 from surgery.audit.patch_side import PatchAlone, PatchedBase, change_alone, expectation, open_patch, recorded
 from surgery.checkpoint import open_checkpoint
-from surgery.delta import Delta, LowRank, Rescale
-from surgery.delta.places import Places
+from surgery.delta import Delta, LowRank, Operator, Replace, Rescale
+from surgery.delta.places import Kind, Places
 from surgery.errors import PatchError
 from surgery.patch import Patch, Term, apply_patch, make_patch, patch_digest, save_patch
 from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, small_weights, write_folder
@@ -116,3 +117,33 @@ def test_how_a_checkpoint_stands_to_an_expected_patch(base: Path, tmp_path: Path
     apply_patch(patch, base, tmp_path / "edited")
     assert expectation(file, tmp_path / "edited")["state"] == "after"
     assert expectation(file, base) == {**expectation(file, base), "patch": str(file), "state": "before"}
+
+
+@pytest.mark.parametrize("spectra", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "structure", "rows"),
+    [("rows", "rows", 1), ("columns", "columns", 3), ("elements", "block", 1), ("all", "everything", 3)],
+)
+def test_places_that_a_patch_alone_sets_are_told_without_its_base(
+    base: Path, tmp_path: Path, kind: Kind, structure: str, rows: int, spectra: bool
+) -> None:
+    checkpoint = open_checkpoint(base)
+    weight = checkpoint.read(FC2_NAME)
+    index = None if kind == "all" else torch.tensor([1])
+    places = Places(kind, tuple(weight.shape), index)
+    forms = {FC2_NAME: Replace(places, places.take(weight) + 1)}
+    patch = make_patch([Term(delta=Delta(terms=forms), source="x")], checkpoint)
+    record = audit_patch(saved(patch, tmp_path), None, AuditOptions(spectra=spectra))
+    [row] = record.tensors
+    assert (row.state, row.structure, row.rows[0]) == ("changed", structure, rows)
+    assert row.changed == forms[FC2_NAME].new.numel()
+    assert row.spectrum is None
+
+
+def test_a_map_of_inputs_alone_has_no_spectrum(base: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    inputs = checkpoint.entry(TO_K_NAME).shape[1]
+    form = Operator(torch.randn(inputs, 1), torch.randn(1, inputs))
+    patch = make_patch([Term(delta=Delta(terms={TO_K_NAME: form}), source="x")], checkpoint)
+    [row] = audit_patch(saved(patch, tmp_path)).tensors
+    assert (row.state, row.spectrum) == ("changed", None)

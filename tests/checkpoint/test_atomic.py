@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,3 +280,42 @@ def gone_process() -> int:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     return done.pid
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_writer_of_one_output_is_refused_and_a_later_one_is_not(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    with atomic_file(out, overwrite=overwrite) as temporary:
+        with (
+            pytest.raises(SurgeryError, match="is being written by another run"),
+            atomic_file(out, overwrite=overwrite),
+        ):
+            pass
+        with atomic_file(tmp_path / "other") as elsewhere:
+            elsewhere.write_bytes(b"2")
+        temporary.write_bytes(b"1")
+    with atomic_file(out, overwrite=True) as temporary:
+        temporary.write_bytes(b"3")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out": b"3", "other": b"2"}
+
+
+def test_the_lock_of_a_killed_process_hinders_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").touch()
+    with atomic_file(tmp_path / "out") as temporary:
+        temporary.write_bytes(b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_process_left_that_nobody_has_waited_for_is_swept(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while Path(f"/proc/{ended.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    (tmp_path / f".out.{ended.pid}.{ended.pid}.00000000.partial").touch()
+    with atomic_file(tmp_path / "out") as temporary:
+        temporary.write_bytes(b"1")
+    ended.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,5 +1,6 @@
 """Tensors on the disk: the same values, outside the process's memory, and nothing left."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,3 +53,19 @@ def test_without_room_tensors_stay_in_memory(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     tensor = torch.zeros(50_000)
     assert Spool().keep(tensor) is tensor
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_thousands_of_tensors_take_few_of_the_files_that_may_be_open(folder: Path) -> None:
+    import resource
+
+    spool = Spool()
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 40, allowed[1]))
+    try:
+        kept = [spool.keep(torch.full((40_000,), float(number))) for number in range(3000)]  # 480 MB
+        assert (folder / "another").write_text("can be opened")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+    assert [float(tensor[0]) for tensor in kept] == list(range(3000))
+    assert [float(tensor[-1]) for tensor in kept] == list(range(3000))

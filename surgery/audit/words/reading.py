@@ -65,10 +65,14 @@ def put_in(towers: Towers, sides: Sides, changed: Sequence[TensorRow]) -> None:
 
 
 def unreadable(rows: Sequence[TensorRow]) -> Iterator[Finding]:
-    """Why words cannot be looked for: a text encoder before and after is not one model."""
+    """Why words cannot be looked for: a text encoder is another model afterwards, or holds no numbers."""
     for row in rows:
-        if row.component in TEXT_ENCODERS and row.state in ("added", "missing", "reshaped"):
-            message = f"words were not looked for: this tensor of the text encoder is {row.state}"
+        if row.component not in TEXT_ENCODERS:
+            continue
+        foreign = row.state in ("added", "missing", "reshaped")
+        if foreign or any(row.nonfinite):
+            what = f"is {row.state}" if foreign else "holds NaN or infinity"
+            message = f"words were not looked for: this tensor of the text encoder {what}"
             yield Finding(kind="no-words", subject=row.name, message=message, severity="warning")
             return
 
