@@ -11,8 +11,9 @@ from torch import Tensor
 
 from surgery.audit.sides import Block, matrix_shape
 
-# Elements worked on at once: their single-precision copies stay in the cache of one core.
-_CACHED: Final = 1 << 16
+# Elements worked on at once: few enough for their single-precision copies to stay in the cache, enough for
+# threads to work side by side instead of waiting for the interpreter.
+_CACHED: Final = 1 << 18
 # Bits of the mantissa: of two types the one with fewer is the coarser.
 _MANTISSA: Final = {
     torch.float64: 52,

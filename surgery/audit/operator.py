@@ -25,7 +25,6 @@ _RIDGE: Final = 1e-9  # of the mean eigenvalue; only against singular systems
 # Random directions in which changes are compared with what G says of them.
 _PROBES: Final = 64
 _CACHED: Final = 1 << 17  # elements read at a time: their copies in double precision stay in the cache
-_HALF: Final = 0.5  # of a change explained: below, no G is worth computing whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class OperatorFit:
         explained: Share of the squared change of the held-out sites; negative where G makes it worse.
         fitted: Sites that G was solved from.
         held_out: Sites that it was tried on.
-        effective_rank: (Σσ²)² / Σσ⁴ of G; 0 where it explains less than half and was not computed whole.
+        effective_rank: (Σσ²)² / Σσ⁴ of G, as random directions show it.
     """
 
     roles: tuple[str, ...]
@@ -75,20 +74,28 @@ def _fitted(sides: Sides, rows: Sequence[TensorRow]) -> OperatorFit | None:
         inputs, min(_PROBES, inputs), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     fitted = {role: split.fitted for role, split in chosen.items() if split.fitted}
-    grams = {role: _gram(sides, some) for role, some in fitted.items()}
-    products = {role: _products(sides, some, probes) for role, some in fitted.items()}
+    sums = {role: _sums(sides, some, probes) for role, some in fitted.items()}
     guesses = [_Guess(roles, [chosen[role] for role in roles]) for roles in _HYPOTHESES]
     for guess in (guesses := [guess for guess in guesses if guess.can_be_told(inputs)]):
-        gram, *others = (grams[role] for role in guess.roles)
-        for other in others:
-            gram += other
-        guess.shared = _factor(gram).solve(torch.stack([products[role] for role in guess.roles]).sum(0))
-    grams.clear()
+        (gram, products), *others = (sums[role] for role in guess.roles)
+        for other_gram, other_products in others:
+            gram += other_gram
+            products += other_products
+        guess.shared = _factor(gram).solve(products)
+    sums.clear()
     for role, split in chosen.items():
         for site in split.held_out:
             _try_on(sides, site.name, [guess for guess in guesses if role in guess.roles], probes)
     best = max(guesses, key=lambda guess: (round(guess.explained, 2), len(guess.roles)), default=None)
-    return None if best is None else _told(sides, best)
+    if best is None:
+        return None
+    return OperatorFit(
+        roles=best.roles,
+        explained=best.explained,
+        fitted=len(best.fitted),
+        held_out=best.held_out,
+        effective_rank=_effective_rank(best.shared),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,28 +149,18 @@ def _spread(sites: Sequence[TensorRow], most: int) -> Sequence[TensorRow]:
     return [sites[number * len(sites) // count] for number in range(count)]
 
 
-def _gram(sides: Sides, sites: Sequence[TensorRow]) -> Float[Tensor, "d_in d_in"]:
-    """Σ WᵀW"""
-    inputs = sites[0].columns[1]
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    for site in sites:
-        weight, _ = matrices(sides, site.name)
-        gram.addmm_(weight.T, weight)
-        del weight, _  # before the next site's are made
-    return gram
-
-
-def _products(
-    sides: Sides, sites: Sequence[TensorRow], probes: Tensor | None
-) -> Float[Tensor, "d_in probes"]:
-    """Σ WᵀΔW, in the directions of the probes, in all where there are none."""
-    inputs = sites[0].columns[1]
-    products = torch.zeros(inputs, inputs if probes is None else probes.shape[1], dtype=torch.float64)
+def _sums(
+    sides: Sides, sites: Sequence[TensorRow], probes: Float[Tensor, "d_in probes"]
+) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_in probes"]]:
+    """Σ WᵀW, and Σ WᵀΔW in the directions of the probes."""
+    gram = torch.zeros(len(probes), len(probes), dtype=torch.float64)
+    products = torch.zeros_like(probes)
     for site in sites:
         weight, change = matrices(sides, site.name)
-        products.addmm_(weight.T, change if probes is None else change @ probes)
-        del weight, change
-    return products
+        gram.addmm_(weight.T, weight)
+        products.addmm_(weight.T, change @ probes)
+        del weight, change  # before the next site's are made
+    return gram, products
 
 
 def _factor(gram: Float[Tensor, "d_in d_in"]) -> Factor:
@@ -181,20 +178,16 @@ def _try_on(sides: Sides, name: str, guesses: Sequence[_Guess], probes: Tensor) 
         guess.total += float(seen.square().sum())
 
 
-def _told(sides: Sides, best: _Guess) -> OperatorFit:
-    rank = 0.0
-    if best.explained > _HALF:
-        factor = _factor(_gram(sides, best.fitted))  # anew, and first: few matrices of this size at a time
-        shared = factor.solve(_products(sides, best.fitted, None))
-        fourth = float((shared.T @ shared).square_().sum())
-        rank = float(shared.square().sum()) ** 2 / max(fourth, 1e-300)
-    return OperatorFit(
-        roles=best.roles,
-        explained=best.explained,
-        fitted=len(best.fitted),
-        held_out=best.held_out,
-        effective_rank=rank,
-    )
+def _effective_rank(seen: Float[Tensor, "d_in probes"]) -> float:
+    """(Σσ²)² / Σσ⁴ of G from what it makes of random directions: to some five percent, sixty-four of them.
+
+    With A = GᵀG and independent normal probes, ωᵢᵀAωᵢ is tr A on average, and (ωᵢᵀAωⱼ)² is tr A²
+    (Hutchinson).
+    """
+    products = seen.T @ seen
+    count, traces = len(products), products.diagonal()
+    fourth = (products.square().sum() - traces.square().sum()) / max(1, count * (count - 1))
+    return float(traces.mean() ** 2 / fourth.clamp(min=1e-300))
 
 
 def matrices(sides: Sides, name: str) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out d_in"]]:
