@@ -10,9 +10,7 @@ Both digests of a component's tensors, sorted by name, give the two roots of the
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -24,6 +22,7 @@ from surgery.checkpoint.header import DTYPE_NAMES, TensorEntry
 from surgery.checkpoint.reader import CHUNK_BYTES, read_chunks, read_tensor
 from surgery.names import split
 from surgery.progress import track
+from surgery.threads import one_thread_each
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ def byte_digests(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
 
 
 def _of_each(entries: Mapping[str, TensorEntry], work: Callable[[str], T]) -> dict[str, T]:
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with one_thread_each() as pool:
         pairs = zip(entries, pool.map(work, entries), strict=True)
         return dict(track(pairs, "fingerprint", total=len(entries), unit="tensor"))
 
