@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from itertools import product
+from queue import SimpleQueue
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import Tensor
 from surgery.anatomy import weights_digest, weights_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
-from surgery.diffusion import derived_seed
+from surgery.diffusion import at_once, derived_seed, in_order
 from surgery.methods.cad import AttributionSettings, CadConcept, concepts_named
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.gradients import Grading, measure
@@ -41,7 +43,7 @@ PREDICTORS: Final[Sequence[Predictor]] = ("first_order", "gauss_newton", "midpoi
 CONTROLS: Final = ("shuffled", "absolute", "magnitude")
 SCHEME: Final = AttributionSettings(trajectories=4, sampling_steps=50, graded_steps=10)
 RESAMPLED: Final = 2000
-VERSION: Final = 1  # goes up when cells are made otherwise
+VERSION: Final = 2  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +62,17 @@ def cad_validity(options: argparse.Namespace) -> bool:
     drawn = sorted(read_words(base).concepts)
     np.random.default_rng(options.seed).shuffle(drawn)
     chosen = concepts_named(drawn[: options.choosing + options.concepts], seed=options.seed)
-    rows = (options.choosing + options.concepts) * len(options.shares) * options.masks * SCHEME.pairs
+    choosing, proving = chosen[: options.choosing], chosen[options.choosing :]
+    masks = len(choosing) * options.masks_choosing + len(proving) * options.masks
+    rows = masks * len(options.shares) * SCHEME.pairs
     print(f"{len(chosen)} concepts, {options.masks} masks at each share: {rows:,} rows of the U-Net forward")
     started, options.kept = time.monotonic(), {}
+    options.proving = {concept.name for concept in proving}
     told = {
         (concept.name, share): cell(options, models, names, concept, share)
         for concept, share in product(chosen, options.shares)
     }
     print(f"{time.monotonic() - started:.0f} s with what was there")
-    choosing, proving = chosen[: options.choosing], chosen[options.choosing :]
     best = print_table("concepts that choose", choosing, options.shares, told)
     print(f"chosen: {best}\n")
     print_table("concepts that prove", proving, options.shares, told)
@@ -80,7 +84,8 @@ def cell(
 ) -> Told:
     """One concept at one share; kept in a file, and read from there the next time."""
     asked: JSON = [weights_digest(models.unet), options.seed, as_json(SCHEME), list(PREDICTORS), VERSION]
-    name = f"{concept.name.replace(' ', '-')}-{share:g}-{options.masks}-{json_digest(asked)[:12]}.json"
+    masks = options.masks if concept.name in options.proving else options.masks_choosing
+    name = f"{concept.name.replace(' ', '-')}-{share:g}-{masks}-{json_digest(asked)[:12]}.json"
     place = options.out / name
 
     def made() -> Mapping[str, Any]:
@@ -131,38 +136,49 @@ def ask(
     """Every mask by every rule, and for real; all masks see the same pairs."""
     weights = {name: weight.detach() for name, weight in weights_of(models, names).items()}
     before = measure(models, held, {}, options.micro_batch).values.double().sum()
-    generator = torch.Generator().manual_seed(derived_seed(concept.seed, "masks", f"{share:g}"))
-    first = predictions["first_order"].linear
-    order = {name: torch.randperm(one.numel(), generator=generator) for name, one in first.items()}
-    predicted: dict[str, list[float]] = {rule: [] for rule in (*PREDICTORS, *CONTROLS)}
-    actual = []
-    for _ in track(range(options.masks), f"{concept.name}, {share:g}", unit="mask"):
+    lines = _lines(predictions, weights, torch.Generator().manual_seed(concept.seed))
+    masks = options.masks if concept.name in options.proving else options.masks_choosing
+    workers = at_once(models.unet, masks)
+    copies: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(workers):
+        one = copy(models)
+        one.unet = deepcopy(models.unet)
+        copies.put(one)
+
+    def answer(number: int) -> tuple[Tensor, float]:
+        seed = derived_seed(concept.seed, "mask", f"{share:g}", str(number))
+        generator = torch.Generator().manual_seed(seed)
         gone = {name: torch.rand(one.shape, generator=generator) < share for name, one in weights.items()}
-        for rule, prediction in predictions.items():
-            predicted[rule].append(_total(prediction, gone))
-        predicted["shuffled"].append(
-            -sum(
-                float(first[name].flatten()[order[name]].view_as(one)[one].sum())
-                for name, one in gone.items()
-            )
-        )
-        predicted["absolute"].append(-sum(float(first[name].abs()[one].sum()) for name, one in gone.items()))
-        predicted["magnitude"].append(
-            -sum(float(weights[name].abs()[one].sum()) for name, one in gone.items())
-        )
+        told = lines @ _vector(gone, weights)
         masked = {name: weight.masked_fill(gone[name], 0) for name, weight in weights.items()}
-        after = measure(models, held, masked, options.micro_batch).values.double().sum()
-        actual.append(float(after - before) / len(held))
-    return Told(predicted=predicted, actual=actual)
+        own = copies.get()
+        after = measure(own, held, masked, options.micro_batch).values.double().sum()
+        copies.put(own)
+        return told, float(after - before) / len(held)
+
+    answers = in_order(answer, range(masks), workers)
+    told, actual = zip(*track(answers, f"{concept.name}, {share:g}", unit="mask", total=masks), strict=True)
+    columns = torch.stack(told, 1).tolist()
+    rules = (*predictions, *CONTROLS)
+    return Told(predicted=dict(zip(rules, columns, strict=True)), actual=list(actual))
 
 
-def _total(prediction: Prediction, gone: Mapping[str, Tensor]) -> float:
-    total = -sum(float(prediction.linear[name][one].double().sum()) for name, one in gone.items())
-    return total + sum(
-        float(prediction.square[name][one].double().sum())
-        for name, one in gone.items()
-        if name in prediction.square
-    )
+def _lines(
+    predictions: Mapping[Predictor, Prediction], weights: Mapping[str, Tensor], generator: torch.Generator
+) -> Tensor:
+    """What each rule and control says of each weight's going, float64 [rules, weights]."""
+    rows = []
+    for prediction in predictions.values():
+        row = -_vector(prediction.linear, weights)
+        rows.append(row + _vector(prediction.square, weights) if prediction.square else row)
+    first = _vector(predictions["first_order"].linear, weights)
+    shuffled = first[torch.randperm(len(first), generator=generator)]
+    rows += [-shuffled, -first.abs(), -_vector(weights, weights).abs()]
+    return torch.stack(rows)
+
+
+def _vector(values: Mapping[str, Tensor], order: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([values[name].flatten().double() for name in order])
 
 
 Cells = Mapping[tuple[str, float], Told]

@@ -8,7 +8,7 @@ from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, r
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
 from surgery.diffusion.pixels import decode, encode
 from surgery.diffusion.predict import guided_noise, predict_noise
-from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents
+from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents, sampler_faults
 from surgery.diffusion.schedule import NoiseSchedule, noise_schedule
 from surgery.diffusion.seeds import derived_seed, generator_for
 from surgery.diffusion.text import encode_prompts
@@ -47,6 +47,7 @@ __all__ = [
     "sample",
     "sample_latents",
     "sample_table",
+    "sampler_faults",
     "size_conditions",
     "two_encoders",
 ]

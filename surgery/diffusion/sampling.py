@@ -217,14 +217,21 @@ def _faults(
             f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for each picture's prompt, "
             "and at least one. Repeat the prompt for more pictures of it."
         )
-    most = getattr(models.scheduler.config, "num_train_timesteps", steps)
-    if not 1 <= steps <= most:
-        faults.append(f"steps is {steps}; expected 1 to {most}. 25 is the default.")
+    faults += sampler_faults(models, steps)
     if not math.isfinite(guidance):
         faults.append(f"guidance is {guidance}; expected a finite number. 5 is the default.")
     factor = scale_factor(models.vae)
     if size is not None and (min(size) < factor or size[0] % factor or size[1] % factor):
         faults.append(f"size is {size[0]}×{size[1]} pixels; expected multiples of {factor}. Round the size.")
+    return faults
+
+
+def sampler_faults(models: Models, steps: int) -> list[str]:
+    """Why no sampler of so many steps can draw from a prompt with these models; nothing where it can."""
+    faults = []
+    most = getattr(models.scheduler.config, "num_train_timesteps", steps)
+    if not 1 <= steps <= most:
+        faults.append(f"steps is {steps}; expected 1 to {most}. 25 is the default.")
     unet, latent = config_of(models.unet), config_of(models.vae).latent_channels
     if unet.in_channels != latent:
         faults.append(

@@ -22,6 +22,7 @@ from surgery.methods.cad.checks import (
     refuse_no_gap,
 )
 from surgery.methods.cad.control import Control, control
+from surgery.methods.cad.fit import model_findings, refuse_unfit
 from surgery.methods.cad.gradients import Grading, add_to, measure
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
@@ -136,8 +137,9 @@ def edit(
     Source: arXiv 2412.02542.
     """
     check_edit(concepts, settings, retain)
+    refuse_unfit(models, names, settings.attribution)
     maker = _Maker(models, names, settings, tuple(retain), store)
-    reports, findings = [], []
+    reports, findings = [], list(model_findings(models, concepts))
     for group in [tuple(concepts)] if settings.combine == "sum" else [(concept,) for concept in concepts]:
         report, found = maker.report(group, len(concepts))
         reports.append(report)

@@ -90,7 +90,8 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
         for whole in wholes:
             for part in _parts(whole, grading.micro_batch):
                 found = _measure(models, part, reader)
-                found.sum().backward()
+                if found.requires_grad:  # else none of the leaves is reached, which is told below
+                    found.sum().backward()
                 values.append(found.detach().cpu())
             sums.close(leaves, whole.samples if not apart else 1)
     measured = Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)

@@ -16,7 +16,7 @@ from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
-from surgery.record import JSON, Finding, Work, file_digest
+from surgery.record import JSON, Work, file_digest
 from surgery.store import Store
 
 
@@ -156,21 +156,5 @@ def run(
             "components": len(names),
             "masks": [mask.as_json() for mask in result.masks],
         },
-        findings=(*_truncated(concepts, models), *result.findings),
-    )
-
-
-def _truncated(concepts: Sequence[CadConcept], models: Any) -> tuple[Finding, ...]:
-    """Prompts that are cut before their end, and with it perhaps the concept."""
-    room = models.tokenizer.model_max_length
-    return tuple(
-        Finding(
-            kind="prompt-cut",
-            subject=concept.name,
-            message=f"{prompt!r} has more than {room} tokens; what is behind is not read.",
-            severity="warning",
-        )
-        for concept in concepts
-        for prompt in concept.prompts
-        if len(models.tokenizer(prompt).input_ids) > room
+        findings=result.findings,
     )

@@ -1,0 +1,301 @@
+"""Every row of the study's table of failures (8.5): each is refused by name, or noticed by name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from surgery.checkpoint import open_checkpoint
+from surgery.delta import Delta, Places, Rescale
+from surgery.errors import MethodError, PatchError
+from surgery.methods.cad.checks import Facts, attribution_findings, mask_findings
+from surgery.methods.cad.control import Control
+from surgery.methods.cad.door import CadSettings, edit
+from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure
+from surgery.methods.cad.masks import ComponentMask
+from surgery.methods.cad.nouns import CadConcept, Measured, Pairs
+from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.settings import SelectionSettings
+from surgery.patch import Term, apply_patch, load_patch, make_patch, save_patch
+from surgery.record import Finding
+from tests.methods.cad.conftest import CAT, NAMES, QUICK
+
+SETTINGS = CadSettings(attribution=QUICK, selection=SelectionSettings(ratio=0.05), controls=False)
+GOOD = Facts(
+    measure=2.0,
+    deviation=0.1,
+    pairs=4,
+    by_timestep={10: 1.0, 20: 1.1, 30: 0.9, 40: 1.0},
+    positive=0.5,
+    zeros=0.0,
+    empty=(),
+    masked_already={},
+    by_tensor={},
+)
+
+
+def with_unet(models: Any) -> Any:
+    """The same models with a U-Net that may be changed."""
+    found = copy(models)
+    object.__setattr__(found, "unet", deepcopy(models.unet))
+    return found
+
+
+def with_scheduler(models: Any, scheduler: Any) -> Any:
+    found = copy(models)
+    object.__setattr__(found, "scheduler", scheduler)
+    return found
+
+
+def edited(models: Any, settings: CadSettings = SETTINGS, concept: CadConcept = CAT) -> Any:
+    return edit(models, [concept], NAMES, settings)
+
+
+def kinds(findings: Any) -> set[str]:
+    return {finding.kind for finding in findings}
+
+
+def parameter(models: Any, name: str) -> Tensor:
+    found: Tensor = models.unet.get_parameter(name.removeprefix("unet/"))
+    return found
+
+
+# what would make scores meaningless is refused
+
+
+def test_numbers_that_are_none(models: Any) -> None:
+    broken = with_unet(models)
+    parameter(broken, NAMES[0]).data[0, 0] = torch.nan
+    with pytest.raises(MethodError, match="NaN or infinite"):
+        edited(broken)
+
+
+def test_a_graph_that_is_broken(models: Any) -> None:
+    broken = with_unet(models)
+    layer = broken.unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[2]
+    plain = layer.forward
+    layer.forward = lambda given: plain(given).detach()
+    with pytest.raises(MethodError, match="no gradient reaches"):
+        edited(broken)
+
+
+def test_a_base_prompt_that_is_the_concept_s(models: Any) -> None:
+    same = replace(SETTINGS, attribution=replace(QUICK, base_prompt="cat"))
+    with pytest.raises(MethodError, match="alike.*77th token"):
+        edited(models, same, CadConcept(name="cat", prompts=("cat",), seed=1))
+
+
+class Adapter(nn.Module):
+    """As PEFT wraps a layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, given: Tensor) -> Tensor:
+        found: Tensor = self.base_layer(given)
+        return found
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_adapters_on_the_models(models: Any, part: str) -> None:
+    wrapped = with_unet(models)
+    object.__setattr__(wrapped, "text_encoder", deepcopy(models.text_encoder))
+    if part == "unet":
+        attention = wrapped.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        attention.to_k = Adapter(attention.to_k)
+    else:
+        mlp = next(one for one in wrapped.text_encoder.modules() if hasattr(one, "fc1"))
+        mlp.fc1 = Adapter(mlp.fc1)
+    with pytest.raises(MethodError, match=f"the {part} has adapters on 1 layers"):
+        edited(wrapped)
+
+
+def test_quantised_weights(models: Any) -> None:
+    whole = with_unet(models)
+    owner = whole.unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[2]
+    small = torch.zeros(owner.weight.shape, dtype=torch.int8)
+    owner.weight = nn.Parameter(small, requires_grad=False)
+    with pytest.raises(MethodError, match=r"is torch\.int8; expected float32.*unquantised"):
+        edited(whole)
+
+
+def test_tied_weights(models: Any) -> None:
+    tied = with_unet(models)
+    first, second = tied.unet.down_blocks[0].attentions[0], tied.unet.up_blocks[1].attentions[0]
+    second.transformer_blocks[0].ff.net[2].weight = first.transformer_blocks[0].ff.net[2].weight
+    with pytest.raises(MethodError, match="are one tensor"):
+        edited(tied)
+
+
+def test_a_model_that_is_distilled_with_guidance(models: Any) -> None:
+    distilled = with_unet(models)
+    distilled.unet.register_to_config(time_cond_proj_dim=256)
+    with pytest.raises(MethodError, match="guidance scale as an input"):
+        edited(distilled)
+
+
+def test_a_flow(models: Any) -> None:
+    with pytest.raises(MethodError, match="no table of noise levels"):
+        edited(with_scheduler(models, FlowMatchEulerDiscreteScheduler()))
+
+
+def test_a_sampler_with_more_steps_than_the_model_has_timesteps(models: Any) -> None:
+    short = DDIMScheduler.from_config({**models.scheduler.config, "num_train_timesteps": 10})
+    many = replace(SETTINGS, attribution=replace(QUICK, sampling_steps=11))
+    with pytest.raises(MethodError, match="steps is 11; expected 1 to 10"):
+        edited(with_scheduler(models, short), many)
+
+
+def test_a_patch_on_another_base(models: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    base = open_checkpoint(tiny_pipeline)
+    name = next(one for one in sorted(base.shapes) if one.startswith("unet/") and "ff.net.2.weight" in one)
+    places = Places("elements", base.shapes[name], torch.tensor([1, 5]))
+    delta = Delta({name: Rescale(places, torch.tensor(0.0))})
+    place, once = tmp_path / "mask.safetensors", tmp_path / "once"
+    save_patch(make_patch([Term(delta=delta, source="mask")], base), place)
+    apply_patch(load_patch(place), tiny_pipeline, once)
+    with pytest.raises(PatchError, match="already"):
+        apply_patch(load_patch(place), once, tmp_path / "twice")
+
+
+# what can go on is noticed
+
+
+def found_in(**changes: Any) -> set[str]:
+    return kinds(attribution_findings("cat", replace(GOOD, **changes)))
+
+
+def test_nothing_is_noticed_where_nothing_is_wrong() -> None:
+    assert not found_in()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("no-gradient", {"empty": ("unet/a.weight",)}),
+        ("underflow", {"zeros": 0.002}),
+        ("one-timestep", {"by_timestep": {10: 5.0, 20: 1.0, 30: 1.0}}),
+        ("masked-already", {"masked_already": {"unet/a.weight": 0.01}}),
+    ],
+)
+def test_suspicious_numbers(kind: str, changes: Mapping[str, Any]) -> None:
+    assert found_in(**changes) == {kind}
+
+
+@pytest.mark.parametrize(("null", "unknown"), [(1.9, False), (2.1, True)])
+def test_a_concept_that_measures_no_more_than_none(null: float, unknown: bool) -> None:
+    found = kinds(attribution_findings("cat", GOOD, null))
+    assert ("unknown-concept" in found) == unknown
+
+
+def test_gradients_too_small_for_their_type(models: Any) -> None:
+    """Scores that underflow in half precision are counted, not guessed."""
+    half = with_unet(models)
+    half.unet.half()
+    # so faint an output that its gradients vanish
+    parameter(half, "unet/conv_out.weight").data *= 1e-5
+    parameter(half, "unet/conv_out.bias").data += 1
+    denoise = replace(QUICK, objective="denoise", pictures=2)
+    faint = replace(SETTINGS, attribution=denoise, polarity="negative")
+    assert "underflow" in kinds(edited(half, faint).findings)
+
+
+def test_a_prompt_that_is_cut(models: Any) -> None:
+    long = CadConcept(name="cat", prompts=(" ".join(["a"] * 100) + " cat",), seed=1)
+    assert "prompt-cut" in kinds(edited(models, concept=long).findings)
+
+
+def test_velocities(models: Any) -> None:
+    scheduler = DDIMScheduler.from_config({**models.scheduler.config, "prediction_type": "v_prediction"})
+    assert "velocity" in kinds(edited(with_scheduler(models, scheduler)).findings)
+
+
+def test_quotas_of_nothing_and_rows_with_too_little(models: Any) -> None:
+    floored = replace(SETTINGS, selection=SelectionSettings(ratio=1e-3, rounding="floor"))
+    assert "skipped-tensors" in kinds(edited(models, floored).findings)
+    much = replace(SETTINGS, selection=SelectionSettings(ratio=0.9))
+    (report,) = (result := edited(models, much)).masks
+    assert report.mask.count < report.wanted
+    assert "short-mask" in kinds(result.findings)
+
+
+def test_a_mask_no_better_than_a_random_one() -> None:
+    mask = ComponentMask({"unet/w.weight": Places("elements", (2, 2), torch.tensor([1]))})
+    before = Measured(values=torch.ones(2), timesteps=torch.ones(2).long(), sample=torch.arange(2))
+
+    def found(random: float) -> set[str]:
+        other = replace(before, values=before.values * random)
+        control = Control(before=before, after=replace(before, values=before.values * 0.5), random=(other,))
+        findings: list[Finding] = list(mask_findings("cat", mask, 1, list(mask.places), {"cat": control}))
+        return kinds(findings)
+
+    assert found(0.6) == {"no-better-than-random"}
+    assert not found(0.99)
+
+
+# what would go wrong elsewhere does not here
+
+
+def gradients(models: Any, pairs: Pairs, *, checkpointing: bool = False) -> dict[str, Tensor]:
+    sums = Sums()
+    add_gradients(models, pairs, Grading(names=NAMES, checkpointing=checkpointing), sums)
+    return sums.gradients
+
+
+def test_dropout_is_off(models: Any, pairs: Pairs) -> None:
+    dropping = with_unet(models)
+    dropping.unet.train()
+    for module in dropping.unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    torch.testing.assert_close(gradients(dropping, pairs), gradients(models, pairs), rtol=0, atol=0)
+    assert torch.equal(measure(dropping, pairs, {}).values, measure(models, pairs, {}).values)
+    assert dropping.unet.training
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[None]]:
+    calls: list[None] = []
+    handle = module.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def test_checkpointing_computes_again_though_the_model_is_in_evaluation(models: Any, pairs: Pairs) -> None:
+    layer: Callable[..., Any] = models.unet.down_blocks[0].attentions[0].transformer_blocks[0].ff
+    assert isinstance(layer, nn.Module)
+    counts = {}
+    for sparing in (False, True):
+        with calls_of(layer) as calls:
+            gradients(models, pairs, checkpointing=sparing)
+        counts[sparing] = len(calls)
+    assert counts[True] == 2 * counts[False]
+    assert not models.unet.is_gradient_checkpointing
+
+
+def test_points_of_a_path_carry_the_sampler_s_own_timesteps(models: Any) -> None:
+    every = replace(QUICK, graded_steps=QUICK.sampling_steps, trajectories=1)
+    (found,) = pairs_of(models, [CAT], every)
+    solver = DDIMScheduler.from_config(models.scheduler.config)
+    solver.set_timesteps(QUICK.sampling_steps)
+    assert found.timesteps.tolist() == solver.timesteps.tolist()
+
+
+def test_half_precision_is_summed_in_float32_and_not_averaged_over_pixels(models: Any, pairs: Pairs) -> None:
+    half = with_unet(models)
+    half.unet.half()
+    found, exact = gradients(half, pairs), gradients(models, pairs)
+    for name in NAMES:
+        assert found[name].dtype == torch.float32
+        near = 0.02 * float(exact[name].abs().max())
+        torch.testing.assert_close(found[name], exact[name], rtol=0.1, atol=near)
