@@ -20,6 +20,7 @@ def test_predictions_are_held_against_what_happens_and_cells_are_kept(
         concepts=1,
         choosing=1,
         masks=6,
+        masks_choosing=4,
         shares=[0.01],
         micro_batch=2,
         out=tmp_path / "cells",

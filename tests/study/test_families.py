@@ -24,6 +24,21 @@ sample: {{prompts: [a photo of a cat], seeds: 1, steps: 1}}
 export: [checkpoint, lora]
 """
 
+MASKS = """surgery: 1
+base: {base}
+edits:
+  - cad:
+      concepts: [{{source: cat}}]
+      attribution: {{trajectories: 1, sampling_steps: 2, graded_steps: 1}}
+      selection: {{ratio: 0.02}}
+  - cad:
+      kind: amplify
+      concepts: [{{source: dog}}]
+      components: [attn2_kv]
+      attribution: {{pictures: 1, sampling_steps: 1, graded_steps: 2}}
+      selection: {{ratio: 0.02}}
+"""
+
 
 def recipe(folder: Path, base: Path, mode: str) -> Recipe:
     (folder / "captions.txt").write_text("a photo of a cat\nan image of a fish\n" * 10)
@@ -86,3 +101,40 @@ def test_statistics_are_of_both_encoders(tiny_xl: Path) -> None:
         "text_encoder": [8, 9, 10],
         "text_encoder_2": [1, 2, 3, 4, 5],
     }
+
+
+@pytest.mark.parametrize(("family", "velocity"), [("tiny_xl", False), ("tiny_v2", True)])
+def test_masks_are_made_of_every_family_and_come_out_again(
+    family: str, velocity: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base: Path = request.getfixturevalue(family)
+    run = run_recipe(parse_recipe(MASKS.format(base=base)), tmp_path / "out")
+    touched = list(run.patch.changes)
+    assert {name.split("/")[0] for name in touched} == {"unet"}
+    assert any(".ff.net." in name for name in touched)
+    assert any(".attn2.to_" in name for name in touched)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    kinds = {finding["kind"] for finding in record["findings"]}
+    assert ("velocity" in kinds) == velocity
+    apply_patch(run.patch, base, tmp_path / "edited")
+    assert verify_patch(run.patch, tmp_path / "edited").word == "after"
+    revert_patch(run.patch, tmp_path / "edited", tmp_path / "back", base=base)
+    assert contents(tmp_path / "back") == contents(base)
+
+
+BOTH = RECIPE.replace("sample: ", MASKS.partition("edits:\n")[2] + "sample: ")
+
+
+def test_words_and_weights_are_edited_in_one_recipe(tmp_path: Path, tiny_pipeline: Path) -> None:
+    """The patch holds both changes, which touch other tensors, and one of them can be taken out again."""
+    (tmp_path / "captions.txt").write_text("a photo of a cat\nan image of a fish\n" * 10)
+    text = BOTH.format(base=tiny_pipeline, mode="text")
+    run = run_recipe(parse_recipe(text, path=tmp_path / "recipe.yaml"), tmp_path / "out")
+    assert len(run.patch.terms) == 3
+    assert {name.split("/")[0] for name in run.patch.changes} == {"text_encoder", "unet"}
+    assert verify_patch(run.patch, tmp_path / "out" / "checkpoint").word == "after"
+    alone = run_recipe(parse_recipe(MASKS.format(base=tiny_pipeline)), tmp_path / "alone")
+    # what the masks do does not depend on the words' edit: each is computed on the base
+    assert {
+        name: change.after for name, change in run.patch.changes.items() if name.startswith("unet")
+    } == {name: change.after for name, change in alone.patch.changes.items()}
