@@ -29,14 +29,13 @@ from surgery.methods.cad.components import components_of
 from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
-from surgery.store import Store
 from surgery.study.material import material_of
 from surgery.study.words import Words, read_words
 
 GRID: Final = tuple(MOST * 2 ** (-step / 2) for step in range(20, -1, -1))
 """Ratios that are tried: from 0.05 % to half of the weights, each 1.4 times the one before."""
 BEST: Final = 3
-VERSION: Final = 1  # goes up when cells are made otherwise
+VERSION: Final = 2  # goes up when cells are made otherwise
 
 Hits = list[float]
 
@@ -120,7 +119,7 @@ def _ground(options: argparse.Namespace) -> Ground:
     return Ground(
         options=options,
         models=models,
-        easel=Easel(options=options, judge=judge, store=Store(options.store)),
+        easel=Easel(options=options, judge=judge),
         words=words,
         judge=judge,
         digest=f"{weights_digest(models.unet)} {weights_digest(models.text_encoder)}",
@@ -134,13 +133,16 @@ def _ground(options: argparse.Namespace) -> Ground:
 
 def _announce(ground: Ground) -> None:
     options = ground.options
-    cell = 5 * options.sought + options.pictures + len(ground.others) * 2 + 20
     rules = [RULES[name] for name in options.rules or RULES]
     screened = sum(not rule.baseline for rule in rules) * len(ground.screening)
     judged = (options.best + 1 + sum(rule.baseline for rule in rules)) * len(ground.judging)
+    sought, others = 5 * options.sought, len(ground.others)
+    pictures = screened * (sought + options.pictures + others) + judged * (
+        sought + options.pictures + 2 * others + 20
+    )
     print(
-        f"at most {screened + judged} cells of some {cell} pictures of {options.steps} steps, "
-        f"{(screened + judged) * cell:,} in all; finished cells are read from {options.out}",
+        f"at most {screened + judged} cells with {pictures:,} pictures of {options.steps} steps; finished "
+        f"cells are read from {options.out}",
         flush=True,
     )
 
@@ -175,15 +177,18 @@ def _row(name: str, cells: Sequence[Erased]) -> str:
     changes = [_change(cell.others) for cell in cells]
     others = 100 * np.mean(changes)
     worse, better = interval(changes)
-    near = 100 * np.mean([_change(cell.near) for cell in cells])
-    worst = 100 * np.mean([min(a - b for b, a in cell.near.values()) for cell in cells])
+    beside = [cell.near for cell in cells if cell.near]  # not drawn while rules are screened
+    near, worst = (
+        f"{100 * np.mean([take(one) for one in beside]):+.1f}" if beside else "-"
+        for take in (_change, lambda near: min(after - before for before, after in near.values()))
+    )
     gone = f"{sum(cell.reached for cell in cells)}/{len(cells)}"
     ratio = np.exp(np.mean([np.log(cell.ratio) for cell in cells]))
     weights = np.mean([cell.weights for cell in cells])
     return (
         f"{name:16}{gone:>8}{100 * ratio:8.2f}%{weights:9.0f}{before:15.0f}%"
         f"{f'{after:.1f} [{low:.0f}, {high:.0f}]':>16}{f'{others:+.1f} [{worse:.1f}, {better:.1f}]':>26}"
-        f"{near:+10.1f}{worst:+8.0f}{np.mean([cell.seconds for cell in cells]):7.1f}"
+        f"{near:>10}{worst:>8}{np.mean([cell.seconds for cell in cells]):7.1f}"
     )
 
 
@@ -218,7 +223,9 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     seconds = time.monotonic() - started
     templates = ground.words.templates("test")
     seeking, judging = templates[: len(templates) // 2], templates[len(templates) // 2 :]
-    few, near = judging[:2], _nearest(ground, concept)
+    screening = concept in ground.screening
+    few = judging[: 1 if screening else 2]
+    near = () if screening else _nearest(ground, concept)
     sought = _task(concept.name, seeking, options.sought)
     place, mask, reached = _gone(ground, bank, rule, masks, sought)
     tasks = [
@@ -254,22 +261,18 @@ def _gone(
     sought: Task,
 ) -> tuple[int, ComponentMask, bool]:
     """The first place of the grid at which the concept is gone, by bisection; its mask."""
-    tried: dict[int, tuple[ComponentMask, bool]] = {}
-
-    def gone(place: int) -> bool:
-        if place not in tried:
-            mask = masks(GRID[place])
-            (share,) = ground.easel.masked(ground.models, bank.weights, mask, rule.strength, [sought])
-            tried[place] = mask, share <= ground.options.level
-        return tried[place][1]
-
-    low, high = -1, len(GRID) - 1
-    if not gone(high):
-        return high, tried[high][0], False
+    tried: dict[int, ComponentMask] = {}
+    low, high = -1, len(GRID)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if gone(middle) else (middle, high)
-    return high, tried[high][0], True
+        tried[middle] = mask = masks(GRID[middle])
+        gone = ground.easel.gone(
+            ground.models, bank.weights, mask, rule.strength, sought, ground.options.level
+        )
+        low, high = (low, middle) if gone else (middle, high)
+    reached = high < len(GRID)
+    place = high if reached else high - 1
+    return place, tried[place], reached
 
 
 def _nearest(ground: Ground, concept: CadConcept) -> tuple[str, ...]:

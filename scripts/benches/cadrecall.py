@@ -46,7 +46,7 @@ from surgery.study.words import Words, read_words
 
 WAYS: Final = ("emcid", "uce", "drawn badly")
 SHOWN: Final = 20  # pictures of the concept that the masks are made from
-VERSION: Final = 1  # goes up when cells are made otherwise
+VERSION: Final = 2  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class Ground:
     models: Any
     words: Words
     easel: Easel
+    store: Store
     names: tuple[str, ...]
     others: tuple[str, ...]
 
@@ -116,7 +117,8 @@ def _ground(options: argparse.Namespace) -> tuple[Ground, tuple[CadConcept, ...]
         checkpoint=checkpoint,
         models=load_pipeline(base),
         words=words,
-        easel=Easel(options=options, judge=judge, store=Store(options.store)),
+        easel=Easel(options=options, judge=judge),
+        store=Store(options.store),
         names=components_of(checkpoint.shapes, ["ff"]),
         others=tuple(others),
     )
@@ -128,7 +130,7 @@ def _tasks(ground: Ground, concept: CadConcept) -> list[Task]:
     samples = -(-ground.options.pictures // len(templates))
     return [
         Task(phrase=concept.name, templates=templates, samples=samples),
-        *(Task(phrase=name, templates=templates[:2], samples=1) for name in ground.others),
+        *(Task(phrase=name, templates=templates[:1], samples=1) for name in ground.others),
     ]
 
 
@@ -137,7 +139,7 @@ def _weakest(ground: Ground, count: int) -> tuple[CadConcept, ...]:
     templates = ground.words.templates("train")[:2]
     labels, beside = ground.easel.judge.labels, set(ground.others)
     names = [n for n in ground.words.concepts if labels.fault(Trait(n)) is None and n not in beside]
-    tasks = [Task(phrase=name, templates=templates, samples=3) for name in names]
+    tasks = [Task(phrase=name, templates=templates, samples=2) for name in names]
     shares = ground.easel.shares(ground.models, tasks, kept=True)
     order = sorted(range(len(names)), key=lambda place: shares[place])
     return concepts_named([names[place] for place in order[:count]], seed=ground.options.seed)
@@ -220,4 +222,4 @@ def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextMan
 def _by_emcid(ground: Ground, name: str) -> Patch:
     recipe = recipe_of(ground.options, [(name, "")], "forget", "block", "both")
     plan = plan_recipe(recipe, ground.checkpoint)
-    return compute_patch(recipe, plan, ground.checkpoint, ground.models, ground.easel.store).patch
+    return compute_patch(recipe, plan, ground.checkpoint, ground.models, ground.store).patch

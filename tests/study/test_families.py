@@ -135,6 +135,6 @@ def test_words_and_weights_are_edited_in_one_recipe(tmp_path: Path, tiny_pipelin
     assert verify_patch(run.patch, tmp_path / "out" / "checkpoint").word == "after"
     alone = run_recipe(parse_recipe(MASKS.format(base=tiny_pipeline)), tmp_path / "alone")
     # what the masks do does not depend on the words' edit: each is computed on the base
-    assert {
-        name: change.after for name, change in run.patch.changes.items() if name.startswith("unet")
-    } == {name: change.after for name, change in alone.patch.changes.items()}
+    assert {name: change.after for name, change in run.patch.changes.items() if name.startswith("unet")} == {
+        name: change.after for name, change in alone.patch.changes.items()
+    }
