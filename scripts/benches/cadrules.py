@@ -60,9 +60,7 @@ class Bank:
     names: tuple[str, ...]
     references: Sequence[CadConcept]
     micro_batch: int = 25
-    scheme: AttributionSettings = field(
-        default_factory=lambda: AttributionSettings(standard_errors=True),
-    )
+    scheme: AttributionSettings = field(default_factory=AttributionSettings)
     _last: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @property
@@ -79,11 +77,12 @@ class Bank:
         )
         return found
 
-    def attribution(self, concept: CadConcept) -> Attribution:
+    def attribution(self, concept: CadConcept, *, even: bool = False, errors: bool = False) -> Attribution:
+        grading = replace(self.grading, even=even)
         found: Attribution = self._kept(
             concept,
-            "own",
-            lambda: attribute(self.models, self.pairs(concept), self.grading, standard_errors=True),
+            f"own {even} {errors}",
+            lambda: attribute(self.models, self.pairs(concept), grading, standard_errors=errors),
         )
         return found
 
@@ -99,9 +98,9 @@ class Bank:
         found: Attribution = self._kept(concept, "published", made)
         return found
 
-    def shares(self, concept: CadConcept) -> Scored:
+    def shares(self, concept: CadConcept, *, even: bool = False) -> Scored:
         """The concept's scores as shares of its measure."""
-        return shares_of(self.attribution(concept))
+        return shares_of(self.attribution(concept, even=even))
 
     @cached_property
     def others(self) -> Others:
@@ -149,6 +148,7 @@ class MaskRule:
         rounds: Masks made in so many parts, scores made anew with each part taken away.
         baseline: Whether it is there to be compared with.
         reads: Whether the concept's own scores are looked at.
+        even: Whether every pair says as much in them.
     """
 
     says: str
@@ -160,12 +160,13 @@ class MaskRule:
     rounds: int = 1
     baseline: bool = False
     reads: bool = True
+    even: bool = False
 
     def masks(self, bank: Bank, concept: CadConcept) -> Mask:
         """The mask of any ratio."""
         if self.rounds > 1:
             return partial(self._refined, bank, concept)
-        scored = self.scores(bank, concept, bank.shares(concept) if self.reads else {})
+        scored = self.scores(bank, concept, bank.shares(concept, even=self.even) if self.reads else {})
         ranked = rank(lambda: sorted(scored.items()), self.quota, MOST, zeros=self.zeros)
         return lambda ratio: ranked.mask(ratio, self.rounding)
 
@@ -175,7 +176,7 @@ class MaskRule:
         for number in range(1, self.rounds + 1):
             gone = {name: masked(bank.weights[name], places) for name, places in mask.places.items()}
             with standing_in(bank.models, gone):
-                shares = shares_of(attribute(bank.models, pairs, bank.grading))
+                shares = shares_of(attribute(bank.models, pairs, replace(bank.grading, even=self.even)))
             scored = self.scores(bank, concept, shares)
             for name, places in mask.places.items():
                 scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
@@ -196,7 +197,7 @@ def published(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
 
 
 def t_statistic(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
-    return dict(bank.attribution(concept).t_statistics())
+    return dict(bank.attribution(concept, errors=True).t_statistics())
 
 
 def less(what: Literal["mean", "absolute", "damage"], weight: float) -> Scores:
@@ -283,6 +284,8 @@ RULES: Final[Mapping[str, MaskRule]] = {
     "row": MaskRule(says="CAD, a quota for each row", scores=own, quota="row"),
     "tensor": MaskRule(says="a quota for each tensor", scores=own, quota="tensor"),
     "global": MaskRule(says="one quota", scores=own),
+    "row-even": MaskRule(says="every pair says as much, rows", scores=own, quota="row", even=True),
+    "even": MaskRule(says="every pair says as much", scores=own, even=True),
     "row-t": MaskRule(says="score over its standard error, rows", scores=t_statistic, quota="row"),
     "global-t": MaskRule(says="score over its standard error", scores=t_statistic),
     "row-contrast": MaskRule(says="less the others' mean score, rows", scores=less("mean", 1), quota="row"),

@@ -12,26 +12,36 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from torch import Tensor
 
 from surgery.checkpoint import open_checkpoint
-from surgery.checkpoint.components import load_pipeline
+from surgery.checkpoint.components import ddim_like, load_pipeline
 from surgery.delta import Delta
-from surgery.diffusion import encode, read_prompts, sample
+from surgery.diffusion import encode, load_picture, read_prompts, sample
+from surgery.diffusion.pixels import scale_factor
 from surgery.diffusion.sampling import latent_shape
-from surgery.methods.cad import AttributionSettings, SelectionSettings, concepts_named
+from surgery.methods.cad import (
+    AttributionSettings,
+    CadConcept,
+    SelectionSettings,
+    concepts_named,
+    denoising,
+)
 from surgery.methods.cad.attribution import attribute
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import ComponentMask, delta_of
+from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.ranked import Ranked, rank
 from surgery.patch import Term, make_patch, save_patch
@@ -114,7 +124,11 @@ def _erased(
 ) -> tuple[float, float, float, float]:
     """Seconds plainly and ours, and the correlation of two seeds plainly and ours."""
     plain = [plain_erase(models, names, name, seed) for seed in (0, 1)]
-    ours = [_ours(models, names, name, seed, AttributionSettings(), options.micro_batch) for seed in (0, 1)]
+    ours = [
+        _ours(models, names, concept, AttributionSettings(), options.micro_batch)
+        for seed in (0, 1)
+        for concept in concepts_named([name], seed=seed)
+    ]
     return (
         statistics.fmean(one.seconds for one in plain),
         statistics.fmean(one.seconds for one in ours),
@@ -126,10 +140,21 @@ def _erased(
 def _amplified(
     options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str
 ) -> tuple[float, float, float]:
-    plain = plain_amplify(models, names, name, 0)
-    ours = _ours(
-        models, names, name, 1, AttributionSettings(objective="denoise"), options.micro_batch, negative=True
-    )
+    """Seconds plainly and ours on the same fifty pictures, and the correlation of their scores."""
+    drawn = sample(
+        models, [name] * PICTURES, list(range(PICTURES)),
+        steps=STEPS, guidance=7.5, batch=25, progress=False,
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        paths = tuple(Path(folder) / f"{number}.png" for number in range(PICTURES))
+        for path, picture in zip(paths, drawn, strict=True):
+            Image.fromarray(picture).save(path)
+        (bare,) = concepts_named([name], PUBLISHED_TEMPLATES, seed=1)
+        shown = replace(bare, images=paths)
+        plain = plain_amplify(models, names, shown, 0)
+        settings = denoising(PICTURES)
+        print(f"amplify, {name}: {settings.graded_steps * PICTURES} pairs for {STEPS * PICTURES}", flush=True)
+        ours = _ours(models, names, shown, settings, options.micro_batch, negative=True)
     return plain.seconds, ours.seconds, pearson(plain.scores, ours.scores)
 
 
@@ -142,17 +167,15 @@ def pearson(one: Scored, other: Scored) -> float:
 def _ours(
     models: Any,
     names: tuple[str, ...],
-    name: str,
-    seed: int,
+    concept: CadConcept,
     settings: AttributionSettings,
     micro_batch: int,
     *,
     negative: bool = False,
     checkpointing: bool = False,
 ) -> Took:
-    """From the name to the mask, and then nine more masks."""
+    """From the name or pictures to the mask, and then nine more masks."""
     started = time.perf_counter()
-    (concept,) = concepts_named([name], seed=seed)
     (pairs,) = pairs_of(models, [concept], settings)
     grading = Grading(names=names, micro_batch=micro_batch, checkpointing=checkpointing)
     found = attribute(models, pairs, grading)
@@ -192,16 +215,13 @@ def plain_erase(models: Any, names: tuple[str, ...], name: str, seed: int) -> To
     return _scored(unet, total, names, started, sign=1.0)
 
 
-def plain_amplify(models: Any, names: tuple[str, ...], name: str, seed: int) -> Took:
-    """The denoising loss of 50 drawn pictures at each of 50 timesteps, one at a time."""
+def plain_amplify(models: Any, names: tuple[str, ...], shown: CadConcept, seed: int) -> Took:
+    """The denoising loss of 50 pictures at each of 50 timesteps, one at a time."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    scheduler, text = _ddim(models), _features(models, [name])
-    drawn = sample(
-        models, [name] * PICTURES, [seed * PICTURES + n for n in range(PICTURES)],
-        steps=STEPS, guidance=7.5, batch=5, progress=False,
-    )  # fmt: skip
-    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+    scheduler, text = _ddim(models), _features(models, shown.prompts)
+    side = models.unet.config.sample_size * scale_factor(models.vae)
+    pixels = torch.stack([load_picture(path, side, side) for path in shown.images])
     latents = torch.cat([encode(models.vae, part)[0] for part in pixels.split(5)])
     unet = models.unet
     for weight in unet.parameters():
@@ -254,7 +274,7 @@ def _scored(
 
 
 def _ddim(models: Any) -> Any:
-    scheduler = DDIMScheduler.from_config(models.scheduler.config)
+    scheduler = ddim_like(models.scheduler)
     scheduler.set_timesteps(STEPS)
     return scheduler
 
@@ -280,8 +300,9 @@ def full(options: argparse.Namespace) -> bool:
         for sparing in (False, True) if dtype == "float32" else (False,):
             models.unet.to(getattr(torch, dtype))
             with peak_memory() as peak:
+                (concept,) = concepts_named(["a cat"])
                 took = _ours(
-                    models, names, "a cat", 0, AttributionSettings(), options.micro_batch_full,
+                    models, names, concept, AttributionSettings(), options.micro_batch_full,
                     checkpointing=sparing,
                 )  # fmt: skip
             ranked = ranked or took.ranked
@@ -341,7 +362,7 @@ def _extrapolated(models: Any) -> None:
     graded = backward(lambda: base_gap(models.unet, latents, timestep, text))
     denoised = backward(lambda: (latents - models.unet(latents, timestep, text[:1]).sample).square().mean())
     erase = PATHS * walked + STEPS * graded
-    amplify = STEPS * PICTURES * (denoised + walked)  # as many steps to draw the pictures
+    amplify = STEPS * PICTURES * denoised  # of pictures that are there
     print(
         f"plainly, extrapolated: a step of a path {walked:.1f} s, graded {graded:.1f} s, denoising "
         f"{denoised:.1f} s: erase {erase / 3600:.1f} hours, amplify {amplify / 3600:.1f} hours",

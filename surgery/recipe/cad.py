@@ -40,6 +40,8 @@ class Attribution(Knobs):
     """Steps of each path, and of drawn pictures."""
     graded_steps: Count | None = None
     """Steps of each path that are looked at; of a picture, timesteps."""
+    staggered: bool | None = None
+    """Whether paths pass timesteps between each other's, and are looked at in different parts."""
     guidance: NotNegative | None = None
     """Guidance scale of the paths and of drawn pictures."""
     base_prompt: str | None = None
@@ -50,6 +52,8 @@ class Attribution(Knobs):
     """Whether every step that is looked at has a path of its own, as published."""
     pictures: Count | None = None
     """Pictures of the objective ``denoise``, where the concept has none of its own."""
+    weighting: Literal["none", "even"] | None = None
+    """Whether gradients are added as they are, or each as a share of its pair's measure."""
     standard_errors: bool | None = None
     """Whether the spread of each score between paths is kept, for the ranking ``t``."""
 
@@ -105,7 +109,7 @@ class Cad(Part):
 
 # Settings of the attribution that one of the objectives alone reads.
 _READ_BY: Final[Mapping[str, frozenset[str]]] = {
-    "base_gap": frozenset({"trajectories", "base_prompt", "pairing", "restart"}),
+    "base_gap": frozenset({"trajectories", "staggered", "base_prompt", "pairing", "restart"}),
     "denoise": frozenset({"pictures"}),
 }
 

@@ -12,7 +12,7 @@ def test_predictions_are_held_against_what_happens_and_cells_are_kept(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = bench("cadvalid")
-    quick = module.AttributionSettings(trajectories=1, sampling_steps=2, graded_steps=2)
+    quick = module.AttributionSettings(trajectories=1, sampling_steps=2, graded_steps=2, staggered=False)
     monkeypatch.setattr(module, "SCHEME", quick)
     options = argparse.Namespace(
         base="pocket-sd",

@@ -1,5 +1,6 @@
 """The verb that tells where concepts live in a checkpoint: attribute."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,9 +52,7 @@ from surgery.shelf import checkpoint_path
 @click.option(
     "--trajectories",
     type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Paths, or pictures, of each concept.",
+    help="Paths (24 when left out), or pictures (10), of each concept.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
 @click.option("--no-controls", is_flag=True, help="Do not try the masks beside random ones.")
@@ -72,7 +71,7 @@ def attribute(
     components: tuple[str, ...],
     objective: Literal["base_gap", "denoise"],
     ratio: float,
-    trajectories: int,
+    trajectories: int | None,
     seed: int,
     no_controls: bool,
     cache: Path | None,
@@ -94,14 +93,21 @@ def attribute(
     refuse_unwritable(output)
     import torch
 
-    from surgery.methods.cad import AttributionSettings, CadSettings, SelectionSettings, concepts_named
+    from surgery.methods.cad import (
+        DENOISE,
+        AttributionSettings,
+        CadSettings,
+        SelectionSettings,
+        concepts_named,
+    )
     from surgery.store import Store
     from surgery.study.attribution import attribute_concepts, write_attribution
 
     use_threads(threads)
+    usual = AttributionSettings() if objective == "base_gap" else DENOISE
     settings = CadSettings(
-        attribution=AttributionSettings(
-            objective=objective, trajectories=trajectories, pictures=trajectories
+        attribution=replace(
+            usual, trajectories=trajectories or usual.trajectories, pictures=trajectories or usual.pictures
         ),
         selection=SelectionSettings(ratio=ratio),
         controls=not no_controls,

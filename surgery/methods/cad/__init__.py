@@ -2,9 +2,10 @@
 
 from surgery.methods.cad.door import CadResult, CadSettings, MaskReport, edit
 from surgery.methods.cad.nouns import CadConcept, concepts_named
-from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
+from surgery.methods.cad.settings import DENOISE, AttributionSettings, SelectionSettings, denoising
 
 __all__ = [
+    "DENOISE",
     "AttributionSettings",
     "CadConcept",
     "CadResult",
@@ -12,5 +13,6 @@ __all__ = [
     "MaskReport",
     "SelectionSettings",
     "concepts_named",
+    "denoising",
     "edit",
 ]

@@ -78,18 +78,17 @@ def attribute(
     """
     sums = Sums(squares={} if standard_errors else None)
     measured = list(add_samples(models, pairs, grading, sums))
-    return attribution_of(models, grading.names, sums, together(measured), len(pairs))
+    return attribution_of(models, grading, sums, together(measured), len(pairs))
 
 
 def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Iterator[Measured]:
-    """Add path after path (picture after picture) to ``sums``; the measure of each as it is added.
+    """Add some paths (pictures) after others to ``sums``; the measure of each lot as it is added.
 
-    Where memory runs out, micro-batches are halved from there on, and a warning says so.
+    A lot is as many as fill a micro-batch. Where memory runs out, micro-batches are halved from there on, and
+    a warning says so.
     """
     size = grading.micro_batch
-    for number in track(pairs.sample.unique().tolist(), "gradients", unit="path"):
-        part = pairs.of_sample(number)
-
+    for part in track(list(_lots(pairs, size)), "gradients", unit="lot"):
         # sums of its own for each attempt: one that runs out of memory leaves nothing half-added
         def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Sums, Measured]:
             own = Sums(squares=None if sums.squares is None else {})
@@ -104,15 +103,29 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
         yield measured
 
 
+def _lots(pairs: Pairs, size: int) -> Iterator[Pairs]:
+    """Whole samples side by side, in order, up to ``size`` pairs at a time; at least one sample."""
+    rows: list[int] = []
+    for number in pairs.sample.unique().tolist():
+        own = (pairs.sample == number).nonzero().flatten().tolist()
+        if rows and len(rows) + len(own) > size:
+            yield pairs.select(rows)
+            rows = []
+        rows += own
+    yield pairs.select(rows)
+
+
 def attribution_of(
-    models: Models, names: Sequence[str], sums: Sums, measured: Measured, pairs: int
+    models: Models, grading: Grading, sums: Sums, measured: Measured, pairs: int
 ) -> Attribution:
     """Sums over so many pairs as an attribution; the sums' own memory is used up."""
-    spread = None
+    names, spread = grading.names, None
+    # gradients of logarithms are shares of the measure
+    count = pairs / abs(measured.mean) if grading.even else pairs
     if sums.squares is not None:
-        spread = {name: _standard_error(sums, name, pairs) for name in names}
+        spread = {name: _standard_error(sums, name, count) for name in names}
     for name in names:
-        sums.gradients[name] /= pairs
+        sums.gradients[name] /= count
     return Attribution(
         weights={name: weight.detach() for name, weight in weights_of(models, tuple(names)).items()},
         gradients={name: sums.gradients[name] for name in names},
@@ -121,7 +134,7 @@ def attribution_of(
     )
 
 
-def _standard_error(sums: Sums, name: str, pairs: int) -> Tensor:
+def _standard_error(sums: Sums, name: str, pairs: float) -> Tensor:
     """Of the mean over pairs, from the sums of equally large samples: √(Σ(gₖ - ḡ)² · n / (n - 1)) / pairs."""
     count = sums.samples
     squares = sums.squares or {}

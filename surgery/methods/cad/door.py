@@ -195,7 +195,10 @@ class _Maker:
         self.models, self.names, self.settings = models, names, settings
         self.retain, self.store = retain, store
         self.grading = Grading(
-            names=names, micro_batch=settings.micro_batch, checkpointing=settings.checkpointing
+            names=names,
+            micro_batch=settings.micro_batch,
+            checkpointing=settings.checkpointing,
+            even=settings.attribution.weighting == "even",
         )
         self.shelf = Shelf(store, models, self.grading, settings.batch)
         self._penalty: dict[str, Tensor] | None = None
@@ -337,15 +340,17 @@ class _Maker:
         )
 
     def _few(self) -> AttributionSettings:
-        """The scheme of held-out pairs: matched, and fewer of them."""
+        """The scheme of held-out pairs: a few whole paths, matched, with the sampler's own timesteps."""
+        own = self.settings.attribution
         return replace(
-            self.settings.attribution,
+            own,
             trajectories=HELD_OUT,
             pictures=HELD_OUT,
             restart=False,
+            staggered=False,
             pairing="matched",
-            sampling_steps=min(20, self.settings.attribution.sampling_steps),
-            graded_steps=min(10, self.settings.attribution.graded_steps),
+            sampling_steps=20 if own.staggered else min(20, own.sampling_steps),
+            graded_steps=10 if own.staggered else min(10, own.graded_steps),
         )
 
     def _null_measure(self) -> float | None:

@@ -27,9 +27,8 @@ class Sums:
     squares: dict[str, Tensor] | None = None
     samples: int = 0
 
-    def close(self, leaves: Mapping[str, nn.Parameter], samples: int = 1) -> None:
-        """Take what the leaves have gathered as the gradient of some samples together, and empty them."""
-        self.samples += samples
+    def close(self, leaves: Mapping[str, nn.Parameter]) -> None:
+        """Add what the leaves have gathered, and empty them; its square too, where it is one sample's."""
         for name, leaf in leaves.items():
             gradient = leaf.grad
             leaf.grad = None
@@ -63,20 +62,21 @@ class Grading:
     """How passes are made: weights looked at, pictures at a time, and whether activations are kept.
 
     ``shrunk`` looks at the gradient where the weights are smaller by this share, half way to what an ablation
-    leaves (the midpoint rule of 9).
+    leaves (the midpoint rule of 9). ``even`` takes gradients of the logarithm of each pair's measure.
     """
 
     names: tuple[str, ...]
     micro_batch: int = MICRO_BATCH
     checkpointing: bool = False
     shrunk: float = 0.0
+    even: bool = False
 
 
 def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Measured:
     """Add the gradient of the measure of some pairs, summed over them, to ``sums``; the measure itself.
 
-    Every path or picture counts as one sample. Weights in half precision are multiplied and added up in
-    float32 beyond a sample.
+    Every path or picture counts as one sample. Gradients in half precision are added up in float32 beyond a
+    micro-batch.
 
     Raises:
         MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
@@ -84,16 +84,18 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
     values = []
     with _graded(models, grading) as leaves:
         halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
-        apart = sums.squares is not None or halves
-        wholes = [pairs.of_sample(number) for number in pairs.sample.unique().tolist()] if apart else [pairs]
+        size = grading.micro_batch
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
-        for whole in wholes:
-            for part in _parts(whole, grading.micro_batch):
+        for whole in _wholes(pairs, apart=sums.squares is not None):
+            for part in _parts(whole, size):
                 found = _measure(models, part, reader)
                 if found.requires_grad:  # else none of the leaves is reached, which is told below
-                    found.sum().backward()
+                    (found / found.detach().abs() if grading.even else found).sum().backward()
                 values.append(found.detach().cpu())
-            sums.close(leaves, whole.samples if not apart else 1)
+                if halves and sums.squares is None:
+                    sums.close(leaves)
+            sums.close(leaves)
+    sums.samples += pairs.samples
     measured = Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
     _refuse_broken(sums, measured, grading.names)
     return measured
@@ -184,6 +186,15 @@ def _measure(models: Models, part: Pairs, reader: _Reader) -> Tensor:
     """The measure of each pair: the sum of squared distances, towards or away from the target."""
     predicted = _predict(models, part, reader)
     return part.towards * (predicted - part.target.to(predicted)).square().flatten(1).sum(1)
+
+
+def _wholes(pairs: Pairs, *, apart: bool) -> Iterator[Pairs]:
+    """The pairs of each sample where samples must be told apart, else all together."""
+    if not apart:
+        yield pairs
+        return
+    for number in pairs.sample.unique().tolist():
+        yield pairs.of_sample(number)
 
 
 def _parts(pairs: Pairs, size: int) -> Iterator[Pairs]:

@@ -26,6 +26,7 @@ from surgery.diffusion import (
     sample_latents,
 )
 from surgery.diffusion.conditions import read_without
+from surgery.diffusion.inversion import rungs_of
 from surgery.diffusion.pixels import scale_factor
 from surgery.diffusion.sampling import latent_shape
 from surgery.methods.cad.nouns import CadConcept, Pairs
@@ -36,11 +37,16 @@ _BATCH = 8  # paths at a time; the U-Net sees twice as many
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """One path: whose it is, the steps that are looked at, and where it may end."""
+    """One path: whose it is, the timesteps it passes, and which of its steps are looked at; it ends there.
+
+    ``shares`` are those of the picture that is left (ᾱ) before each step, and after the last.
+    """
 
     concept: int
     prompt: int
     seed: int
+    timesteps: tuple[int, ...]
+    shares: tuple[float, ...]
     graded: tuple[int, ...]
 
     @property
@@ -86,12 +92,30 @@ def graded_steps(settings: AttributionSettings) -> tuple[int, ...]:
     return tuple((2 * part + 1) * total // (2 * graded) for part in range(graded))
 
 
+def staggered_steps(settings: AttributionSettings) -> list[tuple[tuple[int, ...], float]]:
+    """Of every path the steps that are looked at, side by side, and how far it is behind the others.
+
+    Every part of the way is looked at by as many paths, one after the other, so that each part sees all
+    prompts. The paths of one part lie between each other, from 0 to below 1 of a step.
+    """
+    total, graded, count = settings.sampling_steps, settings.graded_steps, settings.trajectories
+    parts = -(-total // graded)
+    chosen = [(2 * number + 1) * parts // (2 * count) for number in range(count)]
+    found = []
+    for number, part in enumerate(chosen):
+        steps = sorted({(part * graded + step) % total for step in range(graded)})
+        place = number - chosen.index(part)
+        found.append((tuple(steps), (place + 0.5) / chosen.count(part)))
+    return found
+
+
 @torch.no_grad()
 def _walked(
     models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings, purpose: str, batch: int
 ) -> list[Pairs]:
+    ways = _ways(models, settings)
     paths = [
-        path for number, concept in enumerate(concepts) for path in _paths(number, concept, settings, purpose)
+        path for number, concept in enumerate(concepts) for path in _paths(number, concept, ways, purpose)
     ]
     # those of one length side by side, so that a batch ends together
     order = sorted(range(len(paths)), key=lambda row: -paths[row].length)
@@ -112,19 +136,50 @@ def _walked(
     ]
 
 
-def _paths(number: int, concept: CadConcept, settings: AttributionSettings, purpose: str) -> list[_Path]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """Timesteps of a path, the shares of the picture along it, and where it is looked at."""
+
+    timesteps: tuple[int, ...]
+    shares: tuple[float, ...]
+    graded: tuple[int, ...]
+
+
+def _ways(models: Models, settings: AttributionSettings) -> list[_Way]:
+    """The way of each path of a concept."""
+    if settings.staggered:
+        remaining = noise_schedule(models.scheduler).remaining.double()
+        return [_between(remaining, settings.sampling_steps, *one) for one in staggered_steps(settings)]
+    solver = ddim_like(models.scheduler)
+    solver.set_timesteps(settings.sampling_steps)
+    rungs = rungs_of(solver)
+    timesteps = tuple(rung.timestep for rung in rungs)
+    shares = (*(rung.noisy for rung in rungs), rungs[-1].clean)
     if settings.restart:
         grades: list[tuple[int, ...]] = [(step,) for step in range(settings.sampling_steps)]
     else:
         grades = [graded_steps(settings)] * settings.trajectories
+    return [_Way(timesteps=timesteps, shares=shares, graded=graded) for graded in grades]
+
+
+def _between(remaining: Tensor, steps: int, graded: tuple[int, ...], behind: float) -> _Way:
+    """A path of evenly spaced timesteps, all of them a part of a step later than those of the first."""
+    timesteps = tuple(int((steps - step - behind) * len(remaining) / steps) for step in range(steps))
+    shares = (*(float(remaining[one]) for one in timesteps), float(remaining[0]))
+    return _Way(timesteps=timesteps, shares=shares, graded=graded)
+
+
+def _paths(number: int, concept: CadConcept, ways: Sequence[_Way], purpose: str) -> list[_Path]:
     return [
         _Path(
             concept=number,
             prompt=place % len(concept.prompts),
             seed=derived_seed(concept.seed, purpose, "path", place),
-            graded=graded,
+            timesteps=way.timesteps,
+            shares=way.shares,
+            graded=way.graded,
         )
-        for place, graded in enumerate(grades)
+        for place, way in enumerate(ways)
     ]
 
 
@@ -161,34 +216,46 @@ class _Walker:
         self.shared = same and settings.pairing == "matched"
         self.shape = latent_shape(models)
         self.pixels = tuple(side * scale_factor(models.vae) for side in self.shape[1:])
-        self.solver = ddim_like(models.scheduler)
-        self.solver.set_timesteps(settings.sampling_steps, device=self.device)
+        self.predicts = noise_schedule(models.scheduler).predicts
 
     def walk(self, paths: Sequence[tuple[int, _Path]], bar: Any) -> list[_Point]:
         """The points of some paths, the longest first."""
         noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(p.seed)) for _, p in paths]
-        latents = torch.stack(noise).to(self.device, self.dtype) * self.solver.init_noise_sigma
+        latents = torch.stack(noise).to(self.device)
         points: list[_Point] = []
-        for step, timestep in enumerate(self.solver.timesteps):
+        for step in range(paths[0][1].length):
             live = [(row, path) for row, path in paths if path.length > step]
-            if not live:
-                break
             latents = latents[: len(live)]
-            text = self._text([path for _, path in live], latents)
-            without = self.without.to(latents).repeated(len(live))
-            both = self._predict(latents, timestep, without, text)
-            plain, conditional = both.chunk(2)
+            seen = latents.to(self.dtype)
+            timesteps = torch.tensor([path.timesteps[step] for _, path in live], device=self.device)
+            text = self._text([path for _, path in live], seen)
+            without = self.without.to(seen).repeated(len(live))
+            plain, conditional = self._predict(seen, timesteps, without, text).chunk(2)
             due = [place for place, (_, path) in enumerate(live) if step in path.graded]
             if self.settings.pairing == "matched":
-                target = plain if self.shared else self._base(latents, timestep, due, len(live))
-                points += self._points(live, due, timestep, latents, target)
+                target = plain if self.shared else self._base(seen, timesteps, due)
+                points += self._points(live, due, timesteps, seen, target)
             guided = plain + self.settings.guidance * (conditional - plain)
-            latents = self.solver.step(guided, timestep, latents, return_dict=False)[0]
+            latents = self._stepped(
+                latents, guided.float(), [path.shares[step : step + 2] for _, path in live]
+            )
             if self.settings.pairing == "shifted":
-                target = self._base(latents, timestep, due, len(live))
-                points += self._points(live, due, timestep, latents, target)
+                seen = latents.to(self.dtype)
+                points += self._points(live, due, timesteps, seen, self._base(seen, timesteps, due))
             bar.update(len(live))
         return points
+
+    def _stepped(self, latents: Tensor, predicted: Tensor, shares: Sequence[tuple[float, ...]]) -> Tensor:
+        """One step of DDIM, each row between shares of its own (Song et al. 2021, eq. 12 with η = 0)."""
+        noisy, clean = (
+            torch.tensor(column, dtype=torch.float64, device=latents.device).view(-1, 1, 1, 1)
+            for column in zip(*shares, strict=True)
+        )
+        if self.predicts == "v_prediction":
+            predicted = noisy.sqrt().float() * predicted + (1 - noisy).sqrt().float() * latents
+        kept = (clean / noisy).sqrt()
+        added = (1 - clean).sqrt() - kept * (1 - noisy).sqrt()
+        return kept.float() * latents + added.float() * predicted
 
     def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
         parts = [self.readings[path.concept].select([path.prompt]).to(like) for path in paths]
@@ -198,29 +265,33 @@ class _Walker:
             pooled=torch.cat(pooled) if pooled else None,
         )
 
-    def _predict(self, latents: Tensor, timestep: Any, *readings: Reading) -> Tensor:
+    def _predict(self, latents: Tensor, timesteps: Tensor, *readings: Reading) -> Tensor:
         joined = _together(readings)
-        repeated = torch.cat([latents] * len(readings))
-        return predict_noise(self.unet, repeated, timestep, joined.features, joined.added(*self.pixels))
+        noisy, when = (torch.cat([one] * len(readings)) for one in (latents, timesteps))
+        return predict_noise(self.unet, noisy, when, joined.features, joined.added(*self.pixels))
 
-    def _base(self, latents: Tensor, timestep: Any, due: Sequence[int], count: int) -> Tensor:
+    def _base(self, latents: Tensor, timesteps: Tensor, due: Sequence[int]) -> Tensor:
         """The base prompt's predictions; nothing where none is due."""
         found = torch.zeros_like(latents)
         if due:
             rows = list(due)
             base = self.base.to(latents).repeated(len(rows))
-            found[rows] = self._predict(latents[rows], timestep, base)
-        return found[:count]
+            found[rows] = self._predict(latents[rows], timesteps[rows], base)
+        return found
 
     @staticmethod
     def _points(
-        live: Sequence[tuple[int, _Path]], due: Sequence[int], timestep: Tensor, noisy: Tensor, target: Tensor
+        live: Sequence[tuple[int, _Path]],
+        due: Sequence[int],
+        timesteps: Tensor,
+        noisy: Tensor,
+        target: Tensor,
     ) -> list[_Point]:
         # copies: the batch's own tensors go
         return [
             _Point(
                 path=live[place][0],
-                timestep=int(timestep),
+                timestep=int(timesteps[place]),
                 noisy=noisy[place].float().cpu().clone(),
                 target=target[place].float().cpu().clone(),
             )

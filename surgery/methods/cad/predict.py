@@ -67,7 +67,7 @@ def predict(
     where = replace(grading, shrunk=shrunk)
     sums = Sums()
     measured = add_gradients(models, pairs, where, sums)
-    found = attribution_of(models, grading.names, sums, measured, len(pairs))
+    found = attribution_of(models, grading, sums, measured, len(pairs))
     square: dict[str, Tensor] = {}
     if predictor.endswith("gauss_newton"):
         own = generator or torch.Generator().manual_seed(0)

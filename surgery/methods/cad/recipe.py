@@ -13,7 +13,8 @@ from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept, repeats
-from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json
+from surgery.methods.cad.pairs import staggered_steps
+from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
 from surgery.record import JSON, Work, file_digest
@@ -36,8 +37,10 @@ def settings_of(entry: Cad) -> CadSettings:
 
 
 def _usual(entry: Cad) -> tuple[AttributionSettings, SelectionSettings]:
-    objective = AttributionSettings() if entry.kind == "erase" else AttributionSettings(objective="denoise")
-    return objective, SelectionSettings()
+    objective = entry.attribution.objective or ("base_gap" if entry.kind == "erase" else "denoise")
+    if objective == "base_gap":
+        return AttributionSettings(), SelectionSettings()
+    return denoising(min(len(one.images) for one in entry.concepts)), SelectionSettings()
 
 
 def concepts_of(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
@@ -109,6 +112,8 @@ def _walked(settings: AttributionSettings) -> int:
     steps = settings.sampling_steps
     if settings.objective == "denoise":
         return 2 * steps * settings.pictures
+    if settings.staggered:
+        return 2 * sum(graded[-1] + 1 for graded, _ in staggered_steps(settings))
     return steps * (steps + 1) if settings.restart else 2 * steps * settings.trajectories
 
 

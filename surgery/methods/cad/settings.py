@@ -1,6 +1,6 @@
 """How weights are attributed and chosen: the knobs, their defaults, and the published scheme."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -12,6 +12,7 @@ Pairing: TypeAlias = Literal["matched", "shifted"]
 Rule: TypeAlias = Literal["row", "tensor", "global"]
 Rounding: TypeAlias = Literal["carry", "floor", "ceil"]
 Ranking: TypeAlias = Literal["score", "t", "retain", "damage"]
+Weighting: TypeAlias = Literal["none", "even"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,26 +26,32 @@ class AttributionSettings:
     Attributes:
         trajectories: Paths of the sampler; prompts take turns.
         sampling_steps: Steps of each path (DDIM), also of drawn pictures.
-        graded_steps: Steps of each path that are looked at, in the middle of equal parts of it; of a picture,
-            timesteps.
+        graded_steps: Steps of each path that are looked at; of a picture, timesteps.
+        staggered: Whether paths pass other timesteps, between each other's, and are looked at in other parts:
+            many short paths then see every timestep. Else all take the sampler's own timesteps and are looked
+            at in the middle of equal parts.
         guidance: Guidance scale of the paths and drawn pictures.
         base_prompt: What the concept's prompt is compared with.
         pairing: ``matched`` looks at a point with its own timestep; ``shifted`` at the point one step later,
             as published.
         restart: Whether every graded step has a path of its own with new noise, as published.
         pictures: Pictures of the objective ``denoise``.
+        weighting: ``none`` adds the gradients of the measure, which is largest at few timesteps; ``even``
+            those of its logarithm, so that every pair says as much.
         standard_errors: Whether the spread between paths (pictures) is kept for each weight.
     """
 
     objective: Objective = "base_gap"
-    trajectories: int = 5
-    sampling_steps: int = 20
-    graded_steps: int = 10
+    trajectories: int = 24
+    sampling_steps: int = 8
+    graded_steps: int = 2
+    staggered: bool = True
     guidance: float = 3.0
     base_prompt: str = ""
     pairing: Pairing = "matched"
     restart: bool = False
     pictures: int = 10
+    weighting: Weighting = "none"
     standard_errors: bool = False
 
     @property
@@ -90,14 +97,27 @@ class SelectionSettings:
     strength: float = 1.0
 
 
+DENOISE: Final = AttributionSettings(
+    objective="denoise", sampling_steps=20, graded_steps=10, staggered=False, guidance=7.5
+)
+"""Where settings for amplifying start from: ten drawn pictures, ten timesteps each."""
+ENOUGH: Final = 200
+"""Noisy pictures of a concept's own pictures; so many rank weights as thousands do (r above 0.98)."""
+
+
+def denoising(pictures: int) -> AttributionSettings:
+    """Settings for so many own pictures: each with as many timesteps as it takes to have enough in all."""
+    return replace(DENOISE, graded_steps=max(2, -(-ENOUGH // max(1, pictures)))) if pictures else DENOISE
+
+
 PUBLISHED_ERASE: Final = (
-    AttributionSettings(sampling_steps=50, graded_steps=50, pairing="shifted", restart=True),
+    AttributionSettings(sampling_steps=50, graded_steps=50, staggered=False, pairing="shifted", restart=True),
     SelectionSettings(rounding="floor", zeros=True),
 )
 """As released: 50 paths of 1 to 50 steps, each looked at where it ends, one step late."""
 
 PUBLISHED_AMPLIFY: Final = (
-    AttributionSettings(objective="denoise", sampling_steps=50, graded_steps=50, pictures=50, guidance=7.5),
+    replace(DENOISE, sampling_steps=50, graded_steps=50, pictures=50),
     SelectionSettings(rounding="floor", zeros=True),
 )
 """As released: 50 pictures, each looked at with all 50 timesteps of the sampler."""
@@ -123,6 +143,11 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
         faults.append(
             f"restart looks at the end of a path of every length, {attribution.sampling_steps} in all, and "
             f"graded_steps is {attribution.graded_steps}; expected the same number."
+        )
+    if attribution.staggered and (attribution.restart or attribution.pairing == "shifted"):
+        faults.append(
+            "staggered paths are looked at where they are, and published ones end where they are looked at; "
+            "set staggered to false for pairing 'shifted' and for restart."
         )
     if attribution.pairing == "shifted" and attribution.objective == "denoise":
         faults.append("pairing 'shifted' belongs to paths of the sampler; denoise knows the noise it added.")
@@ -157,6 +182,7 @@ def _words(settings: AttributionSettings | SelectionSettings) -> list[str]:
         "rule": get_args(Rule),
         "rounding": get_args(Rounding),
         "ranking": get_args(Ranking),
+        "weighting": get_args(Weighting),
     }
     return [
         f"{field.name} is {getattr(settings, field.name)!r}; expected {' or '.join(allowed[field.name])}."

@@ -119,7 +119,7 @@ class Shelf:
                 self._keep(store, concept, settings, done, seen, kept)
                 kept, written = done.samples, time.monotonic()
         whole = Measured(values=torch.cat(seen), timesteps=pairs.timesteps, sample=pairs.sample)
-        return attribution_of(self._models, self._grading.names, done, whole, len(pairs))
+        return attribution_of(self._models, self._grading, done, whole, len(pairs))
 
     def _keep(
         self,

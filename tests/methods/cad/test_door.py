@@ -62,7 +62,8 @@ def test_nothing_is_left_of_a_masked_weight_and_the_models_stay(models: Any) -> 
 def test_a_stopped_attribution_goes_on_and_gives_the_same_bits(
     models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = edit(models, [CAT], NAMES, SETTINGS)
+    apart = replace(SETTINGS, micro_batch=2)  # a path fills one
+    whole = edit(models, [CAT], NAMES, apart)
     store, calls = Store(tmp_path), []
     grade = gradients_room.add_gradients
 
@@ -74,8 +75,8 @@ def test_a_stopped_attribution_goes_on_and_gives_the_same_bits(
 
     monkeypatch.setattr(attribution_room, "add_gradients", counted)
     with pytest.raises(KeyboardInterrupt):
-        edit(models, [CAT], NAMES, SETTINGS, store=store)
-    resumed = edit(models, [CAT], NAMES, SETTINGS, store=store)
+        edit(models, [CAT], NAMES, apart, store=store)
+    resumed = edit(models, [CAT], NAMES, apart, store=store)
     assert len(calls) == 3  # the first path was not done again
     assert {name: places(resumed, name) for name in NAMES} == {name: places(whole, name) for name in NAMES}
 

@@ -1,5 +1,6 @@
 """Gradients of the measure: against finite differences, and the models stay as they were."""
 
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -183,3 +184,34 @@ def test_a_measure_that_is_no_number_is_refused(models: Any, pairs: Pairs) -> No
             gradients(models, pairs)
     finally:
         weight.data.copy_(before)
+
+
+@pytest.mark.parametrize("towards", [1, -1])
+def test_even_weights_let_every_pair_say_as_much(models: Any, pairs: Pairs, towards: int) -> None:
+    signed = replace(pairs, towards=towards)
+    grading = Grading(names=NAMES, even=True, micro_batch=2)
+    found = attribute(models, signed, grading)
+    apart = [
+        attribute(models, signed.select([row]), replace(grading, even=False)) for row in range(len(pairs))
+    ]
+    size = abs(found.measured.mean)
+    for name in NAMES:
+        shares = [one.gradients[name] / abs(one.measured.mean) for one in apart]
+        expected = size * torch.stack(shares).mean(0)
+        torch.testing.assert_close(found.gradients[name], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_is_added_up_beyond_a_micro_batch_whatever_the_paths(
+    models: Any, pairs: Pairs
+) -> None:
+    half = copy(models)
+    object.__setattr__(half, "unet", deepcopy(models.unet).bfloat16())
+    sums = {}
+    for size in (1, 4):
+        sums[size] = Sums()
+        add_gradients(half, pairs, Grading(names=NAMES, micro_batch=size), sums[size])
+        assert sums[size].samples == 2
+        assert all(one.dtype == torch.float32 for one in sums[size].gradients.values())
+    for name in NAMES:
+        near = 0.05 * float(sums[1].gradients[name].abs().max())
+        torch.testing.assert_close(sums[4].gradients[name], sums[1].gradients[name], rtol=0.1, atol=near)

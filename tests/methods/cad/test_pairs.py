@@ -1,5 +1,6 @@
 """Points of the sampler's paths and noised pictures, against the stock sampler and the scheduler."""
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import derived_seed, encode_prompts, noise_schedule, predict_noise
 from surgery.methods.cad.nouns import CadConcept, Pairs
-from surgery.methods.cad.pairs import graded_steps, pairs_of
+from surgery.methods.cad.pairs import graded_steps, pairs_of, staggered_steps
 from surgery.methods.cad.settings import AttributionSettings
 from tests.methods.cad.conftest import CAT, QUICK
 
@@ -47,6 +48,92 @@ def test_points_lie_on_the_plain_sampler_s_paths(models: Any, pairs: Pairs) -> N
             torch.testing.assert_close(pairs.noisy[row], plain[step][1], rtol=1e-4, atol=1e-4)
 
 
+def test_staggered_paths_are_looked_at_side_by_side_and_in_turns() -> None:
+    settings = AttributionSettings(trajectories=8, sampling_steps=8, graded_steps=2)
+    found = staggered_steps(settings)
+    assert [graded for graded, _ in found] == [
+        part for part in ((0, 1), (2, 3), (4, 5), (6, 7)) for _ in "ab"
+    ]
+    assert [behind for _, behind in found] == [0.25, 0.75] * 4
+    # every step is looked at as often as any other where the paths are as many as it takes
+    whole = [step for graded, _ in staggered_steps(AttributionSettings()) for step in graded]
+    assert {whole.count(step) for step in range(8)} == {6}
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "steps", "graded"),
+    [
+        (1, 8, [(4, 5)]),
+        (2, 8, [(2, 3), (6, 7)]),
+        (5, 8, [(0, 1), (2, 3), (4, 5), (4, 5), (6, 7)]),
+        (3, 5, [(0, 1), (2, 3), (0, 4)]),
+    ],
+)
+def test_fewer_staggered_paths_still_spread_over_the_way(
+    trajectories: int, steps: int, graded: list[tuple[int, ...]]
+) -> None:
+    settings = AttributionSettings(trajectories=trajectories, sampling_steps=steps, graded_steps=2)
+    assert [seen for seen, _ in staggered_steps(settings)] == graded
+
+
+def test_staggered_paths_pass_timesteps_between_each_other_s(models: Any) -> None:
+    settings = AttributionSettings(trajectories=8, sampling_steps=4, graded_steps=1)
+    (pairs,) = pairs_of(models, [CAT], settings)
+    # eight points in the middle of as many equal parts of all timesteps, whatever the seeds
+    assert sorted(pairs.timesteps.tolist()) == [62, 187, 312, 437, 562, 687, 812, 937]
+    assert pairs.timesteps.tolist() == [937, 812, 687, 562, 437, 312, 187, 62]
+    assert pairs.prompt.tolist() == [0, 1] * 4
+    (other,) = pairs_of(models, [replace(CAT, seed=9)], settings)
+    assert torch.equal(other.timesteps, pairs.timesteps)
+    torch.testing.assert_close(pairs.target, predictions(models, pairs, ""), rtol=1e-4, atol=1e-4)
+
+
+def test_a_staggered_path_follows_the_sampler_s_equation(models: Any) -> None:
+    """Its second point by hand, from the noise that it starts with."""
+    settings = AttributionSettings(trajectories=2, sampling_steps=4, graded_steps=2)
+    (found,) = pairs_of(models, [CAT], settings)
+    pairs = found.select([0, 1])
+    remaining = noise_schedule(models.scheduler).remaining.double()
+    seed = derived_seed(3, "attribution", "path", 0)
+    start = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(pairs.noisy[:1], start)
+    plain, told = (predictions(models, pairs.select([0]), prompt) for prompt in ("", CAT.prompts[0]))
+    noise = plain + 3.0 * (told - plain)
+    first, second = (float(remaining[int(t)]) for t in pairs.timesteps)
+    clean = (start - (1 - first) ** 0.5 * noise) / first**0.5
+    expected = second**0.5 * clean + (1 - second) ** 0.5 * noise
+    torch.testing.assert_close(pairs.noisy[1:], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("staggered", [False, True])
+def test_paths_of_velocities_are_those_of_the_noise_they_mean(models: Any, staggered: bool) -> None:
+    """A U-Net that says velocities and one that says the noise they mean walk the same paths."""
+    settings = replace(QUICK, staggered=staggered, guidance=1.0)
+    velocities = with_scheduler(models, "v_prediction")
+    (pairs,) = pairs_of(velocities, [CAT], settings)
+    solver = ddim_like(velocities.scheduler)
+    if not staggered:
+        solver.set_timesteps(4)
+        latents = torch.randn(
+            (1, 4, 8, 8), generator=torch.Generator().manual_seed(derived_seed(3, "attribution", "path", 0))
+        )
+        text = encode_prompts(models.tokenizer, models.text_encoder, CAT.prompts[:1])
+        for step, timestep in enumerate(solver.timesteps):
+            if step in (1, 3):
+                torch.testing.assert_close(pairs.noisy[(step - 1) // 2], latents[0], rtol=1e-4, atol=1e-4)
+            with torch.no_grad():
+                told = predict_noise(models.unet, latents, timestep, text)
+            latents = solver.step(told, timestep, latents, return_dict=False)[0]
+    assert bool(torch.isfinite(pairs.noisy).all())
+
+
+def with_scheduler(models: Any, prediction: str) -> Any:
+    found = copy(models)
+    scheduler = type(models.scheduler).from_config({**models.scheduler.config, "prediction_type": prediction})
+    object.__setattr__(found, "scheduler", scheduler)
+    return found
+
+
 def predictions(models: Any, pairs: Pairs, prompt: str) -> torch.Tensor:
     text = encode_prompts(models.tokenizer, models.text_encoder, [prompt]).expand(len(pairs), -1, -1)
     with torch.no_grad():
@@ -68,7 +155,7 @@ def test_shifted_points_are_one_step_cleaner_than_their_timestep(models: Any) ->
 
 
 def test_the_published_scheme_has_a_path_of_its_own_for_every_step(models: Any) -> None:
-    published = AttributionSettings(sampling_steps=4, graded_steps=4, pairing="shifted", restart=True)
+    published = replace(QUICK, graded_steps=4, pairing="shifted", restart=True)
     (pairs,) = pairs_of(models, [CAT], published)
     assert (len(pairs), pairs.samples) == (4, 4)
     for number in range(4):

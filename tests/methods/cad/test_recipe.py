@@ -25,7 +25,7 @@ base: {base}
 edits:
   - cad:
       concepts: [{{source: cat}}, {{source: dog, templates: ["a {{}}"], seed: 7}}]
-      attribution: {{trajectories: 1, sampling_steps: 2, graded_steps: 1}}
+      attribution: {{trajectories: 1, sampling_steps: 2, graded_steps: 1, staggered: false}}
       selection: {{ratio: 0.05}}
 """
 
@@ -111,7 +111,7 @@ def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
     (step,) = plan.steps
     assert len(step.work.sites) == 32
     assert step.work.cost["unet_backwards"] == 2
-    assert step.work.cost["unet_forwards"] == 2 * 2 * 2
+    assert step.work.cost["unet_forwards"] == 2 * 2 * 2  # two concepts, two steps, with and without
     assert step.work.cost["weights_scored"] == step.parameters
 
 
