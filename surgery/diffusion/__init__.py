@@ -3,6 +3,7 @@
 from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
 from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, two_encoders
 from surgery.diffusion.files import load_picture
+from surgery.diffusion.guide import Guide, PromptGuide
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -15,9 +16,11 @@ from surgery.diffusion.text import encode_prompts
 from surgery.diffusion.workers import at_once, in_order
 
 __all__ = [
+    "Guide",
     "Models",
     "NoiseSchedule",
     "PictureTable",
+    "PromptGuide",
     "Reading",
     "SampleKnobs",
     "Scheduler",

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from surgery import progress as shown
 from surgery.diffusion.batches import in_batches
-from surgery.diffusion.conditions import Reading, read_prompts, read_without
+from surgery.diffusion.guide import Guide, PromptGuide
 from surgery.diffusion.models import Models, Scheduler, config_of
 from surgery.diffusion.offload import device_and_dtype, resident
 from surgery.diffusion.pixels import decode, scale_factor
-from surgery.diffusion.predict import guided_noise, predict_noise
 from surgery.errors import SurgeryError, raise_all
 from surgery.progress import Bar
 
@@ -35,6 +34,7 @@ class SampleKnobs(TypedDict, total=False):
     size: tuple[int, int] | None
     progress: bool
     halve: bool
+    guide: Guide | None
 
 
 def sample(
@@ -51,6 +51,7 @@ def sample(
     size: tuple[int, int] | None = None,
     progress: bool = True,
     halve: bool = True,
+    guide: Guide | None = None,
 ) -> UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]:
     """One picture for each prompt with the seed at its place, values 0 to 255.
 
@@ -69,6 +70,7 @@ def sample(
         size=size,
         progress=progress,
         halve=halve,
+        guide=guide,
     )
     return decode(models.vae, latents, batch, halve=halve)
 
@@ -88,6 +90,7 @@ def sample_latents(
     size: tuple[int, int] | None = None,
     progress: bool = True,
     halve: bool = True,
+    guide: Guide | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """Clean latents for each prompt with the seed at its place, scaled as the U-Net sees them.
 
@@ -109,6 +112,7 @@ def sample_latents(
         progress: Whether a bar is shown on a terminal.
         halve: Whether a batch that does not fit into memory is begun again at half the size. Else the error
             goes on to the caller, who may have stored results under the batch's size.
+        guide: Predicts in the place of ``guidance`` and ``negative``, which are then not looked at.
 
     Raises:
         SurgeryError: when the arguments do not fit each other or the models, all faults at once; when the
@@ -118,20 +122,18 @@ def sample_latents(
     """
     raise_all(SurgeryError, _faults(models, prompts, seeds, steps, guidance, size))
     device, dtype = device_and_dtype(models.unet)
-    text = read_prompts(models, prompts, clip_skip, in_pieces=in_pieces)
-    without = None
-    if guidance > 1:
-        without = read_without(models, negative, in_pieces=in_pieces)
-        text, without = text.as_long_as(without), without.as_long_as(text)
     shape = latent_shape(models, size)
-    total = len(prompts) * len(_started(models.scheduler, steps, device).timesteps)
+    own = guide or PromptGuide(models, prompts, guidance, negative, clip_skip, in_pieces=in_pieces)
+    _, drawn_as = device_and_dtype(models.text_encoder)
+    count = len(_started(models.scheduler, steps, device).timesteps)
+    total = len(prompts) * count
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:
 
         def work(part: slice) -> Tensor:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
-            drawn = [torch.randn((1, *shape), generator=own, dtype=text.features.dtype) for own in generators]
+            drawn = [torch.randn((1, *shape), generator=one, dtype=drawn_as) for one in generators]
             noise = torch.cat(drawn).to(device, dtype)
-            predict = _predictor(models, text.select(part).to(noise), without, guidance, shape)
+            predict = own.begin(prompts[part], noise, count)
             with resident(models.unet):
                 latents = _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
             if not bool(torch.isfinite(latents).all()):
@@ -142,25 +144,6 @@ def sample_latents(
             return latents
 
         return torch.cat(in_batches(len(prompts), batch, work, halve=halve))
-
-
-def _predictor(
-    models: Models,
-    text: Reading,
-    without: Reading | None,
-    guidance: float,
-    shape: tuple[int, int, int],
-) -> Callable[[Tensor, Any], Tensor]:
-    unet, features = models.unet, text.features
-    height, width = (side * scale_factor(models.vae) for side in shape[1:])
-    added = text.added(height, width)
-    if without is None:
-        return lambda latents, timestep: predict_noise(unet, latents, timestep, features, added)
-    other = without.to(features).repeated(len(features))
-    unconditional, other_added = other.features, other.added(height, width)
-    return lambda latents, timestep: guided_noise(
-        unet, latents, timestep, features, unconditional, guidance, added, other_added
-    )
 
 
 def _denoise(

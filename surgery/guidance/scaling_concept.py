@@ -3,14 +3,27 @@
 Source: arXiv 2410.24151; section 3 of the study.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final
+from typing import Any, Final, TypeAlias
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from surgery import progress
+from surgery.checkpoint.components import ddim_like
+from surgery.diffusion import Models, decode, encode, noise_schedule, read_prompts, resident, sampler_faults
 from surgery.diffusion.algebra import guided
+from surgery.diffusion.inversion import InversionSettings, Rung, cleaner, inverted, rungs_of
+from surgery.errors import MethodError, raise_all
+from surgery.guidance.branches import Branch, BranchExecutor
+
+Latents: TypeAlias = Float[Tensor, "pictures channels height width"]
+Both: TypeAlias = Callable[[Latents, Latents, Rung], tuple[Latents, Latents]]
+"""The noise without the concept in some latents, and with it in others, at a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +88,109 @@ def velocity_of(
 ) -> Float[Tensor, "pictures ..."]:
     """The way back: the velocity that a noise means."""
     return (noise - sqrt(1 - remaining) * latents) / sqrt(remaining)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """Pictures with more or less of a concept.
+
+    Attributes:
+        pictures: Values 0 to 255.
+        again: The same pictures drawn from their own noise with the concept as it is.
+        error: How far the latents of ``again`` are from the pictures' own, as a share of their length.
+    """
+
+    pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
+    again: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
+    error: tuple[float, ...]
+
+
+def scale_concept(
+    models: Models,
+    pixels: Float[Tensor, "pictures 3 rows columns"],
+    prompt: str,
+    settings: ScalingSettings = OBJECT,
+    inversion: InversionSettings | None = None,
+    *,
+    steps: int = 50,
+    generator: torch.Generator | None = None,
+) -> Scaled:
+    """Real pictures with a concept enhanced, weakened or removed.
+
+    Each picture is followed back to the noise that the concept's prompt draws it from, and drawn again from
+    there with the concept at another scale, two evaluations a step.
+
+    Args:
+        models: A pipeline.
+        pixels: Pictures from -1 to 1, of the size the checkpoint was trained on.
+        prompt: The concept's word.
+        settings: Scale, decay and exit.
+        inversion: How exactly paths are followed back; the published way when left out.
+        steps: In each direction.
+        generator: Of the noise of references, where predictions are regularised.
+
+    Raises:
+        MethodError: when the models cannot be sampled with so many steps, or the result is not finite.
+    """
+    raise_all(MethodError, sampler_faults(models, steps))
+    solver = ddim_like(models.scheduler)
+    solver.set_timesteps(steps)
+    rungs = rungs_of(solver)
+    clean = encode(models.vae, pixels)[0]
+    with resident(models.unet):
+        both = _both(models, prompt, clean)
+        path = inverted(
+            lambda latents, timestep: both(latents, latents, _rung(rungs, timestep))[1],
+            clean,
+            rungs,
+            inversion or InversionSettings(),
+            generator,
+        )
+        again = followed(both, path, rungs, ScalingSettings(scale=1.0, decay=0.0, exit_step=0))
+        found = followed(both, path, rungs, settings)
+    if not bool(torch.isfinite(found).all()):
+        raise MethodError(
+            f"with scale {settings.scale:g} the latents became NaN or infinite; expected finite ones. Take a "
+            "smaller scale, or more passes of the inversion."
+        )
+    error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    return Scaled(
+        pictures=decode(models.vae, found), again=decode(models.vae, again), error=tuple(error.tolist())
+    )
+
+
+@torch.no_grad()
+def followed(
+    both: Both, path: Sequence[Latents], rungs: Sequence[Rung], settings: ScalingSettings
+) -> Latents:
+    """The sampler from the inverted noise on, with the concept at the scale of each step.
+
+    Source: (C2) of the study.
+    """
+    latents, scales = path[0], scale_schedule(settings, len(rungs))
+    for step, rung in enumerate(progress.track(rungs, "scaling", unit="step")):
+        seen = mixed(latents, path[step], step, settings.exit_step)
+        base, concept = both(latents, seen, rung)
+        latents = cleaner(latents, scaled(base, concept, scales[step]), rung)
+    return latents
+
+
+def _both(models: Models, prompt: str, like: Latents) -> Both:
+    """Predictions as noise, each branch's by its own latents."""
+    velocity = noise_schedule(models.scheduler).predicts == "v_prediction"
+    # the empty prompt as it is read, also where SDXL would take zeros
+    without, text = (read_prompts(models, [one]).to(like).repeated(len(like)) for one in ("", prompt))
+    executor = BranchExecutor(models=models)
+
+    def both(latents: Latents, seen: Latents, rung: Rung) -> tuple[Latents, Latents]:
+        branches = [Branch(text=without), Branch(text=text, instead=seen)]
+        base, concept = executor.predict(latents, rung.timestep, branches)
+        if velocity:
+            return noise_of(base, latents, rung.noisy), noise_of(concept, seen, rung.noisy)
+        return base, concept
+
+    return both
+
+
+def _rung(rungs: Sequence[Rung], timestep: int) -> Rung:
+    return next(rung for rung in rungs if rung.timestep == timestep)

@@ -24,7 +24,9 @@ def louder(pipeline: Any) -> Iterator[Any]:
 def test_a_table_has_a_row_for_each_prompt_and_a_column_for_each_seed(pipeline: Any) -> None:
     table = sample_table(pipeline, PROMPTS, [5, 6, 7], steps=2)
     assert table.shape == (2, 3, 32, 32, 3)
-    assert np.array_equal(table[1, 2], sample(pipeline, ["a dog"], [7], steps=2)[0])
+    alone = sample(pipeline, ["a dog"], [7], steps=2)[0]
+    # in another batch it may round otherwise
+    assert np.abs(table[1, 2].astype(int) - alone.astype(int)).max() <= 1
 
 
 def test_before_and_after_differ_by_the_edit_alone(pipeline: Any) -> None:

@@ -1,17 +1,118 @@
 """Schedules and the form with two evaluations; numbers are those of section 4.2 of the study."""
 
+from copy import copy, deepcopy
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
 
+from surgery.diffusion import decode, encode
+from surgery.diffusion.inversion import PLAIN, Rung, cleaner, inverted, rungs_of
+from surgery.errors import MethodError
 from surgery.guidance.scaling_concept import (
     OBJECT,
     ScalingSettings,
+    followed,
     mixed,
     noise_of,
+    scale_concept,
     scale_schedule,
     scaled,
     velocity_of,
 )
+
+EXACT = replace(PLAIN, renoise=60, most_below=60)
+AS_IT_IS = ScalingSettings(scale=1.0, decay=0.0, exit_step=0)
+
+
+def with_concept(latents: Tensor, timestep: int) -> Tensor:
+    """Smooth, bounded, and so weak that a fixed point exists at every step."""
+    return torch.tanh(latents.roll(1, 3) * 0.5 + timestep / 1000) + 0.1 * latents
+
+
+def without(latents: Tensor, timestep: int) -> Tensor:
+    return torch.tanh(latents.roll(1, 2) * 0.3 - timestep / 1000)
+
+
+def both(latents: Tensor, seen: Tensor, rung: Rung) -> tuple[Tensor, Tensor]:
+    return without(latents, rung.timestep), with_concept(seen, rung.timestep)
+
+
+@pytest.fixture(scope="module")
+def rungs() -> tuple[Rung, ...]:
+    solver = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    solver.set_timesteps(20)
+    return rungs_of(solver)
+
+
+@pytest.fixture(scope="module")
+def clean() -> Tensor:
+    return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def path(clean: Tensor, rungs: tuple[Rung, ...]) -> list[Tensor]:
+    return inverted(with_concept, clean, rungs, EXACT)
+
+
+@pytest.mark.parametrize("exit_step", [0, 15])
+def test_a_scale_of_one_draws_the_picture_again(  # 14
+    path: list[Tensor], clean: Tensor, rungs: tuple[Rung, ...], exit_step: int
+) -> None:
+    found = followed(both, path, rungs, replace(AS_IT_IS, exit_step=exit_step))
+    torch.testing.assert_close(found, clean, rtol=0, atol=1e-9)
+    anchored = ScalingSettings(scale=1.0, decay=3.0, exit_step=exit_step, anchored=True)
+    torch.testing.assert_close(followed(both, path, rungs, anchored), clean, rtol=0, atol=1e-9)
+    fading = followed(both, path, rungs, replace(AS_IT_IS, decay=3.0))
+    assert float((fading - clean).norm() / clean.norm()) > 0.1
+
+
+def test_a_scale_of_nothing_is_sampling_without_the_prompt(  # 14
+    path: list[Tensor], rungs: tuple[Rung, ...]
+) -> None:
+    latents = path[0]
+    for rung in rungs:
+        latents = cleaner(latents, without(latents, rung.timestep), rung)
+    assert torch.equal(followed(both, path, rungs, ScalingSettings(scale=0.0)), latents)
+
+
+def test_more_of_a_concept_moves_further(path: list[Tensor], clean: Tensor, rungs: tuple[Rung, ...]) -> None:
+    moved = [
+        float((followed(both, path, rungs, ScalingSettings(scale=one, anchored=True)) - clean).norm())
+        for one in (1.0, 2.0, 3.0, 5.0)
+    ]
+    assert moved == sorted(moved)
+
+
+def test_a_real_picture_is_drawn_again_and_scaled(exact: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand((2, 3, 32, 32), generator=generator, dtype=torch.float64) * 2 - 1
+    models = copy(exact)
+    models.vae, models.unet = deepcopy(exact.vae).to(torch.float64), deepcopy(exact.unet)
+    models.unet.conv_out.weight.data *= 0.1  # a random U-Net's steps have no fixed point
+    rough, close = (
+        scale_concept(models, pixels, "a cat", AS_IT_IS, replace(EXACT, renoise=count), steps=4)
+        for count in (0, 40)
+    )
+    assert max(close.error) < 0.2 * max(rough.error)
+    assert max(close.error) < 0.01
+    shown = decode(models.vae, encode(models.vae, pixels)[0])
+    assert abs(close.again.astype(int) - shown.astype(int)).mean() < 2
+    strong = scale_concept(models, pixels, "a cat", OBJECT, steps=4)
+    assert strong.pictures.shape == (2, 32, 32, 3)
+    assert (strong.pictures != strong.again).any()
+
+
+def test_steps_that_the_model_does_not_have_are_refused(exact: Any) -> None:
+    pixels = torch.zeros((1, 3, 32, 32))
+    with pytest.raises(MethodError, match="steps is 5000"):
+        scale_concept(exact, pixels, "a cat", steps=5000)
 
 
 def test_the_published_schedule_falls_below_one_at_step_21() -> None:

@@ -1,0 +1,86 @@
+"""Several predictions of one step: what each reads, at which strengths of the patches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery.diffusion import Models, Reading, device_and_dtype, predict_noise
+from surgery.diffusion.pixels import scale_factor
+from surgery.guidance.weights import BranchWeights, Strengths
+
+Latents: TypeAlias = Float[Tensor, "pictures channels height width"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One evaluation of the U-Net for all pictures of a batch.
+
+    Attributes:
+        text: What it reads, a prompt for each picture.
+        strengths: Of each patch in its weights.
+        instead: Latents that it reads in place of the sampler's.
+    """
+
+    text: Reading
+    strengths: Strengths = ()
+    instead: Latents | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchExecutor:
+    """Computes branches, in as few passes as weights and memory allow.
+
+    Attributes:
+        models: Whose U-Net.
+        weights: Its weights at several strengths; None where there is no patch.
+        together: Whether branches share a pass. Else each has its own, with the memory of one.
+    """
+
+    models: Models
+    weights: BranchWeights | None = None
+    together: bool = True
+
+    @torch.no_grad()
+    def predict(self, latents: Latents, timestep: Tensor | int, branches: Sequence[Branch]) -> list[Latents]:
+        """The prediction of each branch, in their order."""
+        found: dict[int, Latents] = {}
+        for group in self._groups(branches):
+            some = [branches[place] for place in group]
+            found |= zip(group, self._pass(latents, timestep, some), strict=True)
+        return [found[place] for place in range(len(branches))]
+
+    def _groups(self, branches: Sequence[Branch]) -> list[list[int]]:
+        """Which branches share a pass."""
+        places = list(range(len(branches)))
+        if not self.together:
+            return [[place] for place in places]
+        if self.weights is None or self.weights.rowwise:
+            return [places]
+        by_strengths: dict[Strengths, list[int]] = {}
+        for place in places:
+            by_strengths.setdefault(branches[place].strengths, []).append(place)
+        return list(by_strengths.values())
+
+    def _pass(
+        self, latents: Latents, timestep: Tensor | int, branches: Sequence[Branch]
+    ) -> tuple[Latents, ...]:
+        unet, count = self.models.unet, len(latents)
+        device, dtype = device_and_dtype(unet)
+        given = [latents if one.instead is None else one.instead for one in branches]
+        noisy = torch.cat(given).to(device, dtype)
+        features = torch.cat([one.text.features for one in branches]).to(noisy)
+        pooled = [one.text.pooled for one in branches if one.text.pooled is not None]
+        text = Reading(features=features, pooled=torch.cat(pooled).to(noisy) if pooled else None)
+        height, width = (side * scale_factor(self.models.vae) for side in latents.shape[2:])
+        when = timestep.repeat(len(branches)) if isinstance(timestep, Tensor) and timestep.ndim else timestep
+        rows = [one.strengths for one in branches for _ in range(count)]
+        if self.weights is None or not rows[0]:
+            predicted = predict_noise(unet, noisy, when, text.features, text.added(height, width))
+        else:
+            with self.weights.at(rows):
+                predicted = predict_noise(unet, noisy, when, text.features, text.added(height, width))
+        return predicted.to(latents).chunk(len(branches))
