@@ -44,3 +44,50 @@ def test_a_file_that_is_no_picture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ConceptError, match="cannot be read as a picture"):
         load_picture(tmp_path / "text.png", 8, 8)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, 4:] = (255, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    found = load_picture(tmp_path / "half.png", 8, 8)
+    assert bool((found[:, :, :4] == 1).all())
+    assert found[:, 0, 7].tolist() == [1, -1, -1]
+    gray = np.zeros((8, 8, 2), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    assert bool((load_picture(tmp_path / "gray.png", 8, 8) == 1).all())
+
+
+def test_gray_pictures_of_8_and_16_bits_are_the_same(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))
+    Image.fromarray(ramp).save(tmp_path / "small.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    small, deep = (load_picture(tmp_path / f"{name}.png", 16, 16) for name in ("small", "deep"))
+    assert torch.equal(small, deep)
+    assert torch.equal(small[0], small[2])
+    assert len(small.unique()) == 16
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (2000, 10)])
+def test_tiny_and_long_pictures_fill_the_frame(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "blue").save(tmp_path / "odd.png")
+    found = load_picture(tmp_path / "odd.png", 16, 24)
+    assert found.shape == (3, 16, 24)
+    assert found[:, 8, 12].tolist() == [-1, -1, 1]
+
+
+def test_a_picture_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (100, 100)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ConceptError, match=r"huge\.png.*exceeds limit"):
+        load_picture(tmp_path / "huge.png", 8, 8)
+
+
+def test_a_picture_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    for length in (10, 40, len(content) // 2):
+        (tmp_path / "cut.png").write_bytes(content[:length])
+        with pytest.raises(ConceptError, match=r"cut\.png"):
+            load_picture(tmp_path / "cut.png", 8, 8)

@@ -1,0 +1,171 @@
+"""Learning a look from pictures: the loss falls, a stopped run goes on, and the U-Net lets go."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from surgery.anatomy import weights_digest
+from surgery.delta import Dense, LowRank
+from surgery.diffusion import noise_schedule, predict_noise, read_prompts
+from surgery.errors import MethodError
+from surgery.methods.null_text import PictureSet, TrainSettings, check_settings, read_pictures, train
+from surgery.methods.null_text import loop as room
+from surgery.methods.null_text.leaves import layers_of, leaves_of
+from surgery.store import Store
+
+QUICK = TrainSettings(
+    rank=2, steps=6, batch=4, micro_batch=4, learning_rate=1e-2, average=0.5, held_out=0.2, check_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(models: Any, tmp_path_factory: pytest.TempPathFactory) -> PictureSet:
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        pixels = np.full((32, 32, 3), (200, 30, 30), np.uint8)
+        pixels[8:24, 8:24] = generator.integers(150, 255)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return read_pictures(models, folder)
+
+
+def test_the_loss_falls_and_the_unet_is_as_it_was(models: Any, pictures: PictureSet) -> None:
+    before, module_kinds = weights_digest(models.unet), [type(one) for one in models.unet.modules()]
+    found = train(models, pictures, replace(QUICK, steps=40, check_every=20, patience=9))
+    assert (found.steps, len(found.losses)) == (40, 40)
+    assert [step for step, _ in found.held_out] == [20, 40]
+    untrained = train(models, pictures, replace(QUICK, steps=1, check_every=1, learning_rate=1e-12))
+    assert found.held_out[-1][1] < 0.97 * untrained.held_out[0][1]
+    assert weights_digest(models.unet) == before
+    assert [type(one) for one in models.unet.modules()] == module_kinds
+    assert not hasattr(models.unet, "peft_config")
+    assert all(isinstance(form, LowRank) for form in found.delta.terms.values())
+
+
+def test_one_update_is_adamw_on_the_loss_of_noise_under_no_words(models: Any, pictures: PictureSet) -> None:
+    """All weights, one update, by hand."""
+    settings = replace(QUICK, form="full", steps=1, average=0.0, held_out=0.0, clip=1e9)
+    found = train(models, pictures, settings)
+    seen: list[tuple[torch.Tensor, ...]] = []
+    with leaves_of(models, settings) as leaves:
+        loop = room._Loop(models, pictures, settings, leaves, None, None)
+        seen.append(loop._batch(0))
+        clean, noise, timesteps = seen[0]
+        schedule = noise_schedule(models.scheduler)
+        text = read_prompts(models, [""]).features.expand(4, -1, -1)
+        predicted = predict_noise(models.unet, schedule.noisy(clean, noise, timesteps), timesteps, text)
+        loss = (predicted - noise).square().mean()
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            # the first update of Adam moves by the rate times the gradient over its own size
+            step = -1e-2 * (1e-2 * leaf + gradient / (gradient.abs() + 1e-8))
+            form = found.delta.terms[name]
+            assert isinstance(form, Dense)
+            torch.testing.assert_close(form.values, step.detach(), rtol=1e-2, atol=1e-4)
+    assert float(loss) == pytest.approx(found.losses[0], rel=1e-4)
+    assert not any(".attn2." in name for name in found.delta.terms)
+
+
+@pytest.mark.parametrize("form", ["lora", "full"])
+def test_a_stopped_run_goes_on_and_ends_in_the_same_bits(
+    models: Any, pictures: PictureSet, form: Any, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, form=form)
+    whole = train(models, pictures, settings)
+
+    def stop(check: Any) -> None:
+        if check.step == 4:
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(models, pictures, settings, store=store, on_check=stop)
+    seen: list[int] = []
+    resumed = train(models, pictures, settings, store=store, on_check=lambda check: seen.append(check.step))
+    assert seen == [4, 6]
+    assert resumed.losses == whole.losses
+    assert resumed.held_out == whole.held_out
+    for name, form_ in whole.delta.terms.items():
+        assert torch.equal(resumed.delta.materialise(name), whole.delta.materialise(name)), form_
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(
+    models: Any, pictures: PictureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = train(models, pictures, replace(QUICK, steps=4, held_out=0.0))
+    assert (without.best, without.held_out) == (4, ())
+    told = iter([3.0, 2.0, 2.5, 2.6, 1.0])
+    monkeypatch.setattr(room._Loop, "_held_out", lambda _: next(told))
+    found = train(models, pictures, replace(QUICK, steps=50, patience=2))
+    assert (found.steps, found.best) == (8, 4)
+    assert [loss for _, loss in found.held_out] == [3.0, 2.0, 2.5, 2.6]
+
+
+def test_micro_batches_change_nothing_but_rounding(models: Any, pictures: PictureSet) -> None:
+    whole, parts = (train(models, pictures, replace(QUICK, micro_batch=size)) for size in (4, 1))
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+
+
+class Pair:
+    """Two processes of which the other's sums are known beforehand: here, nothing."""
+
+    num_processes = 2
+
+    def __init__(self, index: int, sums: list[torch.Tensor]) -> None:
+        self.process_index, self.sums = index, sums
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        self.sums.append(tensor.clone())
+        return tensor
+
+
+def test_each_process_takes_its_share_of_the_same_batch(models: Any, pictures: PictureSet) -> None:
+    settings = replace(QUICK, steps=1, average=0.0, held_out=0.0)
+    alone: list[torch.Tensor] = []
+    single = train(models, pictures, settings)
+    shares: list[list[torch.Tensor]] = [[], []]
+    for index in (0, 1):
+        train(models, pictures, settings, company=Pair(index, shares[index]))
+    total = [first + second for first, second in zip(*shares, strict=True)]
+    with leaves_of(models, settings) as leaves:
+        loop = room._Loop(models, pictures, settings, leaves, None, None)
+        (loop._loss(*loop._batch(0)) / settings.batch).backward()
+        alone += [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    assert float(total[-1]) == pytest.approx(single.losses[0], rel=1e-4)
+    for found, expected in zip(total, alone, strict=False):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_factors_are_beside_layers_of_blocks_that_no_word_reaches(models: Any) -> None:
+    found = {kind: layers_of(models.unet, kind) for kind in ("attention", "linear", "all")}
+    assert set(found["attention"]) < set(found["linear"]) < set(found["all"])
+    assert not any("attn2" in path for path in found["all"])
+    assert "conv_in" not in found["all"]
+    assert any("resnets.0.conv1" in path for path in found["all"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0, "batch": 0}, "rank is 0.*"),
+        ({"form": "some"}, "form is 'some'; expected lora or full"),
+        ({"held_out": 1.0}, r"held_out is 1\.0; expected a share"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"weight_decay": -1.0}, r"weight_decay is -1\.0"),
+    ],
+)
+def test_settings_that_cannot_be_carried_out_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        check_settings(replace(QUICK, **changes))
+
+
+def test_a_loss_that_is_no_number_is_refused(models: Any, pictures: PictureSet) -> None:
+    broken = replace(pictures, mean=pictures.mean * torch.nan)
+    with pytest.raises(MethodError, match="the loss of update 1 is nan"):
+        train(models, broken, QUICK)
+    assert not hasattr(models.unet, "peft_config")
