@@ -25,7 +25,13 @@ INTERRUPTED: Final = 130
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "Recipes": {"recipes": "recipes", "show": "recipes", "copy": "recipes", "check": "recipes"},
     "Look": {"inspect": "look", "locate": "look", "attribute": "attribute"},
-    "Run": {"plan": "run", "run": "run", "sample": "sample", "statistics": "statistics"},
+    "Run": {
+        "plan": "run",
+        "run": "run",
+        "sample": "sample",
+        "train": "train",
+        "statistics": "statistics",
+    },
     "Patches": {
         "apply": "patches",
         "revert": "patches",

@@ -1,9 +1,10 @@
 """Sample a checkpoint, with and without a patch, onto one labelled sheet."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 import torch
 from PIL import Image
@@ -14,6 +15,10 @@ from surgery.patch import applied, load_patch
 from surgery.report import SheetRow, contact_sheet, png
 from surgery.study.loading import pipeline_on
 
+_log = logging.getLogger(__name__)
+
+LOOK: Final = "null_text"
+"""Under which the provenance of a patch that was learned without words says how to draw with it."""
 # sides of a drawn picture in pixels: small ones are enlarged, those of 512 and more reduced
 _SMALLEST, _LARGEST = 128, 256
 
@@ -51,8 +56,15 @@ def sample_sheet(
     pipeline = pipeline_on(checkpoint, device, dtype, offloaded=offloaded)
     if patch is None:
         return sheet_of({"": sample_table(pipeline, prompts, seeds, **knobs)}, prompts, seeds)
+    loaded = load_patch(patch)
+    if LOOK in loaded.provenance:
+        _log.warning(
+            "%s was learned without words, and a prompt is outside of what it knows; expected generalised "
+            "guidance, which asks it without words beside the unedited checkpoint.",
+            patch,
+        )
     edited: AbstractContextManager[Any] = applied(
-        pipeline, load_patch(patch), strength=strength, allow_other_base=allow_other_base
+        pipeline, loaded, strength=strength, allow_other_base=allow_other_base
     )
     before, after = before_and_after(pipeline, edited, prompts, seeds, **knobs)
     heading = "after" if strength == 1 else f"after, strength {strength:g}"

@@ -1,0 +1,151 @@
+"""The verb that learns a look from pictures: train."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from surgery.checkpoint.atomic import check_outputs
+from surgery.cli.devices import chosen_device, use_threads
+from surgery.cli.options import (
+    CHECKPOINT,
+    FILE,
+    Finite,
+    device_option,
+    dtype_option,
+    json_option,
+    output_option,
+    overwrite_option,
+    print_json,
+    threads_option,
+)
+from surgery.cli.program import Verb
+from surgery.shelf import checkpoint_path
+
+
+@click.command(cls=Verb)
+@click.argument("folder", type=FILE)
+@click.option("--base", type=CHECKPOINT, required=True, help="Checkpoint: a path or a shelf name.")
+@click.option(
+    "--form",
+    type=click.Choice(["lora", "full"]),
+    default="lora",
+    show_default=True,
+    help="Train factors beside the layers, or all weights of the U-Net but cross-attention.",
+)
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the factors.")
+@click.option(
+    "--layers",
+    type=click.Choice(["attention", "linear", "all"]),
+    default="all",
+    show_default=True,
+    help="Which layers have factors.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Updates, at most."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures in each update."
+)
+@click.option(
+    "--micro-batch", type=click.IntRange(min=1), help="Of them in one pass; all of them when left out."
+)
+@click.option(
+    "--learning-rate",
+    type=Finite(0, above=True),
+    help="Of AdamW; 1e-4 for factors and 1e-5 for weights when left out.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the pictures that say when to stop.",
+)
+@click.option(
+    "--check-every",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Updates between two looks at their loss, each with a sheet of samples.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Looks without a better loss before it stops.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
+@click.option(
+    "--work", type=FILE, help="Folder for the state, losses and sheets; beside the patch when left out."
+)
+@output_option("The patch.")
+@overwrite_option
+@device_option
+@dtype_option
+@threads_option
+@json_option
+def train(
+    folder: Path,
+    base: str,
+    form: Literal["lora", "full"],
+    rank: int,
+    layers: Literal["attention", "linear", "all"],
+    steps: int,
+    batch: int,
+    micro_batch: int | None,
+    learning_rate: float | None,
+    held_out: float,
+    check_every: int,
+    patience: int,
+    seed: int,
+    work: Path | None,
+    output: Path,
+    overwrite: bool,
+    device: str,
+    dtype: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Learn the look of the pictures in FOLDER, without captions, as a patch of the U-Net.
+
+    A stopped training that is started again with the same options goes on where it was.
+    """
+    place = checkpoint_path(base)
+    check_outputs([output], [place, folder], overwrite=overwrite)
+    import torch
+
+    from surgery.methods.null_text import TrainSettings
+    from surgery.study.look import train_look
+
+    use_threads(threads)
+    settings = TrainSettings(
+        form=form,
+        rank=rank,
+        layers=layers,
+        steps=steps,
+        batch=batch,
+        micro_batch=micro_batch or batch,
+        learning_rate=learning_rate or (1e-4 if form == "lora" else 1e-5),
+        held_out=held_out,
+        check_every=check_every,
+        patience=patience,
+        seed=seed,
+    )
+    found = train_look(
+        place,
+        folder,
+        output,
+        settings,
+        work=work,
+        overwrite=overwrite,
+        device=chosen_device(device),
+        dtype=getattr(torch, dtype or "float32"),
+    )
+    if as_json:
+        print_json(found.as_json())
+        return
+    for line in found.lines():
+        print(line)
+    print(output)

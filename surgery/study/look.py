@@ -1,0 +1,147 @@
+"""A look learned from a folder of pictures: training, its sheets, its losses, and the patch."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.atomic import atomic_file, make_folder, write_bytes
+from surgery.diffusion import sample_table
+from surgery.methods.null_text import Check, Trained, TrainSettings, check_settings, read_pictures, train
+from surgery.methods.null_text.settings import as_json
+from surgery.patch import Patch, Term, make_patch, save_patch
+from surgery.progress import silence
+from surgery.record import JSON, Finding, json_digest
+from surgery.store import Store
+from surgery.study.loading import pipeline_on
+from surgery.study.samples import LOOK, sheet_of, write_sheet
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS: Final = (0, 1, 2, 3, 4, 5)
+_SHEET_STEPS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What came of a training.
+
+    Attributes:
+        patch: As it was written.
+        trained: Losses and steps.
+        pictures: File names it was learned from.
+        findings: What was noticed about the files.
+    """
+
+    patch: Patch
+    trained: Trained
+    pictures: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        trained = self.trained
+        told = f"{trained.steps} updates on {len(self.pictures)} pictures"
+        if trained.held_out:
+            first, best = trained.held_out[0][1], dict(trained.held_out)[trained.best]
+            told += f"; held-out loss {first:.4f} → {best:.4f} after {trained.best}"
+        yield told
+
+    def as_json(self) -> dict[str, JSON]:
+        """For machines."""
+        return {
+            "steps": self.trained.steps,
+            "best": self.trained.best,
+            "losses": list(self.trained.losses),
+            "held_out": [list(one) for one in self.trained.held_out],
+            "pictures": list(self.pictures),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def train_look(
+    base: Path,
+    folder: Path,
+    output: Path,
+    settings: TrainSettings,
+    *,
+    work: Path | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Look:
+    """Train on a folder of pictures, without captions, and write the patch.
+
+    The state, the latents, the losses so far and a sheet of samples at every look at the held-out loss lie in
+    a folder beside the patch: a stopped training that is started again goes on from there.
+
+    Args:
+        base: The checkpoint.
+        folder: Of the pictures.
+        output: The patch.
+        settings: What is trained, and for how long.
+        work: That folder; ``output`` with ``.training`` behind it when left out.
+        overwrite: Whether an older patch may be replaced.
+        device: Where the models run.
+        dtype: In which type.
+
+    Raises:
+        SurgeryError: when the checkpoint, the pictures or the settings cannot be used.
+    """
+    check_settings(settings)
+    place = work or output.with_name(f"{output.name}.training")
+    make_folder(place)
+    store = Store(place / "state")
+    checkpoint = open_checkpoint(base)
+    models = pipeline_on(base, device, dtype)
+    pictures = read_pictures(models, folder, store=store)
+    for finding in pictures.findings:
+        _log.warning("%s: %s", finding.subject, finding.message)
+    shown = partial(_shown, models, place)
+    trained = train(models, pictures, settings, store=store, on_check=shown)
+    provenance: dict[str, JSON] = {
+        LOOK: {
+            "context": "",
+            "control_weight": 2.5,
+            "concept_weight": 2.5,
+            "base_strength": 0.0,
+            "settings": as_json(settings),
+            "steps": trained.best,
+            "pictures": {"count": len(pictures), "digest": json_digest(list(pictures.names))},
+        }
+    }
+    patch = make_patch([Term(delta=trained.delta, source="null-text training")], checkpoint, provenance)
+    save_patch(patch, output, overwrite=overwrite)
+    return Look(patch=patch, trained=trained, pictures=pictures.names, findings=pictures.findings)
+
+
+def _shown(models: Any, place: Path, check: Check) -> None:
+    """A sheet and a line for one look; the U-Net has the averaged weights and hears no words."""
+    with silence():
+        table = sample_table(models, [""], _COLUMNS, steps=_SHEET_STEPS, guidance=1.0)
+    heading = f"after {check.step} updates"
+    write_sheet(
+        sheet_of({heading: table}, ["without words"], _COLUMNS),
+        place / f"sheet-{check.step:06d}.png",
+        overwrite=True,
+    )
+    line = {"step": check.step, "loss": check.loss, "held_out": check.held_out}
+    _noted(place / "losses.jsonl", line)
+    held = "" if check.held_out != check.held_out else f", held out {check.held_out:.4f}"
+    _log.info("update %d: loss %.4f%s", check.step, check.loss, held)
+
+
+def _noted(path: Path, line: dict[str, float]) -> None:
+    """Lines of earlier looks and this one, each step once, whole or not at all."""
+    known = [json.loads(one) for one in path.read_text().splitlines()] if path.is_file() else []
+    kept = [one for one in known if one["step"] < line["step"]]
+    # JSON has no NaN
+    whole = [*kept, {name: value if value == value else None for name, value in line.items()}]
+    with atomic_file(path, overwrite=True) as temporary:
+        write_bytes(temporary, ["".join(f"{json.dumps(one)}\n" for one in whole).encode()])

@@ -1,0 +1,73 @@
+"""Training from a folder to a patch: what is written beside it, what the patch says, and where it warns."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from surgery.export import export_patch, prove_file
+from surgery.methods.null_text import TrainSettings
+from surgery.patch import apply_patch, load_patch, revert_patch, verify_patch
+from surgery.study import sample_sheet
+from surgery.study.look import train_look
+from tests.support.folders import contents
+
+QUICK = TrainSettings(
+    rank=2, steps=2, batch=2, micro_batch=2, learning_rate=1e-2, check_every=1, held_out=0.3, average=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pictures")
+    for number in range(4):
+        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(place / f"{number}.png")
+    (place / "broken.png").write_bytes(b"no picture")
+    return place
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, folder: Path, tiny_pipeline: Path) -> Path:
+    place = tmp_path_factory.mktemp("out") / "look.safetensors"
+    found = train_look(tiny_pipeline, folder, place, QUICK)
+    assert [finding.subject for finding in found.findings] == ["broken.png"]
+    assert "2 updates on 4 pictures; held-out loss" in next(found.lines())
+    return place
+
+
+def test_a_sheet_and_a_line_of_losses_come_with_every_look(learned: Path) -> None:
+    beside = learned.with_name("look.safetensors.training")
+    lines = [json.loads(line) for line in (beside / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["held_out"] > 0 and line["loss"] > 0 for line in lines)
+    for step in (1, 2):
+        with Image.open(beside / f"sheet-{step:06d}.png") as sheet:
+            assert min(sheet.size) > 100
+
+
+def test_the_patch_is_a_lora_that_says_how_to_draw_with_it(
+    learned: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    patch = load_patch(learned)
+    told = patch.provenance["null_text"]
+    assert isinstance(told, dict)
+    assert (told["context"], told["base_strength"], told["concept_weight"]) == ("", 0.0, 2.5)
+    assert {name.split("/")[0] for name in patch.changes} == {"unet"}
+    apply_patch(patch, tiny_pipeline, tmp_path / "edited")
+    assert verify_patch(patch, tmp_path / "edited").word == "after"
+    revert_patch(patch, tmp_path / "edited", tmp_path / "back", base=tiny_pipeline)
+    assert contents(tmp_path / "back") == contents(tiny_pipeline)
+    export_patch(patch, tiny_pipeline, tmp_path / "lora.safetensors", to="universal-lora")
+    proof = prove_file(tmp_path / "lora.safetensors", tiny_pipeline, learned)
+    assert all(proof.tensors.values())
+
+
+def test_a_prompt_without_generalised_guidance_is_warned_of(
+    learned: Path, tiny_pipeline: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        sample_sheet(tiny_pipeline, ["a cat"], patch=learned, seeds=[0], steps=1)
+    assert "learned without words" in caplog.text
