@@ -101,7 +101,7 @@ class MixedWeights:
 
     @contextmanager
     def at(self, rows: Sequence[Strengths]) -> Iterator[None]:
-        """Each row of a batch with strengths of its own."""
+        """Each row of a batch with strengths of its own; one for all where only one is given."""
         table = torch.tensor(rows, dtype=torch.float64)
         with ExitStack() as stack:
             for layer, factors in self._layers:
@@ -118,7 +118,7 @@ def _beside(factors: Sequence[_Factors], table: Float[Tensor, "rows patches"]) -
                 continue
             low = _mapped(layer, given[0], one.down)
             change = conv2d(low, one.up) if one.up.ndim == 4 else linear(low, one.up)
-            if len(change) != len(strengths):
+            if len(strengths) not in (1, len(change)):
                 raise MethodError(
                     f"a layer computes {len(change)} rows for a batch of {len(strengths)}; expected one "
                     "each. Compute the branches one after the other."
