@@ -17,12 +17,24 @@ RESAMPLED: Final = 2000
 def kept(place: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """The data in a file; made now, and kept there, where it is missing."""
     if not place.is_file():
-        text = json.dumps(make())
+        text = json.dumps(_short(make()))
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(place, overwrite=True) as temporary:
             write_bytes(temporary, [text.encode()])
     found: dict[str, Any] = json.loads(place.read_text())
     return found
+
+
+def _short(value: Any) -> Any:
+    """The same data, numbers with nine digits: cells are kept under version control."""
+    match value:
+        case float():
+            return float(f"{value:.9g}")
+        case dict():
+            return {name: _short(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_short(one) for one in value]
+    return value
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
