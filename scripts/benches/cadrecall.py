@@ -31,7 +31,7 @@ from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import derived_seed, sample
 from surgery.execute import compute_patch, plan_recipe
 from surgery.judge import Trait, load_judge
-from surgery.methods.cad import AttributionSettings, CadConcept, concepts_named
+from surgery.methods.cad import CadConcept, concepts_named, denoising
 from surgery.methods.cad.attribution import attribute
 from surgery.methods.cad.components import components_of
 from surgery.methods.cad.gradients import Grading
@@ -180,7 +180,7 @@ Shares = dict[str, tuple[float, float]]
 
 
 def _masks(ground: Ground, models: Any, concept: CadConcept, tasks: Sequence[Task]) -> tuple[Shares, Shares]:
-    settings = AttributionSettings(objective="denoise", pictures=SHOWN)
+    settings = denoising(SHOWN)
     (pairs,) = pairs_of(models, [concept], settings)
     grading = Grading(names=ground.names, micro_batch=ground.options.micro_batch)
     against = {name: -score for name, score in attribute(models, pairs, grading).scores()}

@@ -1,6 +1,6 @@
 """What several predictions at one point of a path make together: sums, projections, gates.
 
-Inner products are taken picture by picture, over all channels and pixels.
+Inner products are taken picture by picture, over all channels and pixels, in float32 or better.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def inner(
     first: Float[Tensor, "pictures ..."], second: Float[Tensor, "pictures ..."]
 ) -> Float[Tensor, "pictures ..."]:
     """The inner product of each picture, with as many dimensions as the pictures have."""
-    product = (first * second).flatten(1).sum(1)
+    product = (_wide(first) * _wide(second)).flatten(1).sum(1)
     return product.view(-1, *[1] * (first.ndim - 1))
 
 
@@ -57,7 +57,7 @@ def along(
 ) -> Float[Tensor, "pictures ..."]:
     """The part of a vector that lies along a direction; nothing where the direction is nothing."""
     size = inner(direction, direction)
-    return inner(vector, direction) / size.clamp_min(_tiny(size)) * direction
+    return (inner(vector, direction) / size.clamp_min(_tiny(size)) * direction).to(vector)
 
 
 def across(
@@ -70,17 +70,18 @@ def across(
     """
     if not directions:
         return vector
-    rows = torch.stack([direction.flatten(1) for direction in directions], 1)  # [pictures, directions, size]
+    # [pictures, directions, size]; nearly equal directions are told apart in float64 alone
+    rows = torch.stack([direction.flatten(1).double() for direction in directions], 1)
     sizes = rows.norm(dim=2, keepdim=True)
     rows = rows / sizes.clamp_min(_tiny(sizes))
-    values, turns = torch.linalg.eigh((rows @ rows.mT).double())
+    values, turns = torch.linalg.eigh(rows @ rows.mT)
     kept = values > _RANK * values.amax(1, keepdim=True)
     scale = torch.where(kept, values.clamp_min(_RANK).rsqrt(), 0.0)
-    basis = (scale[..., None] * turns.mT).to(rows) @ rows  # orthonormal, nothing where not kept
-    left = vector.flatten(1)[:, :, None]
+    basis = (scale[..., None] * turns.mT) @ rows  # orthonormal, nothing where not kept
+    left = vector.flatten(1).double()[:, :, None]
     for _ in range(2):  # the second time takes what rounding left of the first
         left = left - basis.mT @ (basis @ left)
-    return left.view_as(vector)
+    return left.view_as(vector).to(vector)
 
 
 def trimmed(
@@ -107,7 +108,7 @@ def limited(vector: Float[Tensor, "pictures ..."], most: float) -> Float[Tensor,
     Source: adaptive projected guidance, Sadat et al. 2024, eq. 8.
     """
     length = norm(vector)
-    return vector * (most / length.clamp_min(_tiny(length))).clamp_max(1.0)
+    return (vector * (most / length.clamp_min(_tiny(length))).clamp_max(1.0)).to(vector)
 
 
 def open_below(
@@ -117,6 +118,10 @@ def open_below(
     if softness == 0:
         return (value < threshold).to(value)
     return torch.sigmoid((threshold - value) / softness)
+
+
+def _wide(vector: Tensor) -> Tensor:
+    return vector if vector.dtype == torch.float64 else vector.float()
 
 
 def _tiny(like: Tensor) -> float:

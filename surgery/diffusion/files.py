@@ -33,8 +33,12 @@ def load_picture(path: Path, height: int, width: int) -> Float[Tensor, "3 height
 
 def _opaque(picture: Image.Image) -> Image.Image:
     """RGB, on white."""
-    if picture.mode.startswith("I"):  # 16 bits of gray; a plain conversion would cut off at 255
-        gray = np.asarray(picture).astype(np.float64) / 257
+    if picture.mode == "F":
+        raise ValueError("its pixels are floats, of which nobody knows what is white")
+    if picture.mode.startswith("I"):  # a plain conversion would cut off at 255
+        gray = np.asarray(picture).astype(np.float64)
+        if picture.mode != "I" or gray.max() > 255:  # 16 bits; "I" may hold 8
+            gray /= 257
         return Image.fromarray(gray.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")

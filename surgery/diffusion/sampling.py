@@ -112,7 +112,8 @@ def sample_latents(
         progress: Whether a bar is shown on a terminal.
         halve: Whether a batch that does not fit into memory is begun again at half the size. Else the error
             goes on to the caller, who may have stored results under the batch's size.
-        guide: Predicts in the place of ``guidance`` and ``negative``, which are then not looked at.
+        guide: Predicts, and reads the prompts, in the place of ``guidance``, ``negative``, ``clip_skip`` and
+            ``in_pieces``, which are then not looked at.
 
     Raises:
         SurgeryError: when the arguments do not fit each other or the models, all faults at once; when the
@@ -138,8 +139,9 @@ def sample_latents(
                 latents = _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
             if not bool(torch.isfinite(latents).all()):
                 raise SurgeryError(
-                    f"with {steps} steps and guidance {guidance:g} the latents became NaN or infinite; "
-                    "expected finite ones. Use fewer steps or less guidance, or audit the weights."
+                    f"with {steps} steps{'' if guide else f' and guidance {guidance:g}'} the latents became "
+                    "NaN or infinite; expected finite ones. Use fewer steps or less guidance, or audit the "
+                    "weights."
                 )
             return latents
 

@@ -105,7 +105,7 @@ def combined(
     abstract = abstract_part(whole, scores, settings.parts)
     share = cosine(whole, abstract).abs()
     gate = open_below(share, settings.abstract_threshold, settings.softness)
-    return result + settings.weight * gate * trimmed(abstract, share)
+    return (result + settings.weight * gate * trimmed(abstract, share)).to(base)
 
 
 def abstract_part(whole: Score, scores: Sequence[Score], parts: Literal["sum", "span"]) -> Score:
@@ -149,7 +149,7 @@ class LaterGuide:
             share = cosine(whole, abstract).abs()
             gate = open_below(share, knobs.abstract_threshold)
             result = result - knobs.weight * gate * (whole - abstract)
-        return result
+        return result.to(base)
 
     def _added(self, number: int, score: Score, gate: Tensor) -> Score:
         """A subject's score with the momentum of what was added of it before."""

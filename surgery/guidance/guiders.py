@@ -17,8 +17,15 @@ from surgery.errors import MethodError
 from surgery.guidance import concept_diffusion, gcfg
 from surgery.guidance.concept_diffusion import ConceptSettings
 from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
-from surgery.guidance.scaling_concept import ScalingSettings, mixed, scale_schedule, scaled
+from surgery.guidance.scaling_concept import (
+    ScalingSettings,
+    check_scaling,
+    mixed,
+    scale_schedule,
+    scaled,
+)
 from surgery.guidance.weights import BranchWeights, MixedWeights, Strengths, swapped_weights
+from surgery.names import TEXT_ENCODERS, split
 from surgery.patch import Patch
 
 _WITH, _WITHOUT = 0, 1  # places of a prompt's and of the empty prompt's inputs in diffusers' pairs
@@ -60,6 +67,12 @@ class _Guider(BaseGuidance):  # type: ignore[misc]  # diffusers ships no types
             for tag, half in self._asked()
         ]
 
+    def _acts(self) -> bool:
+        count = self._num_inference_steps
+        if not self._enabled or count is None:
+            return bool(self._enabled)
+        return bool(int(self._start * count) <= self._step < int(self._stop * count))
+
     def _asked(self) -> Sequence[tuple[str, int]]:
         return self.branches() if self._enabled else [("pred_cond", _WITH)]
 
@@ -67,8 +80,8 @@ class _Guider(BaseGuidance):  # type: ignore[misc]  # diffusers ships no types
         return block
 
     def forward(self, **predictions: Tensor) -> Any:
-        """The branches' predictions as one."""
-        found = self.combined(predictions) if self._enabled else predictions["pred_cond"]
+        """The branches' predictions as one; before ``start`` and from ``stop`` on, the prompt's alone."""
+        found = self.combined(predictions) if self._acts() else predictions["pred_cond"]
         return GuiderOutput(
             pred=found, pred_cond=predictions.get("pred_cond"), pred_uncond=predictions.get("pred_base")
         )
@@ -156,6 +169,12 @@ class GcfgGuider(_Guider):
         if len(patches) != len(self.settings.concepts):
             raise MethodError(
                 f"{len(patches)} patches for {len(self.settings.concepts)} weights; expected as many."
+            )
+        heard = [name for patch in patches for name in patch.changes if split(name)[0] in TEXT_ENCODERS]
+        if heard:
+            raise MethodError(
+                f"a patch changes {heard[0]!r}, and a guider sees prompts after they are read; expected "
+                "patches of the U-Net alone. Draw with surgery.guidance.guides.GcfgGuide."
             )
         if mixed_in:
             self._weights = MixedWeights(models, patches)
@@ -299,6 +318,7 @@ class ScalingConceptGuider(_Guider):
     ) -> None:
         super().__init__(start, stop, enabled)
         self.settings = ScalingSettings(scale=scale, decay=decay, exit_step=exit_step, anchored=anchored)
+        check_scaling(self.settings)
         self._path: Sequence[Tensor] = ()
         self._hook = _Hooked()
 

@@ -67,19 +67,17 @@ class GcfgGuide:
             mixed = mode == "mixed"
             weights = MixedWeights(models, patches) if mixed else swapped_weights(models, patches, strengths)
         self._executor = BranchExecutor(models=models, weights=weights, together=together)
-        self._without = {one: self._read([""], one) for one in dict.fromkeys([self._base, *self._own])}
+        self._without = {one: self._read(None, one) for one in dict.fromkeys([self._base, *self._own])}
 
-    def _read(self, prompts: Sequence[str], strengths: Strengths) -> Reading:
-        """Prompts as text encoders with the patches at these strengths read them."""
+    def _read(self, prompts: Sequence[str] | None, strengths: Strengths) -> Reading:
+        """Prompts, or none, as text encoders with the patches at these strengths read them."""
         touched = any(split(name)[0] in TEXT_ENCODERS for one in self._patches for name in one.changes)
         if not touched:
             strengths = (0.0,) * len(strengths)
         with patched(self._models, self._patches, strengths):
-            return (
-                read_without(self._models, "")
-                if list(prompts) == [""]
-                else read_prompts(self._models, prompts)
-            )
+            if prompts is None:
+                return read_without(self._models, "")
+            return read_prompts(self._models, prompts)
 
     def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Predict:
         """See ``surgery.diffusion.Guide``."""

@@ -5,7 +5,7 @@ Source: arXiv 2410.24151; section 3 of the study.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -51,6 +51,22 @@ SUBTLE: Final = ScalingSettings(scale=3.0)
 """Creative enhancement and faces, as published."""
 SKETCH: Final = ScalingSettings(exit_step=25)
 """Anime, as published."""
+
+
+def check_scaling(settings: ScalingSettings) -> None:
+    """Refuse settings that cannot be carried out.
+
+    Raises:
+        MethodError: all faults at once.
+    """
+    faults = []
+    if not isfinite(settings.scale):
+        faults.append(f"scale is {settings.scale}; expected a finite number.")
+    if not (isfinite(settings.decay) and settings.decay >= 0):
+        faults.append(f"decay is {settings.decay}; expected 0 (constant) or more.")
+    if settings.exit_step < 0:
+        faults.append(f"exit_step is {settings.exit_step}; expected 0 or more.")
+    raise_all(MethodError, faults)
 
 
 def scale_schedule(settings: ScalingSettings, steps: int) -> tuple[float, ...]:
@@ -132,21 +148,30 @@ def scale_concept(
     Raises:
         MethodError: when the models cannot be sampled with so many steps, or the result is not finite.
     """
+    check_scaling(settings)
     raise_all(MethodError, sampler_faults(models, steps))
     solver = ddim_like(models.scheduler)
     solver.set_timesteps(steps)
     rungs = rungs_of(solver)
+    if rungs[0].noisy <= 0:
+        raise MethodError(
+            "the sampler's first step starts from pure noise, from which no picture can be told; expected a "
+            "schedule that leaves some of it. Set the scheduler's timestep_spacing to 'leading'."
+        )
     clean = encode(models.vae, pixels)[0]
     with resident(models.unet):
-        both = _both(models, prompt, clean)
+        both, alone = _predictors(models, prompt, clean)
+        by_timestep = {rung.timestep: rung for rung in rungs}
         path = inverted(
-            lambda latents, timestep: both(latents, latents, _rung(rungs, timestep))[1],
+            lambda latents, timestep: alone(latents, by_timestep[timestep]),
             clean,
             rungs,
             inversion or InversionSettings(),
             generator,
         )
-        again = followed(both, path, rungs, ScalingSettings(scale=1.0, decay=0.0, exit_step=0))
+        again = path[0]
+        for rung in progress.track(rungs, "drawing again", unit="step"):
+            again = cleaner(again, alone(again, rung), rung)
         found = followed(both, path, rungs, settings)
     if not bool(torch.isfinite(found).all()):
         raise MethodError(
@@ -175,8 +200,10 @@ def followed(
     return latents
 
 
-def _both(models: Models, prompt: str, like: Latents) -> Both:
-    """Predictions as noise, each branch's by its own latents."""
+def _predictors(
+    models: Models, prompt: str, like: Latents
+) -> tuple[Both, Callable[[Latents, Rung], Latents]]:
+    """Predictions as noise, each branch's by its own latents: of both branches, and of the concept alone."""
     velocity = noise_schedule(models.scheduler).predicts == "v_prediction"
     # the empty prompt as it is read, also where SDXL would take zeros
     without, text = (read_prompts(models, [one]).to(like).repeated(len(like)) for one in ("", prompt))
@@ -189,8 +216,8 @@ def _both(models: Models, prompt: str, like: Latents) -> Both:
             return noise_of(base, latents, rung.noisy), noise_of(concept, seen, rung.noisy)
         return base, concept
 
-    return both
+    def alone(latents: Latents, rung: Rung) -> Latents:
+        (concept,) = executor.predict(latents, rung.timestep, [Branch(text=text)])
+        return noise_of(concept, latents, rung.noisy) if velocity else concept
 
-
-def _rung(rungs: Sequence[Rung], timestep: int) -> Rung:
-    return next(rung for rung in rungs if rung.timestep == timestep)
+    return both, alone

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, linear
 
 from surgery.anatomy import standing_in, weights_of
 from surgery.delta import LowRank
-from surgery.diffusion import Models
+from surgery.diffusion import Models, device_and_dtype
 from surgery.errors import MethodError, raise_all
 from surgery.names import split
 from surgery.patch import Patch, applied
@@ -47,7 +47,9 @@ class SwappedWeights:
     def at(self, rows: Sequence[Strengths]) -> Iterator[None]:
         """All rows of a batch with the same strengths."""
         (strengths,) = set(rows)
-        with standing_in(self.models, self.values[strengths]):
+        device, _ = device_and_dtype(self.models.unet)  # an offloaded model is there by now
+        values = {name: value.to(device) for name, value in self.values[strengths].items()}
+        with standing_in(self.models, values):
             yield
 
 
@@ -116,8 +118,9 @@ def _beside(factors: Sequence[_Factors], table: Float[Tensor, "rows patches"]) -
             strengths = table[:, one.patch]
             if not bool(strengths.any()):
                 continue
-            low = _mapped(layer, given[0], one.down)
-            change = conv2d(low, one.up) if one.up.ndim == 4 else linear(low, one.up)
+            down, up = (factor.to(given[0].device) for factor in (one.down, one.up))
+            low = _mapped(layer, given[0], down)
+            change = conv2d(low, up) if up.ndim == 4 else linear(low, up)
             if len(strengths) not in (1, len(change)):
                 raise MethodError(
                     f"a layer computes {len(change)} rows for a batch of {len(strengths)}; expected one "

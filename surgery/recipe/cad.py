@@ -41,7 +41,7 @@ class Attribution(Knobs):
     graded_steps: Count | None = None
     """Steps of each path that are looked at; of a picture, timesteps."""
     staggered: bool | None = None
-    """Whether paths pass timesteps between each other's, and are looked at in different parts."""
+    """Whether paths pass timesteps between each other's, and pictures have such; else the sampler's own."""
     guidance: NotNegative | None = None
     """Guidance scale of the paths and of drawn pictures."""
     base_prompt: str | None = None
@@ -109,7 +109,7 @@ class Cad(Part):
 
 # Settings of the attribution that one of the objectives alone reads.
 _READ_BY: Final[Mapping[str, frozenset[str]]] = {
-    "base_gap": frozenset({"trajectories", "staggered", "base_prompt", "pairing", "restart"}),
+    "base_gap": frozenset({"trajectories", "base_prompt", "pairing", "restart"}),
     "denoise": frozenset({"pictures"}),
 }
 

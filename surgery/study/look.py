@@ -2,17 +2,21 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from surgery.checkpoint import open_checkpoint
-from surgery.checkpoint.atomic import atomic_file, make_folder, write_bytes
-from surgery.diffusion import sample_table
+from surgery.checkpoint.atomic import atomic_file, make_folder, refuse_inputs, write_bytes
+from surgery.diffusion import predict_noise, sample_table
+from surgery.diffusion.conditions import read_without
+from surgery.diffusion.pixels import scale_factor
 from surgery.methods.null_text import Check, Trained, TrainSettings, check_settings, read_pictures, train
 from surgery.methods.null_text.settings import as_json
 from surgery.patch import Patch, Term, make_patch, save_patch
@@ -74,7 +78,6 @@ def train_look(
     work: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
 ) -> Look:
     """Train on a folder of pictures, without captions, and write the patch.
 
@@ -89,21 +92,22 @@ def train_look(
         work: That folder; ``output`` with ``.training`` behind it when left out.
         overwrite: Whether an older patch may be replaced.
         device: Where the models run.
-        dtype: In which type.
 
     Raises:
         SurgeryError: when the checkpoint, the pictures or the settings cannot be used.
     """
     check_settings(settings)
     place = work or output.with_name(f"{output.name}.training")
+    refuse_inputs(place, [base, folder])
     make_folder(place)
     store = Store(place / "state")
     checkpoint = open_checkpoint(base)
-    models = pipeline_on(base, device, dtype)
+    models = pipeline_on(base, device, torch.float32)
     pictures = read_pictures(models, folder, store=store)
     for finding in pictures.findings:
         _log.warning("%s: %s", finding.subject, finding.message)
-    shown = partial(_shown, models, place)
+    run = json_digest([as_json(settings), list(pictures.names), pictures.mean.double().sum().item()])[:12]
+    shown = partial(_shown, models, place, run)
     trained = train(models, pictures, settings, store=store, on_check=shown)
     provenance: dict[str, JSON] = {
         LOOK: {
@@ -121,27 +125,41 @@ def train_look(
     return Look(patch=patch, trained=trained, pictures=pictures.names, findings=pictures.findings)
 
 
-def _shown(models: Any, place: Path, check: Check) -> None:
+def _shown(models: Any, place: Path, run: str, check: Check) -> None:
     """A sheet and a line for one look; the U-Net has the averaged weights and hears no words."""
     with silence():
-        table = sample_table(models, [""], _COLUMNS, steps=_SHEET_STEPS, guidance=1.0)
+        table = sample_table(models, [""], _COLUMNS, steps=_SHEET_STEPS, guide=_Wordless(models))
     heading = f"after {check.step} updates"
     write_sheet(
         sheet_of({heading: table}, ["without words"], _COLUMNS),
         place / f"sheet-{check.step:06d}.png",
         overwrite=True,
     )
-    line = {"step": check.step, "loss": check.loss, "held_out": check.held_out}
+    held_out = check.held_out if isfinite(check.held_out) else None  # JSON has no NaN
+    line = {"run": run, "step": check.step, "loss": check.loss, "held_out": held_out}
     _noted(place / "losses.jsonl", line)
-    held = "" if check.held_out != check.held_out else f", held out {check.held_out:.4f}"
+    held = "" if held_out is None else f", held out {held_out:.4f}"
     _log.info("update %d: loss %.4f%s", check.step, check.loss, held)
 
 
-def _noted(path: Path, line: dict[str, float]) -> None:
-    """Lines of earlier looks and this one, each step once, whole or not at all."""
+class _Wordless:
+    """Draws under the null context that training knows; of SDXL those are zeros."""
+
+    def __init__(self, models: Any) -> None:
+        self._models, self._null = models, read_without(models, "")
+
+    def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Callable[[Tensor, Any], Tensor]:
+        """See ``surgery.diffusion.Guide``."""
+        text = self._null.to(latents).repeated(len(latents))
+        height, width = (side * scale_factor(self._models.vae) for side in latents.shape[2:])
+        added = text.added(height, width)
+        return lambda noisy, timestep: predict_noise(self._models.unet, noisy, timestep, text.features, added)
+
+
+def _noted(path: Path, line: dict[str, Any]) -> None:
+    """The lines of this run's earlier looks and this one, whole or not at all."""
     known = [json.loads(one) for one in path.read_text().splitlines()] if path.is_file() else []
-    kept = [one for one in known if one["step"] < line["step"]]
-    # JSON has no NaN
-    whole = [*kept, {name: value if value == value else None for name, value in line.items()}]
+    kept = [one for one in known if one["run"] == line["run"] and one["step"] < line["step"]]
+    whole = [*kept, line]
     with atomic_file(path, overwrite=True) as temporary:
         write_bytes(temporary, ["".join(f"{json.dumps(one)}\n" for one in whole).encode()])

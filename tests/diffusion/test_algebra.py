@@ -137,3 +137,19 @@ def test_inner_products_are_of_each_picture(vectors: list[Tensor]) -> None:
     first, second, *_ = vectors
     by_hand = [float((first[n] * second[n]).sum()) for n in range(3)]
     assert inner(first, second).flatten().tolist() == pytest.approx(by_hand, abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_latents_in_half_precision_overflow_nothing(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn((1, 4, 128, 128), generator=generator, dtype=torch.float64) for _ in range(2)]
+    first, second = (one.to(dtype) for one in exact)
+    assert float(norm(limited(first, 15.0))) == pytest.approx(15.0, rel=0.02)
+    for found in (limited(first, 15.0), along(first, second), across(first, [second])):
+        assert found.dtype == dtype
+        assert bool(found.isfinite().all())
+    # directions so alike that their types' rounding is all that parts them
+    near_second = (exact[1] + 1e-3 * exact[0]).to(dtype)
+    left = across(first.flip(2), [second, near_second]).double()
+    expected = across(first.flip(2).double(), [second.double(), near_second.double()])
+    assert float((left - expected).norm() / expected.norm()) < 0.01

@@ -91,3 +91,14 @@ def test_a_picture_that_is_cut_off_is_named(tmp_path: Path) -> None:
         (tmp_path / "cut.png").write_bytes(content[:length])
         with pytest.raises(ConceptError, match=r"cut\.png"):
             load_picture(tmp_path / "cut.png", 8, 8)
+
+
+def test_whole_numbers_of_32_bits_are_read_by_their_range_and_floats_are_named(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / "small.tif")
+    Image.fromarray(np.full((8, 8), 200 * 257, np.int32)).save(tmp_path / "large.tif")
+    small, large = (load_picture(tmp_path / f"{name}.tif", 8, 8) for name in ("small", "large"))
+    assert torch.equal(small, large)
+    assert float(small[0, 0, 0]) == pytest.approx(200 / 127.5 - 1)
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "floats.tif")
+    with pytest.raises(ConceptError, match=r"floats\.tif.*nobody knows what is white"):
+        load_picture(tmp_path / "floats.tif", 8, 8)

@@ -200,3 +200,29 @@ def test_the_number_of_branches_does_not_change_with_the_step(xl: Any, patch: Pa
     drawn(xl, guider)
     assert guider.num_conditions == 3
     near(drawn(xl, guider), drawn(xl, guider))
+
+
+def test_outside_of_its_steps_a_guider_leaves_the_prompt_alone(xl: Any) -> None:
+    path = [start()] * (STEPS + 1)
+    prompt = asked(xl, "a cat")
+    plain = by_hand(xl, lambda latents, timestep, _: prompt(latents, timestep))
+    for guider in (
+        ConceptDiffusionGuider(stop=0.1),
+        ScalingConceptGuider(exit_step=0, stop=0.1).attach(path),
+    ):
+        near(drawn(xl, guider), plain)
+    half = drawn(xl, ConceptDiffusionGuider(start=0.5))
+    assert not torch.allclose(half, plain)
+    assert not torch.allclose(half, drawn(xl, ConceptDiffusionGuider()))
+
+
+def test_a_patch_of_words_is_refused_by_the_guider(xl: Any, tiny_xl: Path) -> None:
+    checkpoint = open_checkpoint(tiny_xl)
+    name = next(
+        one for one in sorted(checkpoint.shapes) if one.startswith("text_encoder/") and "fc2.weight" in one
+    )
+    rows, width = checkpoint.shapes[name]
+    delta = Delta({name: LowRank(torch.ones(rows, 1), torch.ones(1, width))})
+    words = make_patch([Term(delta=delta, source="test")], checkpoint)
+    with pytest.raises(MethodError, match="sees prompts after they are read"):
+        GcfgGuider(concept_weights=[1.0]).attach(xl, [words])

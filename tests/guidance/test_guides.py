@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import predict_noise, read_prompts, sample_latents
 from surgery.errors import MethodError
 from surgery.guidance import concept_diffusion
@@ -156,3 +157,15 @@ def test_steps_are_counted_anew_for_each_batch(exact: Any) -> None:
 def test_a_prompt_without_subjects_given_is_refused(exact: Any) -> None:
     with pytest.raises(MethodError, match="no subjects are given for the prompt 'a dog'"):
         sampled(exact, ConceptGuide(models=exact, subjects={"a cat": []}))
+
+
+def test_an_empty_control_prompt_is_read_alike_in_every_batch(tiny_xl: Any) -> None:
+    """Of SDXL, branches without words read zeros, and an empty prompt is a prompt."""
+    models = load_pipeline(tiny_xl, dtype=torch.float32)
+    guide = GcfgGuide(models, [], GcfgSettings(concepts=(), control_weight=3.0))
+    prompts, seeds = ["", "", "a cat"], [1, 2, 3]
+    together, apart = (
+        sample_latents(models, prompts, seeds, steps=2, batch=batch, guide=guide, progress=False)
+        for batch in (3, 1)
+    )
+    torch.testing.assert_close(apart, together, rtol=1e-3, atol=1e-3)

@@ -163,3 +163,24 @@ def test_noise_and_velocity_are_two_ways_of_saying_one_thing() -> None:
     velocity = remaining**0.5 * noise - 0.7**0.5 * clean
     torch.testing.assert_close(noise_of(velocity, latents, remaining), noise, rtol=0, atol=1e-10)
     torch.testing.assert_close(velocity_of(noise, latents, remaining), velocity, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ScalingSettings(scale=float("nan")), "scale is nan"),
+        (ScalingSettings(decay=-1.0), r"decay is -1\.0"),
+        (ScalingSettings(exit_step=-1), "exit_step is -1"),
+    ],
+)
+def test_settings_that_cannot_be_carried_out_are_refused(exact: Any, settings: Any, message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        scale_concept(exact, torch.zeros((1, 3, 32, 32)), "a cat", settings, steps=2)
+
+
+def test_a_path_that_starts_from_pure_noise_is_refused(exact: Any) -> None:
+    models = copy(exact)
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    models.scheduler = DDIMScheduler.from_config({**exact.scheduler.config, **zero})
+    with pytest.raises(MethodError, match="starts from pure noise"):
+        scale_concept(models, torch.zeros((1, 3, 32, 32)), "a cat", steps=2)

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from surgery.errors import SurgeryError
 from surgery.export import export_patch, prove_file
 from surgery.methods.null_text import TrainSettings
 from surgery.patch import apply_patch, load_patch, revert_patch, verify_patch
@@ -71,3 +73,20 @@ def test_a_prompt_without_generalised_guidance_is_warned_of(
     with caplog.at_level(logging.WARNING):
         sample_sheet(tiny_pipeline, ["a cat"], patch=learned, seeds=[0], steps=1)
     assert "learned without words" in caplog.text
+
+
+def test_the_work_folder_is_neither_among_the_pictures_nor_in_the_checkpoint(
+    folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    for place in (folder / "work", tiny_pipeline, tiny_pipeline / "unet"):
+        with pytest.raises(SurgeryError):
+            train_look(tiny_pipeline, folder, tmp_path / "a.safetensors", QUICK, work=place)
+    assert not (folder / "work").exists()
+
+
+def test_losses_are_those_of_one_run(folder: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    train_look(tiny_pipeline, folder, tmp_path / "a.safetensors", QUICK)
+    again = replace(QUICK, seed=1, steps=3, check_every=3)
+    train_look(tiny_pipeline, folder, tmp_path / "a.safetensors", again, overwrite=True)
+    lines = (tmp_path / "a.safetensors.training" / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3]

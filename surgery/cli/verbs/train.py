@@ -12,7 +12,6 @@ from surgery.cli.options import (
     FILE,
     Finite,
     device_option,
-    dtype_option,
     json_option,
     output_option,
     overwrite_option,
@@ -83,7 +82,6 @@ from surgery.shelf import checkpoint_path
 @output_option("The patch.")
 @overwrite_option
 @device_option
-@dtype_option
 @threads_option
 @json_option
 def train(
@@ -104,7 +102,6 @@ def train(
     output: Path,
     overwrite: bool,
     device: str,
-    dtype: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -114,8 +111,6 @@ def train(
     """
     place = checkpoint_path(base)
     check_outputs([output], [place, folder], overwrite=overwrite)
-    import torch
-
     from surgery.methods.null_text import TrainSettings
     from surgery.study.look import train_look
 
@@ -141,7 +136,6 @@ def train(
         work=work,
         overwrite=overwrite,
         device=chosen_device(device),
-        dtype=getattr(torch, dtype or "float32"),
     )
     if as_json:
         print_json(found.as_json())

@@ -342,6 +342,7 @@ class _Maker:
     def _few(self) -> AttributionSettings:
         """The scheme of held-out pairs: a few whole paths, matched, with the sampler's own timesteps."""
         own = self.settings.attribution
+        usual = own.staggered or own.objective == "denoise"
         return replace(
             own,
             trajectories=HELD_OUT,
@@ -349,8 +350,8 @@ class _Maker:
             restart=False,
             staggered=False,
             pairing="matched",
-            sampling_steps=20 if own.staggered else min(20, own.sampling_steps),
-            graded_steps=10 if own.staggered else min(10, own.graded_steps),
+            sampling_steps=min(20, own.sampling_steps) if not own.staggered else 20,
+            graded_steps=10 if usual else min(10, own.graded_steps),
         )
 
     def _null_measure(self) -> float | None:

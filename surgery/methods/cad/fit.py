@@ -20,7 +20,12 @@ def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSe
     Raises:
         MethodError: all faults at once.
     """
-    noise_schedule(models.scheduler)  # refuses what is no Stable Diffusion 1.x, 2.x or XL
+    schedule = noise_schedule(models.scheduler)  # refuses what is no Stable Diffusion 1.x, 2.x or XL
+    if schedule.predicts == "epsilon" and float(schedule.remaining.min()) <= 0:
+        raise MethodError(
+            "the schedule ends in pure noise, where a prediction of noise says nothing; expected a "
+            "checkpoint that predicts velocities. Is the scheduler's prediction_type right?"
+        )
     raise_all(MethodError, [*_adapters(models), *sampler_faults(models, settings.sampling_steps)])
     raise_all(MethodError, list(_unfit_weights(models, names)))
 

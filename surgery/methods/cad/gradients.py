@@ -89,6 +89,12 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
         for whole in _wholes(pairs, apart=sums.squares is not None):
             for part in _parts(whole, size):
                 found = _measure(models, part, reader)
+                if grading.even and not bool(found.detach().all()):
+                    raise MethodError(
+                        "the measure of a noisy picture is nothing, and weighting 'even' divides by it: the "
+                        "predictions for the concept and for the base prompt are alike. Does the prompt name "
+                        "the concept, and is the base prompt another one?"
+                    )
                 if found.requires_grad:  # else none of the leaves is reached, which is told below
                     (found / found.detach().abs() if grading.even else found).sum().backward()
                 values.append(found.detach().cpu())
@@ -111,7 +117,9 @@ def measure(
     with resident(models.unet), standing_in(models, values):
         reader = _Reader(models, pairs, in_graph=False)
         found = [_measure(models, part, reader).cpu() for part in _parts(pairs, micro_batch)]
-    return Measured(values=torch.cat(found), timesteps=pairs.timesteps, sample=pairs.sample)
+    measured = Measured(values=torch.cat(found), timesteps=pairs.timesteps, sample=pairs.sample)
+    _refuse_no_number(measured)
+    return measured
 
 
 def squared_derivatives(
@@ -217,11 +225,7 @@ def _reads_text(leaves: Mapping[str, object]) -> bool:
 
 
 def _refuse_broken(sums: Sums, measured: Measured, names: tuple[str, ...]) -> None:
-    if not bool(measured.values.isfinite().all()):
-        raise MethodError(
-            "the concept's measure is NaN or infinite; expected finite numbers. Audit the weights, or "
-            "compute in float32."
-        )
+    _refuse_no_number(measured)
     missing = [name for name in names if name not in sums.gradients]
     if missing:
         raise MethodError(
@@ -233,4 +237,12 @@ def _refuse_broken(sums: Sums, measured: Measured, names: tuple[str, ...]) -> No
         raise MethodError(
             f"the gradient of {broken[0]!r} is NaN or infinite (and of {len(broken) - 1} others); expected "
             "finite numbers. Compute in float32."
+        )
+
+
+def _refuse_no_number(measured: Measured) -> None:
+    if not bool(measured.values.isfinite().all()):
+        raise MethodError(
+            "the concept's measure is NaN or infinite; expected finite numbers. Audit the weights, or "
+            "compute in float32."
         )

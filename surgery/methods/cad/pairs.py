@@ -251,11 +251,12 @@ class _Walker:
             torch.tensor(column, dtype=torch.float64, device=latents.device).view(-1, 1, 1, 1)
             for column in zip(*shares, strict=True)
         )
-        if self.predicts == "v_prediction":
-            predicted = noisy.sqrt().float() * predicted + (1 - noisy).sqrt().float() * latents
-        kept = (clean / noisy).sqrt()
-        added = (1 - clean).sqrt() - kept * (1 - noisy).sqrt()
-        return kept.float() * latents + added.float() * predicted
+        left, gone = noisy.sqrt().float(), (1 - noisy).sqrt().float()
+        if self.predicts == "v_prediction":  # nothing is divided: the first share may be nothing
+            picture, noise = left * latents - gone * predicted, left * predicted + gone * latents
+        else:
+            picture, noise = (latents - gone * predicted) / left, predicted
+        return clean.sqrt().float() * picture + (1 - clean).sqrt().float() * noise
 
     def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
         parts = [self.readings[path.concept].select([path.prompt]).to(like) for path in paths]
@@ -331,8 +332,8 @@ def _timesteps(
     most: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """One in each of ``each`` equal parts for every picture; all of the sampler's where it has as many."""
-    if each == settings.sampling_steps:
+    """One in each of ``each`` equal parts for every picture, or as published all of the sampler's."""
+    if not settings.staggered and each == settings.sampling_steps:
         solver = ddim_like(models.scheduler)
         solver.set_timesteps(each)
         return torch.as_tensor(solver.timesteps).long().cpu().repeat(count)

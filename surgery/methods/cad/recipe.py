@@ -93,25 +93,30 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
         "retain": [_meaning(one) for one in kept],
         "passes": [settings.micro_batch, settings.batch, settings.checkpointing],
     }
-    looked_at = len(concepts) + len(kept)
+    everyone = (*concepts, *kept)
     return Work(
         method="cad",
         meaning=meaning,
         sites=names,
         batches=(1,) * len(concepts),
         cost={
-            "unet_forwards": looked_at * _walked(attribution),
-            "unet_backwards": looked_at * attribution.pairs,
+            "unet_forwards": sum(_walked(attribution, one) for one in everyone),
+            "unet_backwards": sum(_graded(attribution, one) for one in everyone),
             "weights_scored": sum(prod(base.shapes[name]) for name in names),
         },
     )
 
 
-def _walked(settings: AttributionSettings) -> int:
+def _graded(settings: AttributionSettings, concept: CadConcept) -> int:
+    """Noisy pictures of a concept that gradients are taken at."""
+    return settings.graded_steps * len(concept.images) if concept.images else settings.pairs
+
+
+def _walked(settings: AttributionSettings, concept: CadConcept) -> int:
     """Rows of the U-Net that drawing paths or pictures takes; guidance takes two a step."""
     steps = settings.sampling_steps
     if settings.objective == "denoise":
-        return 2 * steps * settings.pictures
+        return 0 if concept.images else 2 * steps * settings.pictures
     if settings.staggered:
         return 2 * sum(graded[-1] + 1 for graded, _ in staggered_steps(settings))
     return steps * (steps + 1) if settings.restart else 2 * steps * settings.trajectories

@@ -23,13 +23,16 @@ class AttributionSettings:
     points of the paths that the sampler takes to pictures of the concept. ``denoise`` measures how well the
     noise of pictures of the concept is predicted; ``pictures`` are drawn unless the concept has its own.
 
+    The defaults are those of ``base_gap``; for pictures start from ``denoising(…)``.
+
     Attributes:
         trajectories: Paths of the sampler; prompts take turns.
         sampling_steps: Steps of each path (DDIM), also of drawn pictures.
         graded_steps: Steps of each path that are looked at; of a picture, timesteps.
         staggered: Whether paths pass other timesteps, between each other's, and are looked at in other parts:
             many short paths then see every timestep. Else all take the sampler's own timesteps and are looked
-            at in the middle of equal parts.
+            at in the middle of equal parts. Of pictures, whether timesteps are spread over all of them; else
+            each takes the sampler's own where it has as many.
         guidance: Guidance scale of the paths and drawn pictures.
         base_prompt: What the concept's prompt is compared with.
         pairing: ``matched`` looks at a point with its own timestep; ``shifted`` at the point one step later,
@@ -97,9 +100,7 @@ class SelectionSettings:
     strength: float = 1.0
 
 
-DENOISE: Final = AttributionSettings(
-    objective="denoise", sampling_steps=20, graded_steps=10, staggered=False, guidance=7.5
-)
+DENOISE: Final = AttributionSettings(objective="denoise", sampling_steps=20, graded_steps=10, guidance=7.5)
 """Where settings for amplifying start from: ten drawn pictures, ten timesteps each."""
 ENOUGH: Final = 200
 """Noisy pictures of a concept's own pictures; so many rank weights as thousands do (r above 0.98)."""
@@ -117,7 +118,7 @@ PUBLISHED_ERASE: Final = (
 """As released: 50 paths of 1 to 50 steps, each looked at where it ends, one step late."""
 
 PUBLISHED_AMPLIFY: Final = (
-    replace(DENOISE, sampling_steps=50, graded_steps=50, pictures=50),
+    replace(DENOISE, sampling_steps=50, graded_steps=50, staggered=False, pictures=50),
     SelectionSettings(rounding="floor", zeros=True),
 )
 """As released: 50 pictures, each looked at with all 50 timesteps of the sampler."""
@@ -144,7 +145,8 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
             f"restart looks at the end of a path of every length, {attribution.sampling_steps} in all, and "
             f"graded_steps is {attribution.graded_steps}; expected the same number."
         )
-    if attribution.staggered and (attribution.restart or attribution.pairing == "shifted"):
+    paths = attribution.objective == "base_gap"
+    if paths and attribution.staggered and (attribution.restart or attribution.pairing == "shifted"):
         faults.append(
             "staggered paths are looked at where they are, and published ones end where they are looked at; "
             "set staggered to false for pairing 'shifted' and for restart."

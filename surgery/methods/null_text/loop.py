@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Final, Protocol
 
 import torch
@@ -122,7 +123,7 @@ def train(
         models: The unedited checkpoint; it is left as it was.
         pictures: From ``read_pictures``.
         settings: What is trained, and for how long.
-        store: Where the state is kept, so that a stopped run goes on.
+        store: Where the state is kept, so that a stopped run goes on; all processes must see the same one.
         on_check: Called at each look at the held-out loss, in the first process alone, while the U-Net has
             the averaged weights and knows the null context alone.
         company: Other processes that train the same.
@@ -135,6 +136,12 @@ def train(
     """
     check_settings(settings)
     raise_all(MethodError, sampler_faults(models, 1))
+    _, dtype = device_and_dtype(models.unet)
+    if dtype != torch.float32:
+        raise MethodError(
+            f"the U-Net is loaded in {dtype}, in which small updates round to nothing; expected float32. "
+            "Load it in float32."
+        )
     with resident(models.unet), leaves_of(models, settings) as leaves:
         loop = _Loop(models, pictures, settings, leaves, store, company)
         with known_context(models.unet, loop.null.features):
@@ -206,7 +213,7 @@ class _Loop:
                     torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, "sum"
                 )
             total = float(self.company.reduce(torch.tensor(total, device=self.device), "sum"))
-        if not torch.isfinite(torch.tensor(total)):
+        if not isfinite(total):
             raise MethodError(
                 f"the loss of update {step + 1} is {total}; expected a finite number. Take a smaller "
                 "learning rate, or compute in float32."
@@ -275,6 +282,11 @@ class _Loop:
         self._put(values)
         try:
             held = self._held_out()
+            if len(self.held) and not isfinite(held):
+                raise MethodError(
+                    f"the held-out loss after {state.step} updates is {held}; expected a finite number. "
+                    "Take a smaller learning rate, or look at the pictures."
+                )
             if on_check is not None and first:
                 since = state.losses[-self.settings.check_every :]
                 on_check(Check(step=state.step, loss=sum(since) / len(since), held_out=held))
@@ -299,7 +311,13 @@ class _Loop:
                 part = slice(start, start + self.settings.micro_batch)
                 clean = self.pictures.mean[rows[part]]
                 total += float(self._loss(clean, noise[part], timesteps[part]))
-        return total / (_LEVELS * len(rows)) if len(rows) else float("nan")
+        if not len(rows):
+            return float("nan")
+        found = total / (_LEVELS * len(rows))
+        if self.company is not None and self.company.num_processes > 1:  # one number decides for all
+            mean = torch.tensor(found / self.company.num_processes, device=self.device)
+            found = float(self.company.reduce(mean, "sum"))
+        return found
 
     def _values(self) -> dict[str, Tensor]:
         return {name: leaf.detach().float().cpu().clone() for name, leaf in self.leaves.items()}

@@ -299,3 +299,21 @@ def test_half_precision_is_summed_in_float32_and_not_averaged_over_pixels(models
         assert found[name].dtype == torch.float32
         near = 0.02 * float(exact[name].abs().max())
         torch.testing.assert_close(found[name], exact[name], rtol=0.1, atol=near)
+
+
+def test_a_schedule_of_noise_that_ends_in_pure_noise(models: Any) -> None:
+    scheduler = DDIMScheduler.from_config({**models.scheduler.config, "rescale_betas_zero_snr": True})
+    with pytest.raises(MethodError, match="ends in pure noise"):
+        edited(with_scheduler(models, scheduler))
+
+
+def test_a_control_that_is_no_number(models: Any, pairs: Pairs) -> None:
+    weight = parameter(models, NAMES[0])
+    with pytest.raises(MethodError, match="NaN or infinite"):
+        measure(models, pairs, {NAMES[0]: torch.full_like(weight, torch.nan)})
+
+
+def test_a_base_prompt_that_is_the_concept_s_with_even_weights(models: Any) -> None:
+    same = replace(QUICK, base_prompt="cat", weighting="even")
+    with pytest.raises(MethodError, match="for the base prompt are alike"):
+        edited(models, replace(SETTINGS, attribution=same), CadConcept(name="cat", prompts=("cat",), seed=1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import derived_seed, encode_prompts, noise_schedule, predict_noise
@@ -201,8 +202,32 @@ def test_pictures_are_noised_as_the_scheduler_does_with_timesteps_of_every_part(
 
 
 def test_with_as_many_timesteps_as_the_sampler_has_its_own_are_taken(models: Any) -> None:
-    settings = AttributionSettings(objective="denoise", pictures=2, graded_steps=3, sampling_steps=3)
+    settings = AttributionSettings(
+        objective="denoise", pictures=2, graded_steps=3, sampling_steps=3, staggered=False
+    )
     (pairs,) = pairs_of(models, [CAT], settings)
     solver = ddim_like(models.scheduler)
     solver.set_timesteps(3)
     assert pairs.timesteps.tolist() == solver.timesteps.tolist() * 2
+
+
+@pytest.mark.parametrize("staggered", [False, True])
+def test_a_schedule_that_ends_in_pure_noise_is_walked_where_velocities_are_predicted(
+    models: Any, staggered: bool
+) -> None:
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    found = copy(models)
+    scheduler = DDIMScheduler.from_config({**models.scheduler.config, **zero})
+    object.__setattr__(found, "scheduler", scheduler)
+    assert float(noise_schedule(scheduler).remaining.min()) == 0.0
+    settings = replace(QUICK, staggered=staggered, graded_steps=4)
+    (pairs,) = pairs_of(found, [CAT], settings)
+    assert bool(pairs.noisy.isfinite().all())
+    assert bool(pairs.target.isfinite().all())
+
+
+def test_pictures_have_timesteps_of_their_own_unless_asked_as_published(models: Any) -> None:
+    """As many timesteps as the sampler has steps, by chance: they still differ between pictures."""
+    settings = AttributionSettings(objective="denoise", pictures=2, graded_steps=3, sampling_steps=3)
+    (pairs,) = pairs_of(models, [CAT], settings)
+    assert len(pairs.timesteps.unique()) == 6

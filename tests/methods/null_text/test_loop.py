@@ -1,5 +1,6 @@
 """Learning a look from pictures: the loss falls, a stopped run goes on, and the U-Net lets go."""
 
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,19 @@ def test_a_loss_that_is_no_number_is_refused(models: Any, pictures: PictureSet) 
     with pytest.raises(MethodError, match="the loss of update 1 is nan"):
         train(models, broken, QUICK)
     assert not hasattr(models.unet, "peft_config")
+
+
+def test_a_held_out_loss_that_is_no_number_is_refused(
+    models: Any, pictures: PictureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room._Loop, "_held_out", lambda _: float("nan"))
+    with pytest.raises(MethodError, match="held-out loss after 2 updates is nan"):
+        train(models, pictures, QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(models: Any, pictures: PictureSet, dtype: torch.dtype) -> None:
+    half = copy(models)
+    object.__setattr__(half, "unet", deepcopy(models.unet).to(dtype))
+    with pytest.raises(MethodError, match="small updates round to nothing"):
+        train(half, pictures, QUICK)
