@@ -84,7 +84,7 @@ def cell(
 ) -> Told:
     """One concept at one share; kept in a file, and read from there the next time."""
     asked: JSON = [weights_digest(models.unet), options.seed, as_json(SCHEME), list(PREDICTORS), VERSION]
-    masks = options.masks if concept.name in options.proving else options.masks_choosing
+    masks = _masks(options, concept)
     name = f"{concept.name.replace(' ', '-')}-{share:g}-{masks}-{json_digest(asked)[:12]}.json"
     place = options.out / name
 
@@ -92,6 +92,12 @@ def cell(
         return asdict(_told(options, models, names, concept, share))
 
     return Told(**kept(place, made))
+
+
+def _masks(options: argparse.Namespace, concept: CadConcept) -> int:
+    """How many a concept is tried with; those that choose take fewer."""
+    count: int = options.masks if concept.name in options.proving else options.masks_choosing
+    return count
 
 
 def _told(
@@ -137,7 +143,7 @@ def ask(
     weights = {name: weight.detach() for name, weight in weights_of(models, names).items()}
     before = measure(models, held, {}, options.micro_batch).values.double().sum()
     lines = _lines(predictions, weights, torch.Generator().manual_seed(concept.seed))
-    masks = options.masks if concept.name in options.proving else options.masks_choosing
+    masks = _masks(options, concept)
     workers = at_once(models.unet, masks)
     copies: SimpleQueue[Any] = SimpleQueue()
     for _ in range(workers):

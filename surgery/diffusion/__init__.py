@@ -1,14 +1,14 @@
 """From prompts to pictures, with models that are handed in; nothing is loaded here."""
 
 from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
-from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, two_encoders
+from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, together, two_encoders
 from surgery.diffusion.files import load_picture
 from surgery.diffusion.guide import Guide, PromptGuide
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
 from surgery.diffusion.pixels import decode, encode
-from surgery.diffusion.predict import guided_noise, predict_noise
+from surgery.diffusion.predict import guided_noise, predict_noise, predict_under
 from surgery.diffusion.sampling import SampleKnobs, sample, sample_latents, sampler_faults
 from surgery.diffusion.schedule import NoiseSchedule, noise_schedule
 from surgery.diffusion.seeds import derived_seed, generator_for
@@ -45,6 +45,7 @@ __all__ = [
     "offload",
     "out_of_memory",
     "predict_noise",
+    "predict_under",
     "read_prompts",
     "resident",
     "sample",
@@ -52,5 +53,6 @@ __all__ = [
     "sample_table",
     "sampler_faults",
     "size_conditions",
+    "together",
     "two_encoders",
 ]

@@ -60,6 +60,13 @@ class Reading:
         return None if self.pooled is None else size_conditions(self.pooled, height, width)
 
 
+def together(readings: Sequence[Reading]) -> Reading:
+    """The prompts of several readings as one."""
+    pooled = [reading.pooled for reading in readings if reading.pooled is not None]
+    features = torch.cat([reading.features for reading in readings])
+    return Reading(features=features, pooled=torch.cat(pooled) if pooled else None)
+
+
 def size_conditions(pooled: Float[Tensor, "prompts pooled"], height: int, width: int) -> dict[str, Tensor]:
     """SDXL's further conditions: the pooled feature, and the sizes of an uncropped picture of this size.
 

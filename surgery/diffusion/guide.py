@@ -9,7 +9,7 @@ from torch import Tensor
 from surgery.diffusion.conditions import read_prompts, read_without
 from surgery.diffusion.models import Models
 from surgery.diffusion.pixels import scale_factor
-from surgery.diffusion.predict import guided_noise, predict_noise
+from surgery.diffusion.predict import guided_noise, predict_under
 
 
 class Guide(Protocol):
@@ -51,14 +51,13 @@ class PromptGuide:
 
     def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Callable[[Tensor, Any], Tensor]:
         """See ``Guide``."""
-        unet, guidance = self._models.unet, self._guidance
+        models, guidance = self._models, self._guidance
         text = self._text.select([self._place[prompt] for prompt in prompts]).to(latents)
-        height, width = (side * scale_factor(self._models.vae) for side in latents.shape[2:])
-        features, added = text.features, text.added(height, width)
         if self._without is None:
-            return lambda noisy, timestep: predict_noise(unet, noisy, timestep, features, added)
-        other = self._without.to(latents).repeated(len(features))
-        unconditional, other_added = other.features, other.added(height, width)
+            return lambda noisy, timestep: predict_under(models, noisy, timestep, text)
+        other = self._without.to(latents).repeated(len(prompts))
+        height, width = (side * scale_factor(models.vae) for side in latents.shape[2:])
+        added, other_added = text.added(height, width), other.added(height, width)
         return lambda noisy, timestep: guided_noise(
-            unet, noisy, timestep, features, unconditional, guidance, added, other_added
+            models.unet, noisy, timestep, text.features, other.features, guidance, added, other_added
         )

@@ -7,6 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from surgery.diffusion.conditions import Reading
+from surgery.diffusion.models import Models
+from surgery.diffusion.pixels import scale_factor
+
 
 def predict_noise(
     unet: nn.Module,
@@ -23,6 +27,14 @@ def predict_noise(
     more: dict[str, Any] = {} if added is None else {"added_cond_kwargs": dict(added)}
     noise: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False, **more)[0]
     return noise
+
+
+def predict_under(
+    models: Models, latents: Float[Tensor, "pictures channels height width"], timestep: Any, text: Reading
+) -> Float[Tensor, "pictures channels height width"]:
+    """The same for prompts as the models read them, a reading for each of the latents."""
+    height, width = (side * scale_factor(models.vae) for side in latents.shape[2:])
+    return predict_noise(models.unet, latents, timestep, text.features, text.added(height, width))
 
 
 def guided_noise(

@@ -1,6 +1,7 @@
 """Several predictions of one step: what each reads, at which strengths of the patches."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -8,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.diffusion import Models, Reading, device_and_dtype, predict_noise
-from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion import Models, Reading, device_and_dtype, predict_under, together
 from surgery.guidance.weights import BranchWeights, Strengths
 
 Latents: TypeAlias = Float[Tensor, "pictures channels height width"]
@@ -68,19 +68,12 @@ class BranchExecutor:
     def _pass(
         self, latents: Latents, timestep: Tensor | int, branches: Sequence[Branch]
     ) -> tuple[Latents, ...]:
-        unet, count = self.models.unet, len(latents)
-        device, dtype = device_and_dtype(unet)
+        device, dtype = device_and_dtype(self.models.unet)
         given = [latents if one.instead is None else one.instead for one in branches]
         noisy = torch.cat(given).to(device, dtype)
-        features = torch.cat([one.text.features for one in branches]).to(noisy)
-        pooled = [one.text.pooled for one in branches if one.text.pooled is not None]
-        text = Reading(features=features, pooled=torch.cat(pooled).to(noisy) if pooled else None)
-        height, width = (side * scale_factor(self.models.vae) for side in latents.shape[2:])
+        text = together([one.text for one in branches]).to(noisy)
         when = timestep.repeat(len(branches)) if isinstance(timestep, Tensor) and timestep.ndim else timestep
-        rows = [one.strengths for one in branches for _ in range(count)]
-        if self.weights is None or not rows[0]:
-            predicted = predict_noise(unet, noisy, when, text.features, text.added(height, width))
-        else:
-            with self.weights.at(rows):
-                predicted = predict_noise(unet, noisy, when, text.features, text.added(height, width))
+        rows = [one.strengths for one in branches for _ in range(len(latents))]
+        with self.weights.at(rows) if self.weights is not None and rows[0] else nullcontext():
+            predicted = predict_under(self.models, noisy, when, text)
         return predicted.to(latents).chunk(len(branches))

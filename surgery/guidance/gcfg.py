@@ -47,6 +47,22 @@ class GcfgSettings:
     across: bool = False
     limit: float | None = None
 
+    @property
+    def base_strengths(self) -> tuple[float, ...]:
+        """Of each patch in the base branch."""
+        return tuple(one.base_strength for one in self.concepts)
+
+    @property
+    def control_strengths(self) -> tuple[float, ...]:
+        """Of each patch in the control branch."""
+        return tuple(one.control_strength for one in self.concepts)
+
+    def concept_strengths(self, number: int) -> tuple[float, ...]:
+        """Of each patch in the branch of one concept, in which the others are as in the base."""
+        own = list(self.base_strengths)
+        own[number] = self.concepts[number].strength
+        return tuple(own)
+
 
 def combined(
     base: Float[Tensor, "pictures ..."],

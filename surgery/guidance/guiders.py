@@ -194,15 +194,11 @@ class GcfgGuider(_Guider):
         ]
 
     def _strengths(self, tag: str) -> Strengths:
-        concepts = self.settings.concepts
         if tag == "pred_base":
-            return tuple(one.base_strength for one in concepts)
+            return self.settings.base_strengths
         if tag == "pred_cond":
-            return tuple(one.control_strength for one in concepts)
-        number = int(tag.rpartition("_")[2])
-        return tuple(
-            one.strength if place == number else one.base_strength for place, one in enumerate(concepts)
-        )
+            return self.settings.control_strengths
+        return self.settings.concept_strengths(int(tag.rpartition("_")[2]))
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Put the patches into the next pass at the branch's strengths."""

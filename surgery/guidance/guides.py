@@ -51,16 +51,8 @@ class GcfgGuide:
                 f"{len(patches)} patches and settings of {len(settings.concepts)} concepts; expected as many."
             )
         self._models, self._patches, self._settings = models, tuple(patches), settings
-        concepts = settings.concepts
-        self._base: Strengths = tuple(one.base_strength for one in concepts)
-        self._control: Strengths = tuple(one.control_strength for one in concepts)
-        # in a concept's branch the other patches are as they are in the base
-        self._own: list[Strengths] = [
-            tuple(
-                one.strength if place == number else one.base_strength for place, one in enumerate(concepts)
-            )
-            for number in range(len(concepts))
-        ]
+        self._base, self._control = settings.base_strengths, settings.control_strengths
+        self._own = [settings.concept_strengths(number) for number in range(len(settings.concepts))]
         strengths = [self._base, *self._own, *([self._control] if settings.control_weight else [])]
         weights = None
         if patches:

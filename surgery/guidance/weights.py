@@ -99,7 +99,6 @@ class MixedWeights:
 
     def __init__(self, models: Models, patches: Sequence[Patch]) -> None:
         self._layers = list(_layers(models, patches))
-        self._rows: Tensor | None = None
 
     @contextmanager
     def at(self, rows: Sequence[Strengths]) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, make_folder, refuse_inputs, write_bytes
-from surgery.diffusion import predict_noise, sample_table
-from surgery.diffusion.conditions import read_without
-from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion import sample_table
+from surgery.guidance.gcfg import GcfgSettings
+from surgery.guidance.guides import GcfgGuide
 from surgery.methods.null_text import Check, Trained, TrainSettings, check_settings, read_pictures, train
 from surgery.methods.null_text.settings import as_json
 from surgery.patch import Patch, Term, make_patch, save_patch
@@ -127,8 +126,9 @@ def train_look(
 
 def _shown(models: Any, place: Path, run: str, check: Check) -> None:
     """A sheet and a line for one look; the U-Net has the averaged weights and hears no words."""
+    wordless = GcfgGuide(models, [], GcfgSettings(concepts=(), control_weight=0.0))  # the base branch alone
     with silence():
-        table = sample_table(models, [""], _COLUMNS, steps=_SHEET_STEPS, guide=_Wordless(models))
+        table = sample_table(models, [""], _COLUMNS, steps=_SHEET_STEPS, guide=wordless)
     heading = f"after {check.step} updates"
     write_sheet(
         sheet_of({heading: table}, ["without words"], _COLUMNS),
@@ -140,20 +140,6 @@ def _shown(models: Any, place: Path, run: str, check: Check) -> None:
     _noted(place / "losses.jsonl", line)
     held = "" if held_out is None else f", held out {held_out:.4f}"
     _log.info("update %d: loss %.4f%s", check.step, check.loss, held)
-
-
-class _Wordless:
-    """Draws under the null context that training knows; of SDXL those are zeros."""
-
-    def __init__(self, models: Any) -> None:
-        self._models, self._null = models, read_without(models, "")
-
-    def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Callable[[Tensor, Any], Tensor]:
-        """See ``surgery.diffusion.Guide``."""
-        text = self._null.to(latents).repeated(len(latents))
-        height, width = (side * scale_factor(self._models.vae) for side in latents.shape[2:])
-        added = text.added(height, width)
-        return lambda noisy, timestep: predict_noise(self._models.unet, noisy, timestep, text.features, added)
 
 
 def _noted(path: Path, line: dict[str, Any]) -> None:

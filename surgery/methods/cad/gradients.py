@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy import standing_in, weights_of
-from surgery.diffusion import Models, Reading, device_and_dtype, predict_noise, read_prompts, resident
-from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion import Models, Reading, device_and_dtype, predict_under, read_prompts, resident
 from surgery.errors import MethodError
 from surgery.methods.cad.nouns import Measured, Pairs
 from surgery.names import TEXT_ENCODERS, split
@@ -185,9 +184,7 @@ def _predict(models: Models, part: Pairs, reader: _Reader) -> Tensor:
     device, dtype = device_and_dtype(models.unet)
     noisy = part.noisy.to(device, dtype)
     reading = reader.rows(part.prompt).to(noisy)
-    height, width = (side * scale_factor(models.vae) for side in noisy.shape[2:])
-    added = reading.added(height, width)
-    return predict_noise(models.unet, noisy, part.timesteps.to(device), reading.features, added).float()
+    return predict_under(models, noisy, part.timesteps.to(device), reading).float()
 
 
 def _measure(models: Models, part: Pairs, reader: _Reader) -> Tensor:

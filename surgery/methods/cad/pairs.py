@@ -20,10 +20,11 @@ from surgery.diffusion import (
     in_batches,
     load_picture,
     noise_schedule,
-    predict_noise,
+    predict_under,
     read_prompts,
     resident,
     sample_latents,
+    together,
 )
 from surgery.diffusion.conditions import read_without
 from surgery.diffusion.inversion import rungs_of
@@ -195,18 +196,11 @@ def _collected(points: list[_Point], paths: Sequence[_Path], concept: CadConcept
     )
 
 
-def _together(readings: Sequence[Reading]) -> Reading:
-    """The prompts of several readings as one."""
-    pooled = [reading.pooled for reading in readings if reading.pooled is not None]
-    features = torch.cat([reading.features for reading in readings])
-    return Reading(features=features, pooled=torch.cat(pooled) if pooled else None)
-
-
 class _Walker:
     """The sampler with guidance, looking at what it passes."""
 
     def __init__(self, models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
-        self.unet, self.settings = models.unet, settings
+        self.models, self.settings = models, settings
         self.device, self.dtype = device_and_dtype(models.unet)
         self.readings = [read_prompts(models, concept.prompts) for concept in concepts]
         self.without = read_without(models, "")
@@ -215,7 +209,6 @@ class _Walker:
         # the sampler's own second half is then the base prompt's prediction, too
         self.shared = same and settings.pairing == "matched"
         self.shape = latent_shape(models)
-        self.pixels = tuple(side * scale_factor(models.vae) for side in self.shape[1:])
         self.predicts = noise_schedule(models.scheduler).predicts
 
     def walk(self, paths: Sequence[tuple[int, _Path]], bar: Any) -> list[_Point]:
@@ -259,17 +252,11 @@ class _Walker:
         return clean.sqrt().float() * picture + (1 - clean).sqrt().float() * noise
 
     def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
-        parts = [self.readings[path.concept].select([path.prompt]).to(like) for path in paths]
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Reading(
-            features=torch.cat([part.features for part in parts]),
-            pooled=torch.cat(pooled) if pooled else None,
-        )
+        return together([self.readings[path.concept].select([path.prompt]).to(like) for path in paths])
 
     def _predict(self, latents: Tensor, timesteps: Tensor, *readings: Reading) -> Tensor:
-        joined = _together(readings)
         noisy, when = (torch.cat([one] * len(readings)) for one in (latents, timesteps))
-        return predict_noise(self.unet, noisy, when, joined.features, joined.added(*self.pixels))
+        return predict_under(self.models, noisy, when, together(readings))
 
     def _base(self, latents: Tensor, timesteps: Tensor, due: Sequence[int]) -> Tensor:
         """The base prompt's predictions; nothing where none is due."""

@@ -13,16 +13,14 @@ from surgery.anatomy import settings_text, weights_digest
 from surgery.delta import Delta
 from surgery.diffusion import (
     Models,
-    Reading,
     device_and_dtype,
     generator_for,
     noise_schedule,
-    predict_noise,
+    predict_under,
     resident,
     sampler_faults,
 )
 from surgery.diffusion.conditions import read_without
-from surgery.diffusion.pixels import scale_factor
 from surgery.errors import MethodError, raise_all
 from surgery.methods.null_text.context import known_context
 from surgery.methods.null_text.leaves import Leaves, delta_of, leaves_of
@@ -257,9 +255,7 @@ class _Loop:
         return (predicted - truth).square().flatten(1).mean(1).sum()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        text: Reading = self.null.to(noisy).repeated(len(noisy))
-        height, width = (side * scale_factor(self.models.vae) for side in noisy.shape[2:])
-        return predict_noise(self.models.unet, noisy, timesteps, text.features, text.added(height, width))
+        return predict_under(self.models, noisy, timesteps, self.null.to(noisy).repeated(len(noisy)))
 
     def _average(self, state: _State) -> None:
         if not self.settings.average:
