@@ -37,22 +37,29 @@ _BATCH = 8  # paths at a time; the U-Net sees twice as many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """One path: whose it is, the timesteps it passes, and which of its steps are looked at; it ends there.
+class _Way:
+    """The timesteps that a path passes, and which of its steps are looked at; it ends there.
 
     ``shares`` are those of the picture that is left (ᾱ) before each step, and after the last.
     """
 
-    concept: int
-    prompt: int
-    seed: int
     timesteps: tuple[int, ...]
     shares: tuple[float, ...]
     graded: tuple[int, ...]
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """One path: whose it is, and where it goes."""
+
+    concept: int
+    prompt: int
+    seed: int
+    way: _Way
+
     @property
     def length(self) -> int:
-        return self.graded[-1] + 1
+        return self.way.graded[-1] + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,15 +144,6 @@ def _walked(
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """Timesteps of a path, the shares of the picture along it, and where it is looked at."""
-
-    timesteps: tuple[int, ...]
-    shares: tuple[float, ...]
-    graded: tuple[int, ...]
-
-
 def _ways(models: Models, settings: AttributionSettings) -> list[_Way]:
     """The way of each path of a concept."""
     if settings.staggered:
@@ -176,9 +174,7 @@ def _paths(number: int, concept: CadConcept, ways: Sequence[_Way], purpose: str)
             concept=number,
             prompt=place % len(concept.prompts),
             seed=derived_seed(concept.seed, purpose, "path", place),
-            timesteps=way.timesteps,
-            shares=way.shares,
-            graded=way.graded,
+            way=way,
         )
         for place, way in enumerate(ways)
     ]
@@ -220,17 +216,17 @@ class _Walker:
             live = [(row, path) for row, path in paths if path.length > step]
             latents = latents[: len(live)]
             seen = latents.to(self.dtype)
-            timesteps = torch.tensor([path.timesteps[step] for _, path in live], device=self.device)
+            timesteps = torch.tensor([path.way.timesteps[step] for _, path in live], device=self.device)
             text = self._text([path for _, path in live], seen)
             without = self.without.to(seen).repeated(len(live))
             plain, conditional = self._predict(seen, timesteps, without, text).chunk(2)
-            due = [place for place, (_, path) in enumerate(live) if step in path.graded]
+            due = [place for place, (_, path) in enumerate(live) if step in path.way.graded]
             if self.settings.pairing == "matched":
                 target = plain if self.shared else self._base(seen, timesteps, due)
                 points += self._points(live, due, timesteps, seen, target)
             guided = plain + self.settings.guidance * (conditional - plain)
             latents = self._stepped(
-                latents, guided.float(), [path.shares[step : step + 2] for _, path in live]
+                latents, guided.float(), [path.way.shares[step : step + 2] for _, path in live]
             )
             if self.settings.pairing == "shifted":
                 seen = latents.to(self.dtype)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,7 @@ from surgery.methods.null_text.context import known_context
 from surgery.methods.null_text.leaves import Leaves, delta_of, leaves_of
 from surgery.methods.null_text.pictures import PictureSet, split_off
 from surgery.methods.null_text.settings import TrainSettings, as_json, check_settings
+from surgery.methods.null_text.state import State, state_from
 from surgery.progress import bar
 from surgery.record import JSON, json_digest
 from surgery.store import Store
@@ -77,29 +78,6 @@ class Trained:
     best: int
     losses: tuple[float, ...]
     held_out: tuple[tuple[int, float], ...]
-
-
-@dataclass(slots=True)
-class _State:
-    """All that another update depends on."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-    best: int = 0
-    values: dict[str, Tensor] = field(default_factory=dict)
-    averages: dict[str, Tensor] = field(default_factory=dict)
-    first: dict[str, Tensor] = field(default_factory=dict)
-    second: dict[str, Tensor] = field(default_factory=dict)
-    best_values: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def waited(self) -> int:
-        """Looks since the best one."""
-        return sum(step > self.best for step, _ in self.held_out)
-
-
-_TENSORS: Final = ("values", "averages", "first", "second", "best_values")
 
 
 def train(
@@ -175,7 +153,7 @@ class _Loop:
         )
         self.key = None if store is None else store.key(self._meaning())
 
-    def run(self, on_check: Callable[[Check], None] | None) -> _State:
+    def run(self, on_check: Callable[[Check], None] | None) -> State:
         """Updates until the last, or until the held-out loss no longer falls."""
         state = self._resumed()
         settings, written = self.settings, time.monotonic()
@@ -257,7 +235,7 @@ class _Loop:
     def _predict(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return predict_under(self.models, noisy, timesteps, self.null.to(noisy).repeated(len(noisy)))
 
-    def _average(self, state: _State) -> None:
+    def _average(self, state: State) -> None:
         if not self.settings.average:
             return
         # begins fast: Tan and Le 2019, as TensorFlow's moving averages do
@@ -271,7 +249,7 @@ class _Loop:
 
     # looks at the held-out loss
 
-    def _check(self, state: _State, on_check: Callable[[Check], None] | None) -> None:
+    def _check(self, state: State, on_check: Callable[[Check], None] | None) -> None:
         own = self._values()
         values = state.averages or own
         first = self.company is None or self.company.process_index == 0
@@ -324,7 +302,7 @@ class _Loop:
             leaf.copy_(values[name])
 
     @staticmethod
-    def _tell(shown: Any, state: _State) -> None:
+    def _tell(shown: Any, state: State) -> None:
         recent = state.losses[-50:]
         held = f", held out {state.held_out[-1][1]:.4f}" if state.held_out else ""
         if hasattr(shown, "set_postfix_str"):
@@ -345,26 +323,13 @@ class _Loop:
             "processes": 1 if self.company is None else self.company.num_processes,
         }
 
-    def _resumed(self) -> _State:
+    def _resumed(self) -> State:
         if self.store is None or self.key is None:
-            return _State()
+            return State()
         held = self.store.get(self.key)
         if held is None:
-            return _State()
-        tensors = held.tensors()
-        parts = {
-            kind: {
-                name.partition("/")[2]: one for name, one in tensors.items() if name.startswith(f"{kind}/")
-            }
-            for kind in _TENSORS
-        }
-        state = _State(
-            step=held.data["step"],
-            losses=list(held.data["losses"]),
-            held_out=[(step, loss) for step, loss in held.data["held_out"]],
-            best=held.data["best"],
-            **parts,
-        )
+            return State()
+        state = state_from(held)
         self._put(state.values)
         for name, leaf in self.leaves.items():
             self.optimiser.state[leaf] = {
@@ -374,7 +339,7 @@ class _Loop:
             }
         return state
 
-    def _keep(self, state: _State) -> None:
+    def _keep(self, state: State) -> None:
         first = self.company is None or self.company.process_index == 0
         if self.store is None or self.key is None or not first:
             return
@@ -384,15 +349,4 @@ class _Loop:
             state.first[name], state.second[name] = (
                 moments[kind].detach().cpu() for kind in ("exp_avg", "exp_avg_sq")
             )
-        tensors = {
-            f"{kind}/{name}": one.contiguous()
-            for kind in _TENSORS
-            for name, one in getattr(state, kind).items()
-        }
-        told: dict[str, JSON] = {
-            "step": state.step,
-            "losses": list(state.losses),
-            "held_out": [list(one) for one in state.held_out],
-            "best": state.best,
-        }
-        self.store.put(self.key, tensors, told)
+        self.store.put(self.key, state.tensors(), state.told())

@@ -1,7 +1,8 @@
 """A folder of pictures as latents, encoded once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,70 +68,81 @@ def read_pictures(models: Models, folder: Path, *, store: Store | None = None) -
     )
     _, height, width = latent_shape(models)
     factor = scale_factor(models.vae)
-    whole, findings = _readable(paths, folder, height * factor, width * factor)
-    if len(whole) < 2:
-        told = "; ".join(finding.message for finding in findings[:3])
-        raise MethodError(
-            f"{len(whole)} pictures can be read in {str(folder)!r}; expected two or more of "
-            f"{', '.join(sorted(ENDINGS))}. {told}".rstrip()
-        )
-    tensors = _encoded(models, whole, height * factor, width * factor, store)
-    names = tuple(str(path.relative_to(folder)) for path in whole)
-    return PictureSet(names=names, findings=tuple(findings), **tensors)
+    frame = (height * factor, width * factor)
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _encoded(models, paths, folder, frame)
+
+    tensors: Mapping[str, Tensor]
+    told: Mapping[str, Any]
+    if store is None:
+        tensors, told = compute()
+    else:
+        held = store.remember(store.key(_meaning(models, paths, folder, frame)), compute)
+        tensors, told = held.tensors(), held.data
+    findings = tuple(Finding(**one) for one in told["findings"])
+    return PictureSet(names=tuple(told["names"]), findings=findings, **tensors)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
+def _encoded(
+    models: Models, paths: Sequence[Path], folder: Path, frame: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Latents of all that can be read, their names, and what was noticed; each file is read once."""
+    names: list[str] = []
+    findings: list[Finding] = []
+    parts: dict[str, list[Tensor]] = {}
+    readable = _readable(paths, folder, frame, findings)
+    while some := list(islice(readable, _AT_A_TIME)):
+        names += [name for name, _ in some]
+        pixels = torch.stack([one for _, one in some])
+        for prefix, seen in (("", pixels), ("mirrored_", pixels.flip(3))):
+            mean, deviation = encode(models.vae, seen)
+            parts.setdefault(f"{prefix}mean", []).append(mean)
+            parts.setdefault(f"{prefix}deviation", []).append(deviation)
+    if len(names) < 2:
+        told = "; ".join(finding.message for finding in findings[:3])
+        raise MethodError(
+            f"{len(names)} pictures can be read in {str(folder)!r}; expected two or more of "
+            f"{', '.join(sorted(ENDINGS))}. {told}".rstrip()
+        )
+    noticed = {"names": list(names), "findings": [asdict(one) for one in findings]}
+    return {name: torch.cat(one) for name, one in parts.items()}, noticed
+
+
 def _readable(
-    paths: Sequence[Path], folder: Path, height: int, width: int
-) -> tuple[list[Path], list[Finding]]:
-    whole, findings = [], []
-    for path in track(paths, "looking at pictures", unit="file"):
+    paths: Sequence[Path], folder: Path, frame: tuple[int, int], findings: list[Finding]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and pixels of each file that is a picture; what is noticed of files goes into ``findings``."""
+    for path in track(paths, "encoding pictures", unit="file"):
         name = str(path.relative_to(folder))
         try:
-            load_picture(path, 8, 8)
+            pixels = load_picture(path, *frame)
         except ConceptError as error:
             findings.append(
                 Finding(kind="no-picture", subject=name, message=f"left out: {error}", severity="warning")
             )
             continue
-        whole.append(path)
-        with Image.open(path) as opened:
+        with Image.open(path) as opened:  # its header alone
             shorter = min(opened.size)
-        if shorter < _SMALL * min(height, width):
-            message = f"its shorter side of {shorter} pixels is blown up to {min(height, width)}."
+        if shorter < _SMALL * min(frame):
+            message = f"its shorter side of {shorter} pixels is blown up to {min(frame)}."
             findings.append(Finding(kind="small-picture", subject=name, message=message, severity="warning"))
-    return whole, findings
+        yield name, pixels
 
 
-def _encoded(
-    models: Any, paths: Sequence[Path], height: int, width: int, store: Store | None
-) -> dict[str, Tensor]:
-    def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
-        parts: dict[str, list[Tensor]] = {}
-        starts = range(0, len(paths), _AT_A_TIME)
-        for start in track(starts, "encoding pictures", unit="batch"):
-            some = paths[start : start + _AT_A_TIME]
-            pixels = torch.stack([load_picture(path, height, width) for path in some])
-            for prefix, seen in (("", pixels), ("mirrored_", pixels.flip(3))):
-                mean, deviation = encode(models.vae, seen)
-                parts.setdefault(f"{prefix}mean", []).append(mean)
-                parts.setdefault(f"{prefix}deviation", []).append(deviation)
-        return {name: torch.cat(one) for name, one in parts.items()}, {}
-
-    if store is None:
-        return compute()[0]
+def _meaning(models: Models, paths: Sequence[Path], folder: Path, frame: tuple[int, int]) -> dict[str, JSON]:
     device, dtype = device_and_dtype(models.vae)
-    meaning: dict[str, JSON] = {
+    return {
         "what": "latents of pictures",
         "vae": weights_digest(models.vae),
-        "pictures": [file_digest(path) for path in paths],
-        "size": [height, width],
+        "pictures": {str(path.relative_to(folder)): file_digest(path) for path in paths},
+        "size": list(frame),
         "passes": [_AT_A_TIME, str(dtype), device.type, torch.get_num_threads()],
     }
-    return store.remember(store.key(meaning), compute).tensors()
 
 
 def split_off(pictures: PictureSet, share: float) -> tuple[Tensor, Tensor]:
