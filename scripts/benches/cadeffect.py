@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from surgery.study.words import Words, read_words
 GRID: Final = tuple(MOST * 2 ** (-step / 2) for step in range(20, -1, -1))
 """Ratios that are tried: from 0.05 % to half of the weights, each 1.4 times the one before."""
 BEST: Final = 3
-VERSION: Final = 2  # goes up when cells are made otherwise
+VERSION: Final = 3  # goes up when cells are made otherwise
 
 Hits = list[float]
 
@@ -68,7 +68,7 @@ class Erased:
         reached: Whether it was gone on the prompts that the ratio was sought with.
         erased: Before and after, on prompts that judge.
         others: By name, before and after.
-        near: The same of the nearest names.
+        near: The same of the nearest names, which are others, too.
         seconds: For the scores.
     """
 
@@ -136,10 +136,8 @@ def _announce(ground: Ground) -> None:
     rules = [RULES[name] for name in options.rules or RULES]
     screened = sum(not rule.baseline for rule in rules) * len(ground.screening)
     judged = (options.best + 1 + sum(rule.baseline for rule in rules)) * len(ground.judging)
-    sought, others = 5 * options.sought, len(ground.others)
-    pictures = screened * (sought + options.pictures + others) + judged * (
-        sought + options.pictures + 2 * others + 20
-    )
+    each = 5 * options.sought + options.pictures + 2 * len(ground.others)
+    pictures = screened * each + judged * (each + 20)
     print(
         f"at most {screened + judged} cells with {pictures:,} pictures of {options.steps} steps; finished "
         f"cells are read from {options.out}",
@@ -166,7 +164,7 @@ def _table(
     for name in rules:
         cells = [found[name, concept.name] for concept in concepts]
         # a rule that does not erase cannot win by harming little
-        told[name] = float(np.mean([_change(cell.others) if cell.reached else -1.0 for cell in cells]))
+        told[name] = float(np.mean([_beside(cell) if cell.reached else -1.0 for cell in cells]))
         print(_row(name, cells), flush=True)
     return told
 
@@ -174,13 +172,13 @@ def _table(
 def _row(name: str, cells: Sequence[Erased]) -> str:
     before, after = (100 * np.mean([cell.erased[place] for cell in cells]) for place in (0, 1))
     low, high = interval([cell.erased[1] for cell in cells])
-    changes = [_change(cell.others) for cell in cells]
+    changes = [_beside(cell) for cell in cells]
     others = 100 * np.mean(changes)
     worse, better = interval(changes)
-    beside = [cell.near for cell in cells if cell.near]  # not drawn while rules are screened
+    beside = [cell.near.values() for cell in cells if cell.near]  # not drawn while rules are screened
     near, worst = (
         f"{100 * np.mean([take(one) for one in beside]):+.1f}" if beside else "-"
-        for take in (_change, lambda near: min(after - before for before, after in near.values()))
+        for take in (_change, lambda near: min(after - before for before, after in near))
     )
     gone = f"{sum(cell.reached for cell in cells)}/{len(cells)}"
     ratio = np.exp(np.mean([np.log(cell.ratio) for cell in cells]))
@@ -192,8 +190,13 @@ def _row(name: str, cells: Sequence[Erased]) -> str:
     )
 
 
-def _change(shares: Mapping[str, tuple[float, float]]) -> float:
-    return float(np.mean([after - before for before, after in shares.values()]))
+def _beside(cell: Erased) -> float:
+    """The mean change over pictures of all other concepts: two of each, four of the near ones."""
+    return _change([*cell.others.values(), *cell.near.values(), *cell.near.values()])
+
+
+def _change(shares: Iterable[tuple[float, float]]) -> float:
+    return float(np.mean([after - before for before, after in shares]))
 
 
 def _cell(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadConcept) -> Erased:
@@ -224,7 +227,7 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     templates = ground.words.templates("test")
     seeking, judging = templates[: len(templates) // 2], templates[len(templates) // 2 :]
     screening = concept in ground.screening
-    few = judging[: 1 if screening else 2]
+    few = judging[:2]
     near = () if screening else _nearest(ground, concept)
     sought = _task(concept.name, seeking, options.sought)
     place, mask, reached = _gone(ground, bank, rule, masks, sought)

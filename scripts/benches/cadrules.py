@@ -6,6 +6,7 @@ concepts) is made once.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -33,6 +34,8 @@ Mask = Callable[[float], ComponentMask]
 
 MOST: Final = 0.5
 """The largest share of the weights that a mask is looked for in."""
+ROUNDS: Final = tuple(MOST / 4**step for step in (4, 3, 2, 1, 0))
+"""Ratios at which refined rules look anew."""
 _PROBES: Final = 4
 _TINY: Final = 1e-12
 
@@ -145,7 +148,7 @@ class MaskRule:
         says: For the table.
         scores: Of every weight; above nothing what may be masked.
         quota: What has a quota of its own.
-        rounds: Masks made in so many parts, scores made anew with each part taken away.
+        refined: Whether scores are made anew each time a mask has grown to four times its size.
         baseline: Whether it is there to be compared with.
         reads: Whether the concept's own scores are looked at.
         even: Whether every pair says as much in them.
@@ -157,32 +160,37 @@ class MaskRule:
     rounding: Rounding = "carry"
     zeros: bool = False
     strength: float = 1.0
-    rounds: int = 1
+    refined: bool = False
     baseline: bool = False
     reads: bool = True
     even: bool = False
 
     def masks(self, bank: Bank, concept: CadConcept) -> Mask:
         """The mask of any ratio."""
-        if self.rounds > 1:
-            return partial(self._refined, bank, concept)
+        if self.refined:
+            return self._refined(bank, concept)
         scored = self.scores(bank, concept, bank.shares(concept, even=self.even) if self.reads else {})
         ranked = rank(lambda: sorted(scored.items()), self.quota, MOST, zeros=self.zeros)
         return lambda ratio: ranked.mask(ratio, self.rounding)
 
-    def _refined(self, bank: Bank, concept: CadConcept, ratio: float) -> ComponentMask:
-        """What is masked grows in equal parts; each part is chosen where the earlier ones are gone."""
-        mask, pairs = ComponentMask(), bank.pairs(concept)
-        for number in range(1, self.rounds + 1):
+    def _refined(self, bank: Bank, concept: CadConcept) -> Mask:
+        """Masks that grow: what joins each is chosen where all the smaller ones are gone."""
+        pairs, grading = bank.pairs(concept), replace(bank.grading, even=self.even)
+        mask, lists = ComponentMask(), []
+        for most in ROUNDS:
             gone = {name: masked(bank.weights[name], places) for name, places in mask.places.items()}
             with standing_in(bank.models, gone):
-                shares = shares_of(attribute(bank.models, pairs, replace(bank.grading, even=self.even)))
+                shares = shares_of(attribute(bank.models, pairs, grading))
             scored = self.scores(bank, concept, shares)
             for name, places in mask.places.items():
                 scored[name] = places.put(scored[name], torch.full(places.values_shape, torch.inf))
-            ranked = rank(partial(sorted, scored.items()), self.quota, ratio)
-            mask = ranked.mask(ratio * number / self.rounds, self.rounding)
-        return mask
+            lists.append(rank(partial(sorted, scored.items()), self.quota, most))
+            mask = lists[-1].mask(most, self.rounding)
+
+        def of(ratio: float) -> ComponentMask:
+            return lists[bisect_left(ROUNDS, ratio)].mask(ratio, self.rounding)
+
+        return of
 
 
 # rankings
@@ -284,26 +292,19 @@ RULES: Final[Mapping[str, MaskRule]] = {
     "row": MaskRule(says="CAD, a quota for each row", scores=own, quota="row"),
     "tensor": MaskRule(says="a quota for each tensor", scores=own, quota="tensor"),
     "global": MaskRule(says="one quota", scores=own),
-    "row-even": MaskRule(says="every pair says as much, rows", scores=own, quota="row", even=True),
     "even": MaskRule(says="every pair says as much", scores=own, even=True),
     "row-t": MaskRule(says="score over its standard error, rows", scores=t_statistic, quota="row"),
     "global-t": MaskRule(says="score over its standard error", scores=t_statistic),
-    "row-contrast": MaskRule(says="less the others' mean score, rows", scores=less("mean", 1), quota="row"),
     "contrast": MaskRule(says="less the others' mean score", scores=less("mean", 1)),
-    "unusual": MaskRule(says="deviations above the others' scores", scores=unusual),
     "unusual-share": MaskRule(says="score, weighed by those deviations", scores=unusual_share),
-    "row-unusual": MaskRule(says="the same, rows", scores=unusual_share, quota="row"),
     "retain": MaskRule(says="less the others' mean |score|", scores=less("absolute", 1)),
     "row-retain": MaskRule(says="the same, rows", scores=less("absolute", 1), quota="row"),
     "damage": MaskRule(says="less 4 times the others' curvature", scores=less("damage", 4)),
     "by-damage": MaskRule(says="score for each unit of the others' curvature", scores=by_damage),
-    "refined": MaskRule(says="one quota in 4 rounds", scores=own, rounds=4),
-    "row-refined": MaskRule(says="rows in 4 rounds", scores=own, quota="row", rounds=4),
-    "refined-contrast": MaskRule(
-        says="less the others' mean score, in 4 rounds", scores=less("mean", 1), rounds=4
-    ),
+    "refined": MaskRule(says="one quota, scored anew as the mask grows", scores=own, refined=True),
+    "row-refined": MaskRule(says="rows, scored anew", scores=own, quota="row", refined=True),
     "refined-by-damage": MaskRule(
-        says="score for each unit of the others' curvature, in 4 rounds", scores=by_damage, rounds=4
+        says="score for each unit of the others' curvature, scored anew", scores=by_damage, refined=True
     ),
     "half": MaskRule(says="one quota, half of each weight", scores=own, strength=0.5),
     "row-half": MaskRule(says="rows, half of each weight", scores=own, quota="row", strength=0.5),
