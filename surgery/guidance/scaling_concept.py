@@ -111,12 +111,12 @@ class Scaled:
     """Pictures with more or less of a concept.
 
     Attributes:
-        pictures: Values 0 to 255.
+        pictures: For each of the settings, values 0 to 255.
         again: The same pictures drawn from their own noise with the concept as it is.
         error: How far the latents of ``again`` are from the pictures' own, as a share of their length.
     """
 
-    pictures: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
+    pictures: tuple[UInt8[np.ndarray[Any, Any], "pictures rows columns 3"], ...]
     again: UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]
     error: tuple[float, ...]
 
@@ -125,7 +125,7 @@ def scale_concept(
     models: Models,
     pixels: Float[Tensor, "pictures 3 rows columns"],
     prompt: str,
-    settings: ScalingSettings = OBJECT,
+    settings: Sequence[ScalingSettings] = (OBJECT,),
     inversion: InversionSettings | None = None,
     *,
     steps: int = 50,
@@ -133,14 +133,14 @@ def scale_concept(
 ) -> Scaled:
     """Real pictures with a concept enhanced, weakened or removed.
 
-    Each picture is followed back to the noise that the concept's prompt draws it from, and drawn again from
-    there with the concept at another scale, two evaluations a step.
+    Each picture is followed back, once, to the noise that the concept's prompt draws it from, and drawn again
+    from there with the concept at other scales, two evaluations a step.
 
     Args:
         models: A pipeline.
         pixels: Pictures from -1 to 1, of the size the checkpoint was trained on.
         prompt: The concept's word.
-        settings: Scale, decay and exit.
+        settings: Scale, decay and exit, of each way to draw it.
         inversion: How exactly paths are followed back; the published way when left out.
         steps: In each direction.
         generator: Of the noise of references, where predictions are regularised.
@@ -148,7 +148,8 @@ def scale_concept(
     Raises:
         MethodError: when the models cannot be sampled with so many steps, or the result is not finite.
     """
-    check_scaling(settings)
+    for one in settings:
+        check_scaling(one)
     raise_all(MethodError, sampler_faults(models, steps))
     solver = ddim_like(models.scheduler)
     solver.set_timesteps(steps)
@@ -172,15 +173,22 @@ def scale_concept(
         again = path[0]
         for rung in progress.track(rungs, "drawing again", unit="step"):
             again = cleaner(again, alone(again, rung), rung)
-        found = followed(both, path, rungs, settings)
-    if not bool(torch.isfinite(found).all()):
+        found = [followed(both, path, rungs, one) for one in settings]
+    wild = [
+        f"{one.scale:g}"
+        for one, latents in zip(settings, found, strict=True)
+        if not bool(torch.isfinite(latents).all())
+    ]
+    if wild:
         raise MethodError(
-            f"with scale {settings.scale:g} the latents became NaN or infinite; expected finite ones. Take a "
+            f"with scale {', '.join(wild)} the latents became NaN or infinite; expected finite ones. Take a "
             "smaller scale, or more passes of the inversion."
         )
     error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     return Scaled(
-        pictures=decode(models.vae, found), again=decode(models.vae, again), error=tuple(error.tolist())
+        pictures=tuple(decode(models.vae, one) for one in found),
+        again=decode(models.vae, again),
+        error=tuple(error.tolist()),
     )
 
 

@@ -4,19 +4,32 @@ from surgery.recipe.cad import Attributed, Cad
 from surgery.recipe.debias import Debias, Joint, Mixed
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
-from surgery.recipe.loading import load_recipe, parse_recipe, recipe_text, recipe_titles
+from surgery.recipe.guide import ConceptDiffusion, Gcfg, Guide, GuideRecipe, ScalingConcept
+from surgery.recipe.loading import (
+    load_any,
+    load_guide,
+    load_recipe,
+    parse_guide,
+    parse_recipe,
+    recipe_text,
+    recipe_titles,
+)
 from surgery.recipe.schema import Edit, Evaluate, Recipe, Sample, recipe_schema
 
 __all__ = [
     "Attributed",
     "Cad",
     "Concept",
+    "ConceptDiffusion",
     "Corpus",
     "Debias",
     "Document",
     "Edit",
     "Emcid",
     "Evaluate",
+    "Gcfg",
+    "Guide",
+    "GuideRecipe",
     "Joint",
     "Mixed",
     "Offsets",
@@ -24,8 +37,12 @@ __all__ = [
     "Recipe",
     "Rules",
     "Sample",
+    "ScalingConcept",
     "Update",
+    "load_any",
+    "load_guide",
     "load_recipe",
+    "parse_guide",
     "parse_recipe",
     "read_document",
     "recipe_schema",

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
 from surgery.recipe.cad import Cad, cad_faults
 from surgery.recipe.combinations import share_faults
-from surgery.recipe.document import Place, read_document
+from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Corpus, Emcid
 from surgery.recipe.faults import fault_lines, where
+from surgery.recipe.guide import GuideRecipe, guide_faults
 from surgery.recipe.overrides import overridden
 from surgery.recipe.schema import Recipe
 from surgery.shelf import recipe_names, recipe_path
@@ -43,9 +45,28 @@ def recipe_text(name_or_path: str | Path) -> str:
         raise RecipeError(str(error)) from error
 
 
+def load_guide(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> GuideRecipe:
+    """The recipe of guidance at a path or of a shelf name, as ``load_recipe`` reads one of edits.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key.
+    """
+    return parse_guide(recipe_text(name_or_path), path=recipe_path(name_or_path), overrides=overrides)
+
+
+def load_any(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe | GuideRecipe:
+    """The recipe of either kind at a path or of a shelf name.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key.
+    """
+    document = read_document(recipe_text(name_or_path), str(name_or_path))
+    return (load_guide if is_guide(document) else load_recipe)(name_or_path, overrides)
+
+
 def recipe_titles() -> dict[str, str]:
     """Title of each shipped recipe by its name on the shelf."""
-    return {name: load_recipe(name).title for name in recipe_names()}
+    return {name: load_any(name).title for name in recipe_names()}
 
 
 def parse_recipe(
@@ -60,24 +81,67 @@ def parse_recipe(
     One that is only ``remembered``, by a patch that it made, may name files that are elsewhere now.
 
     Raises:
-        RecipeError: listing all faults, each with file, line and key.
+        RecipeError: listing all faults, each with file, line and key; also when it says how to draw.
     """
+    document, recipe = _read(source, path, overrides, Recipe)
+    found = [f"{where(document, place)}{message}" for place, message in _contradictions(recipe)]
+    raise_all(RecipeError, [] if remembered else found)
+    return recipe
+
+
+def parse_guide(
+    source: str, *, path: Path | None = None, overrides: Mapping[str, str] | None = None
+) -> GuideRecipe:
+    """The recipe of guidance that ``source`` spells, as ``parse_recipe`` reads one of edits.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key; also when it says what to edit.
+    """
+    document, recipe = _read(source, path, overrides, GuideRecipe)
+    raise_all(RecipeError, [f"{where(document, at)}{message}" for at, message in guide_faults(recipe)])
+    return recipe
+
+
+Kind = TypeVar("Kind", Recipe, GuideRecipe)
+
+
+def _read(
+    source: str, path: Path | None, overrides: Mapping[str, str] | None, kind: type[Kind]
+) -> tuple[Document, Kind]:
     document = read_document(source, str(path) if path else "recipe")
     if not isinstance(document.value, dict):
         raise RecipeError(
             f"{document.name}: holds no mapping; expected keys such as 'surgery', 'base', 'edits'."
         )
     document = overridden(document, overrides or {})
+    _refuse_other_kind(document, kind)
     try:
         # through JSON, because pydantic's strict mode takes a JSON array, but no Python list, for a tuple
-        recipe = Recipe.model_validate_json(json.dumps(document.value))
+        recipe = kind.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
-        raise_all(RecipeError, fault_lines(error.errors(), document, Recipe))
+        raise_all(RecipeError, fault_lines(error.errors(), document, kind))
         raise
     recipe._source, recipe._path, recipe._overrides = source, path, dict(overrides or {})
-    found = [f"{where(document, place)}{message}" for place, message in _contradictions(recipe)]
-    raise_all(RecipeError, [] if remembered else found)
-    return recipe
+    return document, recipe
+
+
+def _refuse_other_kind(document: Document, kind: type[Kind]) -> None:
+    guides = is_guide(document)
+    if guides and kind is Recipe:
+        raise RecipeError(
+            f"{document.name}: says how to draw ('guide'); expected 'edits'. Draw with it by 'surgery sample "
+            "--guide'."
+        )
+    if not guides and kind is GuideRecipe and isinstance(document.value, dict) and "edits" in document.value:
+        raise RecipeError(
+            f"{document.name}: says what to edit ('edits'); expected 'guide'. Make its patch by 'surgery "
+            "run'."
+        )
+
+
+def is_guide(document: Document) -> bool:
+    """Whether a document says how to draw, and not what to edit."""
+    return isinstance(document.value, dict) and "guide" in document.value and "edits" not in document.value
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Unpack
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -83,11 +84,15 @@ def sheet_of(tables: Mapping[str, PictureTable], labels: Sequence[str], seeds: S
         SheetRow(label=label, groups=tuple(table[row] for table in tables.values()))
         for row, label in enumerate(labels)
     ]
-    drawn = max(max(table.shape[2:4]) for table in tables.values())
     columns = [f"seed {seed}" for seed in seeds]
-    return contact_sheet(
-        rows, groups=list(tables), columns=columns, cell=min(max(_SMALLEST, drawn), _LARGEST)
-    )
+    cell = max(cell_side(table) for table in tables.values())
+    return contact_sheet(rows, groups=list(tables), columns=columns, cell=cell)
+
+
+def cell_side(pictures: np.ndarray[Any, Any]) -> int:
+    """Side at which pictures [..., rows, columns, 3] are shown: small ones larger, large ones smaller."""
+    sides: tuple[int, ...] = pictures.shape[-3:-1]
+    return min(max(_SMALLEST, *sides), _LARGEST)
 
 
 def write_sheet(sheet: Image.Image, path: Path, *, overwrite: bool = False) -> None:

@@ -97,16 +97,18 @@ def test_a_real_picture_is_drawn_again_and_scaled(exact: Any) -> None:
     models.vae, models.unet = deepcopy(exact.vae).to(torch.float64), deepcopy(exact.unet)
     models.unet.conv_out.weight.data *= 0.1  # a random U-Net's steps have no fixed point
     rough, close = (
-        scale_concept(models, pixels, "a cat", AS_IT_IS, replace(EXACT, renoise=count), steps=4)
+        scale_concept(models, pixels, "a cat", [AS_IT_IS], replace(EXACT, renoise=count), steps=4)
         for count in (0, 40)
     )
     assert max(close.error) < 0.2 * max(rough.error)
     assert max(close.error) < 0.01
     shown = decode(models.vae, encode(models.vae, pixels)[0])
     assert abs(close.again.astype(int) - shown.astype(int)).mean() < 2
-    strong = scale_concept(models, pixels, "a cat", OBJECT, steps=4)
-    assert strong.pictures.shape == (2, 32, 32, 3)
-    assert (strong.pictures != strong.again).any()
+    both = scale_concept(models, pixels, "a cat", [OBJECT, AS_IT_IS], steps=4)
+    strong, same = both.pictures
+    assert strong.shape == (2, 32, 32, 3)
+    assert (strong != both.again).any()
+    assert (same == both.again).all()
 
 
 def test_steps_that_the_model_does_not_have_are_refused(exact: Any) -> None:
@@ -175,7 +177,7 @@ def test_noise_and_velocity_are_two_ways_of_saying_one_thing() -> None:
 )
 def test_settings_that_cannot_be_carried_out_are_refused(exact: Any, settings: Any, message: str) -> None:
     with pytest.raises(MethodError, match=message):
-        scale_concept(exact, torch.zeros((1, 3, 32, 32)), "a cat", settings, steps=2)
+        scale_concept(exact, torch.zeros((1, 3, 32, 32)), "a cat", [settings], steps=2)
 
 
 def test_a_path_that_starts_from_pure_noise_is_refused(exact: Any) -> None:

@@ -7,12 +7,14 @@ from surgery.recipe import recipe_schema
 
 
 def test_the_schema_describes_every_key_and_allows_no_other() -> None:
-    schema = recipe_schema()
-    assert schema["additionalProperties"] is False
-    assert {"surgery", "base", "edits"} <= set(schema["required"])
-    offsets = schema["$defs"]["Offsets"]
-    assert offsets["additionalProperties"] is False
-    assert all("description" in field for field in offsets["properties"].values())
+    kinds = recipe_schema()
+    assert [kind["$ref"].rpartition("/")[2] for kind in kinds["anyOf"]] == ["Recipe", "GuideRecipe"]
+    parts = kinds["$defs"]
+    assert {"surgery", "base", "edits"} <= set(parts["Recipe"]["required"])
+    assert {"surgery", "base", "guide"} <= set(parts["GuideRecipe"]["required"])
+    assert all(part["additionalProperties"] is False for part in parts.values())
+    for part in ("Offsets", "ConceptDiffusion", "ScalingConcept", "GuidedPatch"):
+        assert all("description" in field for field in parts[part]["properties"].values())
 
 
 def test_the_schema_offers_both_spellings_of_layers_and_seeds() -> None:

@@ -16,7 +16,7 @@ from surgery.cli.options import (
 )
 from surgery.cli.program import FAILED, Verb, VerbGroup
 from surgery.errors import SurgeryError
-from surgery.recipe import load_recipe, recipe_schema, recipe_text, recipe_titles
+from surgery.recipe import GuideRecipe, Recipe, load_any, recipe_schema, recipe_text, recipe_titles
 from surgery.record import JSON
 from surgery.shelf import checkpoint_path, recipe_path
 
@@ -84,16 +84,28 @@ def check(
     pictures suit, 'run' tells before any work.
     """
     try:
-        checked = load_recipe(recipe, overrides)
+        checked = load_any(recipe, overrides)
         place = checked.base_path() if base is None else checkpoint_path(base)
     except SurgeryError as error:
         if not as_json:
             raise
         print_json({"recipe": recipe, "faults": list(error.faults)})
         context.exit(FAILED)
-    concepts = sum(len(edit.entry.concepts) for edit in checked.edits)
     if as_json:
-        facts: dict[str, JSON] = {"digest": checked.digest, "base": str(place), "concepts": concepts}
-        print_json({"recipe": recipe, "faults": [], **facts})
+        print_json({"recipe": recipe, "faults": [], "base": str(place), **_facts(checked)})
         return
+    if isinstance(checked, GuideRecipe):
+        print(f"{recipe}: good; draws from {place} by {checked.guide.method}")
+        return
+    concepts = _concepts(checked)
     print(f"{recipe}: good; {concepts} concepts to edit in {place}, digest {checked.digest[:12]}")
+
+
+def _facts(checked: Recipe | GuideRecipe) -> dict[str, JSON]:
+    if isinstance(checked, GuideRecipe):
+        return {"guide": checked.guide.method}
+    return {"digest": checked.digest, "concepts": _concepts(checked)}
+
+
+def _concepts(checked: Recipe) -> int:
+    return sum(len(edit.entry.concepts) for edit in checked.edits)

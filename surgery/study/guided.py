@@ -1,0 +1,207 @@
+"""Pictures drawn as a recipe of guidance says, beside plain ones, onto one labelled sheet."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+
+from surgery.diffusion import SampleKnobs, load_picture, sample_table
+from surgery.diffusion.guide import Guide
+from surgery.diffusion.inversion import InversionSettings
+from surgery.diffusion.pixels import scale_factor
+from surgery.diffusion.sampling import latent_shape
+from surgery.errors import SurgeryError
+from surgery.guidance.concept_diffusion import INITIAL, LATER, OURS, ConceptSettings, LaterSettings
+from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
+from surgery.guidance.guides import ConceptGuide, GcfgGuide
+from surgery.guidance.phrases import Finder, phrases_by, plain_phrases
+from surgery.guidance.scaling_concept import OBJECT, SKETCH, SUBTLE, ScalingSettings, scale_concept
+from surgery.patch import load_patch
+from surgery.recipe import ConceptDiffusion, Gcfg, GuideRecipe, ScalingConcept
+from surgery.report import SheetRow, contact_sheet
+from surgery.study.loading import pipeline_on
+from surgery.study.samples import cell_side, sheet_of
+
+_log = logging.getLogger(__name__)
+
+_PLAIN: Final = 5.0
+"""Guidance scale of the pictures beside those of generalised guidance, whose weights are no single one."""
+_CONCEPT: Final[Mapping[str, ConceptSettings | LaterSettings]] = {
+    "published": INITIAL,
+    "later": LATER,
+    "ours": OURS,
+}
+_SCALING: Final[Mapping[str, ScalingSettings]] = {"object": OBJECT, "subtle": SUBTLE, "sketch": SKETCH}
+
+
+def guided_sheet(
+    recipe: GuideRecipe,
+    *,
+    checkpoint: Path | None = None,
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    offloaded: bool = False,
+    steps: int | None = None,
+    batch: int = 16,
+) -> Image.Image:
+    """A sheet of what a recipe of guidance draws, beside plain guidance, or beside the pictures it scales.
+
+    Args:
+        recipe: What guides.
+        checkpoint: In place of the recipe's base.
+        prompts: In place of the recipe's, one row for each.
+        seeds: In place of the recipe's, one column for each.
+        device: Where the models run.
+        dtype: In which type they run.
+        offloaded: Whether each model comes to the device only when it is used.
+        steps: In place of the recipe's.
+        batch: Pictures at a time.
+
+    Raises:
+        SurgeryError: when the checkpoint, a patch or a picture cannot be used, or they do not fit each other.
+    """
+    models = pipeline_on(checkpoint or recipe.base_path(), device, dtype, offloaded=offloaded)
+    steps = recipe.sample.steps if steps is None else steps
+    scaling = recipe.guide.scaling_concept
+    if scaling is not None:
+        if prompts or seeds:
+            raise SurgeryError(
+                "prompts or seeds were given; expected none, since the recipe's pictures are drawn along "
+                "their own paths."
+            )
+        return _scaled_sheet(models, recipe, scaling, steps)
+    asked = tuple(prompts) or recipe.sample.prompts
+    columns = tuple(seeds) or recipe.sample.seeds
+    guide, labels, plain = guide_of(recipe, models, asked)
+    ways = [SampleKnobs(guidance=plain), SampleKnobs(guide=guide)]
+    before, after = (
+        sample_table(models, asked or ("",), columns, **SampleKnobs(steps=steps, batch=batch, **way))
+        for way in ways
+    )
+    return sheet_of({"plain": before, "guided": after}, labels, columns)
+
+
+def guide_of(
+    recipe: GuideRecipe, models: Any, prompts: Sequence[str]
+) -> tuple[Guide, tuple[str, ...], float]:
+    """What guides the drawing of prompts, a label of each, and the scale of plain guidance to compare with.
+
+    Raises:
+        SurgeryError: when a patch does not fit the models, or prompts are missing.
+    """
+    guide = recipe.guide
+    if guide.gcfg is not None:
+        return _gcfg(recipe, guide.gcfg, models, prompts)
+    assert guide.concept_diffusion is not None
+    return _concept_diffusion(recipe, guide.concept_diffusion, models, prompts)
+
+
+def _gcfg(
+    recipe: GuideRecipe, entry: Gcfg, models: Any, prompts: Sequence[str]
+) -> tuple[Guide, tuple[str, ...], float]:
+    if not prompts and entry.control_weight:
+        raise SurgeryError(
+            f"there is no prompt, and control_weight is {entry.control_weight:g}; expected one. Give "
+            "--prompt, or set control_weight to 0 to draw without words."
+        )
+    concepts = tuple(
+        GuidedConcept(
+            weight=one.weight,
+            strength=one.strength,
+            base_strength=one.base_strength,
+            control_strength=one.control_strength,
+        )
+        for one in entry.concepts
+    )
+    settings = GcfgSettings(
+        concepts=concepts, control_weight=entry.control_weight, across=entry.across, limit=entry.limit
+    )
+    patches = [load_patch(recipe.file(one.patch)) for one in entry.concepts]
+    guide = GcfgGuide(models, patches, settings, mode=entry.mode)
+    return guide, tuple(prompts) or ("without words",), _PLAIN
+
+
+def _concept_diffusion(
+    recipe: GuideRecipe, entry: ConceptDiffusion, models: Any, prompts: Sequence[str]
+) -> tuple[Guide, tuple[str, ...], float]:
+    if not prompts:
+        raise SurgeryError("there is no prompt; expected at least one. Give --prompt.")
+    subjects = subjects_of(entry, prompts)
+    settings: Any = replace(_CONCEPT[entry.preset], **entry.given())
+    guide = ConceptGuide(models=models, subjects=subjects, settings=settings)
+    labels = tuple(f"{prompt} ({'; '.join(subjects[prompt])})" for prompt in prompts)
+    return guide, labels, settings.guidance
+
+
+def subjects_of(entry: ConceptDiffusion, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What each prompt is about, as the recipe says or as its finder finds.
+
+    Raises:
+        SurgeryError: when the finder's pipeline is not there.
+    """
+    unknown = [prompt for prompt in prompts if prompt not in entry.subjects]
+    find = _finder(entry.finder) if unknown else plain_phrases
+    found = {prompt: entry.subjects.get(prompt) or find(prompt) for prompt in prompts}
+    for prompt in unknown:
+        if len(found[prompt]) < 2:
+            _log.warning(
+                "%r: %s found; guidance by subjects needs two to tell apart. Name them in the recipe's "
+                "'subjects'.",
+                prompt,
+                f"only {found[prompt][0]!r} was" if found[prompt] else "no subject was",
+            )
+    return found
+
+
+def _finder(name: str) -> Finder:
+    if name == "plain":
+        return plain_phrases
+    try:
+        spacy: Any = import_module("spacy")
+    except ModuleNotFoundError as error:
+        raise SurgeryError(
+            f"finder {name!r} is a pipeline of spaCy, which is not installed; expected 'plain', or spaCy. "
+            "Install it by: pip install 'sd-surgery[phrases]'"
+        ) from error
+    try:
+        return phrases_by(spacy.load(name))
+    except OSError as error:
+        raise SurgeryError(
+            f"finder {name!r} is no pipeline of spaCy that is installed; expected 'plain', a name or a "
+            f"folder. Install it by 'python -m spacy download {name}' where there is a network."
+        ) from error
+
+
+def _scaled_sheet(models: Any, recipe: GuideRecipe, entry: ScalingConcept, steps: int) -> Image.Image:
+    base = _SCALING[entry.preset]
+    scales = entry.scales or (base.scale,)
+    settings: list[Any] = [replace(base, scale=scale, **entry.scaling()) for scale in scales]
+    inversion: Any = replace(InversionSettings(), **entry.inversion())
+    factor, (_, height, width) = scale_factor(models.vae), latent_shape(models)
+    pixels = torch.stack(
+        [load_picture(recipe.file(name), height * factor, width * factor) for name in entry.images]
+    )
+    found = scale_concept(models, pixels, entry.concept, settings, inversion, steps=steps)
+    shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    columns = [shown, found.again, *found.pictures]
+    rows = [
+        SheetRow(
+            label=Path(name).name,
+            groups=tuple(column[row : row + 1] for column in columns),
+            note=f"drawn again: {100 * found.error[row]:.1f} % off",
+        )
+        for row, name in enumerate(entry.images)
+    ]
+    return contact_sheet(
+        rows,
+        groups=["picture", "drawn again", *(f"{scale:g}" for scale in scales)],
+        title=f"{entry.concept}, scaled",
+        cell=cell_side(shown),
+    )
