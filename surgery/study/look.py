@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,12 +41,14 @@ class Look:
         trained: Losses and steps.
         pictures: File names it was learned from.
         findings: What was noticed about the files.
+        first: Whether this process wrote it; others that trained with it have it in memory alone.
     """
 
     patch: Patch
     trained: Trained
     pictures: tuple[str, ...]
     findings: tuple[Finding, ...]
+    first: bool = True
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -92,6 +95,9 @@ def train_look(
         overwrite: Whether an older patch may be replaced.
         device: Where the models run.
 
+    Several processes that ``accelerate launch`` or ``torchrun`` started share every batch, and the first of
+    them writes.
+
     Raises:
         SurgeryError: when the checkpoint, the pictures or the settings cannot be used.
     """
@@ -101,13 +107,16 @@ def train_look(
     make_folder(place)
     store = Store(place / "state")
     checkpoint = open_checkpoint(base)
-    models = pipeline_on(base, device, torch.float32)
-    pictures = read_pictures(models, folder, store=store)
-    for finding in pictures.findings:
+    company = company_here(device)
+    models = pipeline_on(base, device if company is None else str(company.device), torch.float32)
+    with nullcontext() if company is None else company.main_process_first():
+        pictures = read_pictures(models, folder, store=store)
+    first = company is None or company.is_main_process
+    for finding in pictures.findings if first else ():
         _log.warning("%s: %s", finding.subject, finding.message)
     run = json_digest([as_json(settings), list(pictures.names), pictures.mean.double().sum().item()])[:12]
     shown = partial(_shown, models, place, run)
-    trained = train(models, pictures, settings, store=store, on_check=shown)
+    trained = train(models, pictures, settings, store=store, on_check=shown, company=company)
     provenance: dict[str, JSON] = {
         LOOK: {
             "context": "",
@@ -120,8 +129,20 @@ def train_look(
         }
     }
     patch = make_patch([Term(delta=trained.delta, source="null-text training")], checkpoint, provenance)
-    save_patch(patch, output, overwrite=overwrite)
-    return Look(patch=patch, trained=trained, pictures=pictures.names, findings=pictures.findings)
+    if first:
+        save_patch(patch, output, overwrite=overwrite)
+    return Look(
+        patch=patch, trained=trained, pictures=pictures.names, findings=pictures.findings, first=first
+    )
+
+
+def company_here(device: str) -> Any:
+    """The processes that ``accelerate launch`` or ``torchrun`` started together; None for a process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device == "cpu")
 
 
 def _shown(models: Any, place: Path, run: str, check: Check) -> None:
@@ -135,10 +156,9 @@ def _shown(models: Any, place: Path, run: str, check: Check) -> None:
         place / f"sheet-{check.step:06d}.png",
         overwrite=True,
     )
-    held_out = check.held_out if isfinite(check.held_out) else None  # JSON has no NaN
-    line = {"run": run, "step": check.step, "loss": check.loss, "held_out": held_out}
+    line = {"run": run, "step": check.step, "loss": check.loss, "held_out": check.held_out}
     _noted(place / "losses.jsonl", line)
-    held = "" if held_out is None else f", held out {held_out:.4f}"
+    held = "" if check.held_out is None else f", held out {check.held_out:.4f}"
     _log.info("update %d: loss %.4f%s", check.step, check.loss, held)
 
 

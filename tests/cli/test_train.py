@@ -1,11 +1,16 @@
 """The verb train."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from surgery.patch import load_patch
 from tests.cli.conftest import Call
 
 
@@ -43,3 +48,50 @@ def test_a_folder_without_pictures_is_refused_and_nothing_is_written(
     assert done.code == 1
     assert "0 pictures can be read" in done.err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(
+    surgery: Call, folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    options = [
+        "--base",
+        str(tiny_pipeline),
+        "--rank",
+        "2",
+        "--batch",
+        "4",
+        "--steps",
+        "3",
+        "--held-out",
+        "0.3",
+    ]
+    options += ["--check-every", "2", "--threads", "1"]
+    assert surgery("train", folder, *options, "-o", tmp_path / "one.safetensors").code == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    asked = ["-m", "surgery", "train", str(folder), *options, "-o", str(tmp_path / "two.safetensors")]
+    done = subprocess.run([*launch, *asked], check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("updates on 4 pictures") == 1
+    one, two = (load_patch(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.changes == two.changes
+    for name in one.changes:
+        (first,), (second,) = ([term.delta.materialise(name) for term in patch.terms] for patch in (one, two))
+        torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-5)
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "two.safetensors.training" / "losses.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in lines] == [2, 3]
+
+
+def test_products_in_bfloat16_are_near_those_in_float32(
+    surgery: Call, folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    options = ("--base", tiny_pipeline, "--rank", 2, "--batch", 2, "--steps", 2, "--held-out", 0, "--json")
+    exact = surgery("train", folder, *options, "-o", tmp_path / "a.safetensors").json["losses"]
+    half = surgery(
+        "train", folder, *options, "--precision", "bfloat16", "-o", tmp_path / "b.safetensors"
+    ).json["losses"]
+    assert half != exact
+    assert half == pytest.approx(exact, rel=2e-2)

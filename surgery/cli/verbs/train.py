@@ -75,6 +75,13 @@ from surgery.shelf import checkpoint_path
     show_default=True,
     help="Looks without a better loss before it stops.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Type in which products are taken; weights and gradients stay in float32.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
 @click.option(
     "--work", type=FILE, help="Folder for the state, losses and sheets; beside the patch when left out."
@@ -97,6 +104,7 @@ def train(
     held_out: float,
     check_every: int,
     patience: int,
+    precision: Literal["float32", "bfloat16"],
     seed: int,
     work: Path | None,
     output: Path,
@@ -107,7 +115,8 @@ def train(
 ) -> None:
     """Learn the look of the pictures in FOLDER, without captions, as a patch of the U-Net.
 
-    A stopped training that is started again with the same options goes on where it was.
+    A stopped training that is started again with the same options goes on where it was. Started by
+    'accelerate launch', several devices share every batch.
     """
     place = checkpoint_path(base)
     check_outputs([output], [place, folder], overwrite=overwrite)
@@ -126,6 +135,7 @@ def train(
         held_out=held_out,
         check_every=check_every,
         patience=patience,
+        precision=precision,
         seed=seed,
     )
     found = train_look(
@@ -137,6 +147,8 @@ def train(
         overwrite=overwrite,
         device=chosen_device(device),
     )
+    if not found.first:
+        return
     if as_json:
         print_json(found.as_json())
         return

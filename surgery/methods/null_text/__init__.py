@@ -1,7 +1,8 @@
 """Null-text training: a U-Net learns the look of a folder of pictures without a word (arXiv 2312.08195)."""
 
-from surgery.methods.null_text.loop import Check, Trained, train
+from surgery.methods.null_text.door import Trained, train
 from surgery.methods.null_text.pictures import PictureSet, read_pictures
 from surgery.methods.null_text.settings import TrainSettings, check_settings
+from surgery.methods.training import Check
 
 __all__ = ["Check", "PictureSet", "TrainSettings", "Trained", "check_settings", "read_pictures", "train"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from surgery.record import JSON
 from surgery.store import StoredResult
 
-_KINDS: Final = ("values", "averages", "first", "second", "best_values")
+_KINDS: Final = ("values", "averages", "first", "second", "best_values", "carried")
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class State:
         values: Of the leaves, by name; ``averages`` are their moving averages.
         first: Adam's moving mean of the gradient; ``second`` of its square.
         best_values: Averages at the best look.
+        carried: What the objective goes on with.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class State:
     first: dict[str, Tensor] = field(default_factory=dict)
     second: dict[str, Tensor] = field(default_factory=dict)
     best_values: dict[str, Tensor] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def waited(self) -> int:

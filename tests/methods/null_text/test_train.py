@@ -15,8 +15,9 @@ from surgery.delta import Dense, LowRank
 from surgery.diffusion import noise_schedule, predict_noise, read_prompts
 from surgery.errors import MethodError
 from surgery.methods.null_text import PictureSet, TrainSettings, check_settings, read_pictures, train
-from surgery.methods.null_text import loop as room
-from surgery.methods.null_text.leaves import layers_of, leaves_of
+from surgery.methods.null_text.door import layers_of, leaves_of
+from surgery.methods.null_text.objective import LookObjective
+from surgery.methods.training import State
 from surgery.store import Store
 
 QUICK = TrainSettings(
@@ -54,15 +55,14 @@ def test_one_update_is_adamw_on_the_loss_of_noise_under_no_words(models: Any, pi
     found = train(models, pictures, settings)
     seen: list[tuple[torch.Tensor, ...]] = []
     with leaves_of(models, settings) as leaves:
-        loop = room._Loop(models, pictures, settings, leaves, None, None)
-        seen.append(loop._batch(0))
+        seen.append(LookObjective(models, pictures, settings).batch(0))
         clean, noise, timesteps = seen[0]
         schedule = noise_schedule(models.scheduler)
         text = read_prompts(models, [""]).features.expand(4, -1, -1)
         predicted = predict_noise(models.unet, schedule.noisy(clean, noise, timesteps), timesteps, text)
         loss = (predicted - noise).square().mean()
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        gradients = torch.autograd.grad(loss, list(leaves.parameters.values()))
+        for (name, leaf), gradient in zip(leaves.parameters.items(), gradients, strict=True):
             # the first update of Adam moves by the rate times the gradient over its own size
             step = -1e-2 * (1e-2 * leaf + gradient / (gradient.abs() + 1e-8))
             form = found.delta.terms[name]
@@ -101,7 +101,7 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(
     without = train(models, pictures, replace(QUICK, steps=4, held_out=0.0))
     assert (without.best, without.held_out) == (4, ())
     told = iter([3.0, 2.0, 2.5, 2.6, 1.0])
-    monkeypatch.setattr(room._Loop, "_held_out", lambda _: next(told))
+    monkeypatch.setattr(LookObjective, "held_out", lambda _: next(told))
     found = train(models, pictures, replace(QUICK, steps=50, patience=2))
     assert (found.steps, found.best) == (8, 4)
     assert [loss for _, loss in found.held_out] == [3.0, 2.0, 2.5, 2.6]
@@ -134,9 +134,9 @@ def test_each_process_takes_its_share_of_the_same_batch(models: Any, pictures: P
         train(models, pictures, settings, company=Pair(index, shares[index]))
     total = [first + second for first, second in zip(*shares, strict=True)]
     with leaves_of(models, settings) as leaves:
-        loop = room._Loop(models, pictures, settings, leaves, None, None)
-        (loop._loss(*loop._batch(0)) / settings.batch).backward()
-        alone += [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+        for loss in LookObjective(models, pictures, settings).losses(0, State()):
+            loss.backward()
+        alone += [leaf.grad for leaf in leaves.parameters.values() if leaf.grad is not None]
     assert float(total[-1]) == pytest.approx(single.losses[0], rel=1e-4)
     for found, expected in zip(total, alone, strict=False):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
@@ -146,7 +146,7 @@ def test_factors_are_beside_layers_of_blocks_that_no_word_reaches(models: Any) -
     found = {kind: layers_of(models.unet, kind) for kind in ("attention", "linear", "all")}
     assert set(found["attention"]) < set(found["linear"]) < set(found["all"])
     assert not any("attn2" in path for path in found["all"])
-    assert "conv_in" not in found["all"]
+    assert "unet/conv_in.weight" not in found["all"]
     assert any("resnets.0.conv1" in path for path in found["all"])
 
 
@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_is_refused(models: Any, pictures: PictureSet) 
 def test_a_held_out_loss_that_is_no_number_is_refused(
     models: Any, pictures: PictureSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room._Loop, "_held_out", lambda _: float("nan"))
+    monkeypatch.setattr(LookObjective, "held_out", lambda _: float("nan"))
     with pytest.raises(MethodError, match="held-out loss after 2 updates is nan"):
         train(models, pictures, QUICK)
 
