@@ -25,7 +25,7 @@ from surgery.checkpoint.components import load_pipeline
 from surgery.judge import Judge, Trait, load_judge
 from surgery.methods import Replacement
 from surgery.methods.cad import CadConcept, concepts_named
-from surgery.methods.cad.components import components_of
+from surgery.anatomy.components import components_of
 from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path

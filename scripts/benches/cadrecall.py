@@ -33,7 +33,7 @@ from surgery.execute import compute_patch, plan_recipe
 from surgery.judge import Trait, load_judge
 from surgery.methods.cad import CadConcept, concepts_named, denoising
 from surgery.methods.cad.attribution import attribute
-from surgery.methods.cad.components import components_of
+from surgery.anatomy.components import components_of
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import random_mask
 from surgery.methods.cad.pairs import pairs_of

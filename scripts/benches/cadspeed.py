@@ -38,7 +38,7 @@ from surgery.methods.cad import (
     denoising,
 )
 from surgery.methods.cad.attribution import attribute
-from surgery.methods.cad.components import components_of
+from surgery.anatomy.components import components_of
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES

@@ -35,6 +35,7 @@ class SampleKnobs(TypedDict, total=False):
     progress: bool
     halve: bool
     guide: Guide | None
+    scheduler: Scheduler | None
 
 
 def sample(
@@ -52,6 +53,7 @@ def sample(
     progress: bool = True,
     halve: bool = True,
     guide: Guide | None = None,
+    scheduler: Scheduler | None = None,
 ) -> UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]:
     """One picture for each prompt with the seed at its place, values 0 to 255.
 
@@ -71,6 +73,7 @@ def sample(
         progress=progress,
         halve=halve,
         guide=guide,
+        scheduler=scheduler,
     )
     return decode(models.vae, latents, batch, halve=halve)
 
@@ -91,6 +94,7 @@ def sample_latents(
     progress: bool = True,
     halve: bool = True,
     guide: Guide | None = None,
+    scheduler: Scheduler | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """Clean latents for each prompt with the seed at its place, scaled as the U-Net sees them.
 
@@ -114,6 +118,7 @@ def sample_latents(
             goes on to the caller, who may have stored results under the batch's size.
         guide: Predicts, and reads the prompts, in the place of ``guidance``, ``negative``, ``clip_skip`` and
             ``in_pieces``, which are then not looked at.
+        scheduler: In the place of the checkpoint's; it is copied, too.
 
     Raises:
         SurgeryError: when the arguments do not fit each other or the models, all faults at once; when the
@@ -126,7 +131,8 @@ def sample_latents(
     shape = latent_shape(models, size)
     own = guide or PromptGuide(models, prompts, guidance, negative, clip_skip, in_pieces=in_pieces)
     _, drawn_as = device_and_dtype(models.text_encoder)
-    count = len(_started(models.scheduler, steps, device).timesteps)
+    solver = models.scheduler if scheduler is None else scheduler
+    count = len(_started(solver, steps, device).timesteps)
     total = len(prompts) * count
     with nullcontext() if progress else shown.silence(), shown.bar(total, "sampling", "step") as bar:
 
@@ -136,7 +142,7 @@ def sample_latents(
             noise = torch.cat(drawn).to(device, dtype)
             predict = own.begin(prompts[part], noise, count)
             with resident(models.unet):
-                latents = _denoise(_started(models.scheduler, steps, device), predict, noise, generators, bar)
+                latents = _denoise(_started(solver, steps, device), predict, noise, generators, bar)
             if not bool(torch.isfinite(latents).all()):
                 raise SurgeryError(
                     f"with {steps} steps{'' if guide else f' and guidance {guidance:g}'} the latents became "

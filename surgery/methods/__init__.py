@@ -12,7 +12,11 @@ from surgery.recipe import Recipe
 from surgery.record import JSON, Finding, Work
 from surgery.store import Store
 
-_HOME: Final = {"cad": "surgery.methods.cad.recipe", "emcid": "surgery.methods.emcid.recipe"}
+_HOME: Final = {
+    "cad": "surgery.methods.cad.recipe",
+    "distill": "surgery.methods.distill.recipe",
+    "emcid": "surgery.methods.emcid.recipe",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from surgery.recipe.cad import Attributed, Cad
 from surgery.recipe.debias import Debias, Joint, Mixed
+from surgery.recipe.distill import Distill, Rescaled
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
 from surgery.recipe.guide import ConceptDiffusion, Gcfg, Guide, GuideRecipe, ScalingConcept
@@ -23,6 +24,7 @@ __all__ = [
     "ConceptDiffusion",
     "Corpus",
     "Debias",
+    "Distill",
     "Document",
     "Edit",
     "Emcid",
@@ -35,6 +37,7 @@ __all__ = [
     "Offsets",
     "Place",
     "Recipe",
+    "Rescaled",
     "Rules",
     "Sample",
     "ScalingConcept",

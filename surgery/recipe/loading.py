@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from surgery.errors import RecipeError, SurgeryError, raise_all
 from surgery.recipe.cad import Cad, cad_faults
 from surgery.recipe.combinations import share_faults
+from surgery.recipe.distill import distill_faults
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Corpus, Emcid
 from surgery.recipe.faults import fault_lines, where
@@ -154,6 +155,10 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
             yield from _about_emcid(recipe, ("edits", index, "emcid"), edit.emcid)
         if edit.cad is not None:
             yield from _about_cad(recipe, ("edits", index, "cad"), edit.cad)
+        if edit.distill is not None:
+            yield from (
+                (("edits", index, "distill", *key), message) for key, message in distill_faults(edit.distill)
+            )
 
 
 def _about_emcid(recipe: Recipe, place: Place, emcid: Emcid) -> Iterator[tuple[Place, str]]:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from surgery.recipe.cad import Cad
+from surgery.recipe.distill import Distill
 from surgery.recipe.emcid import Emcid
 from surgery.recipe.guide import GuideRecipe
 from surgery.recipe.model import Choice, Part, Written
@@ -19,11 +20,12 @@ class Edit(Choice):
 
     emcid: Emcid | None = None
     cad: Cad | None = None
+    distill: Distill | None = None
 
     @property
-    def entry(self) -> Emcid | Cad:
+    def entry(self) -> Emcid | Cad | Distill:
         """The method's part."""
-        found: Emcid | Cad = getattr(self, self.method)
+        found: Emcid | Cad | Distill = getattr(self, self.method)
         return found
 
 

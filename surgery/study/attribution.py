@@ -9,9 +9,9 @@ import torch
 
 from surgery.anatomy import block_order, place_of
 from surgery.anatomy.atlas import ROLES
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
-from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, MaskReport, edit
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.settings import as_json

@@ -6,11 +6,11 @@ from math import prod
 from typing import Any
 
 from surgery.anatomy import fill
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
 from surgery.diffusion import derived_seed
 from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
-from surgery.methods.cad.components import components_of
 from surgery.methods.cad.door import CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept, repeats
 from surgery.methods.cad.pairs import staggered_steps

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from surgery.anatomy import place_of
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import MethodError
-from surgery.methods.cad.components import components_of
 
 # 16 transformer blocks with two attentions of four matrices and one feed-forward of two; 12 text blocks
 COUNTS = {"ff": 32, "ff_out": 16, "attn2_kv": 32, "attn": 128, "text_mlp": 24}
