@@ -3,7 +3,7 @@
 from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
 from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, together, two_encoders
 from surgery.diffusion.files import load_picture
-from surgery.diffusion.guide import Guide, PromptGuide
+from surgery.diffusion.guide import Guide, PassingGuide, PromptGuide
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -19,6 +19,7 @@ __all__ = [
     "Guide",
     "Models",
     "NoiseSchedule",
+    "PassingGuide",
     "PictureTable",
     "PromptGuide",
     "Reading",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,3 +62,35 @@ class PromptGuide:
         return lambda noisy, timestep: guided_noise(
             models.unet, noisy, timestep, text.features, other.features, guidance, added, other_added
         )
+
+
+class PassingGuide:
+    """Another guide, and what it was asked about at some steps, batch after batch.
+
+    Args:
+        inner: Predicts.
+        steps: Numbers of the steps, from noise to picture.
+
+    Attributes:
+        noisy: Latents in float32 in main memory, step by step.
+        timesteps: Of each.
+    """
+
+    def __init__(self, inner: Guide, steps: Sequence[int]) -> None:
+        self._inner, self._steps = inner, frozenset(steps)
+        self.noisy: list[Tensor] = []
+        self.timesteps: list[Tensor] = []
+
+    def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Callable[[Tensor, Any], Tensor]:
+        """See ``Guide``."""
+        predict, number = self._inner.begin(prompts, latents, steps), -1
+
+        def keep(noisy: Tensor, timestep: Any) -> Tensor:
+            nonlocal number
+            number += 1
+            if number in self._steps:
+                self.noisy.append(noisy.float().cpu().clone())
+                self.timesteps.append(torch.full((len(noisy),), int(timestep)))
+            return predict(noisy, timestep)
+
+        return keep

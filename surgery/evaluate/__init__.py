@@ -9,6 +9,8 @@ from surgery.evaluate.headlines import headlines
 from surgery.evaluate.likeness import frechet_distance
 from surgery.evaluate.material import Edited, Material
 from surgery.evaluate.pictures import Cache, Painter, Sampling
+from surgery.evaluate.probe_table import probes_dict, probes_text
+from surgery.evaluate.probes import Probed, ProbeResult, probe_edit
 from surgery.evaluate.sample_size import (
     SampleSize,
     Spread,
@@ -40,6 +42,8 @@ __all__ = [
     "Painter",
     "Probe",
     "ProbeEffect",
+    "ProbeResult",
+    "Probed",
     "SampleSize",
     "Sampling",
     "Section",
@@ -63,6 +67,9 @@ __all__ = [
     "measure_sections",
     "measured_spread",
     "p_value",
+    "probe_edit",
+    "probes_dict",
+    "probes_text",
     "ratio",
     "sample_size",
     "sections_of",

@@ -121,35 +121,47 @@ class Scaled:
     error: tuple[float, ...]
 
 
-def scale_concept(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inverted:
+    """Pictures followed back to the noise that a concept's prompt draws them from.
+
+    Attributes:
+        prompt: The concept's word.
+        path: Latents at every level, from noise (first) to the pictures' own.
+        rungs: Steps of the sampler.
+        again: Latents drawn from that noise with the concept as it is.
+        error: How far those are from the pictures' own, as a share of their length.
+    """
+
+    prompt: str
+    path: tuple[Latents, ...]
+    rungs: tuple[Rung, ...]
+    again: Latents
+    error: tuple[float, ...]
+
+
+def invert_pictures(
     models: Models,
     pixels: Float[Tensor, "pictures 3 rows columns"],
     prompt: str,
-    settings: Sequence[ScalingSettings] = (OBJECT,),
     inversion: InversionSettings | None = None,
     *,
     steps: int = 50,
     generator: torch.Generator | None = None,
-) -> Scaled:
-    """Real pictures with a concept enhanced, weakened or removed.
-
-    Each picture is followed back, once, to the noise that the concept's prompt draws it from, and drawn again
-    from there with the concept at other scales, two evaluations a step.
+) -> Inverted:
+    """Each picture's path back, and the picture drawn again from its end.
 
     Args:
         models: A pipeline.
         pixels: Pictures from -1 to 1, of the size the checkpoint was trained on.
         prompt: The concept's word.
-        settings: Scale, decay and exit, of each way to draw it.
         inversion: How exactly paths are followed back; the published way when left out.
         steps: In each direction.
         generator: Of the noise of references, where predictions are regularised.
 
     Raises:
-        MethodError: when the models cannot be sampled with so many steps, or the result is not finite.
+        MethodError: when the models cannot be sampled with so many steps.
     """
-    for one in settings:
-        check_scaling(one)
     raise_all(MethodError, sampler_faults(models, steps))
     solver = ddim_like(models.scheduler)
     solver.set_timesteps(steps)
@@ -161,7 +173,7 @@ def scale_concept(
         )
     clean = encode(models.vae, pixels)[0]
     with resident(models.unet):
-        both, alone = _predictors(models, prompt, clean)
+        _, alone = _predictors(models, prompt, clean)
         by_timestep = {rung.timestep: rung for rung in rungs}
         path = inverted(
             lambda latents, timestep: alone(latents, by_timestep[timestep]),
@@ -173,22 +185,53 @@ def scale_concept(
         again = path[0]
         for rung in progress.track(rungs, "drawing again", unit="step"):
             again = cleaner(again, alone(again, rung), rung)
-        found = [followed(both, path, rungs, one) for one in settings]
-    wild = [
-        f"{one.scale:g}"
-        for one, latents in zip(settings, found, strict=True)
-        if not bool(torch.isfinite(latents).all())
-    ]
-    if wild:
+    error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    return Inverted(prompt=prompt, path=tuple(path), rungs=rungs, again=again, error=tuple(error.tolist()))
+
+
+def draw_scaled(
+    models: Models, found: Inverted, settings: ScalingSettings
+) -> UInt8[np.ndarray[Any, Any], "pictures rows columns 3"]:
+    """Inverted pictures drawn with the concept at another scale, two evaluations a step.
+
+    The models may be others than those that the paths were followed with.
+
+    Raises:
+        MethodError: when settings cannot be carried out, or the result is not finite.
+    """
+    check_scaling(settings)
+    with resident(models.unet):
+        both, _ = _predictors(models, found.prompt, found.path[-1])
+        latents = followed(both, found.path, found.rungs, settings)
+    if not bool(torch.isfinite(latents).all()):
         raise MethodError(
-            f"with scale {', '.join(wild)} the latents became NaN or infinite; expected finite ones. Take a "
+            f"with scale {settings.scale:g} the latents became NaN or infinite; expected finite ones. Take a "
             "smaller scale, or more passes of the inversion."
         )
-    error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    return decode(models.vae, latents)
+
+
+def scale_concept(
+    models: Models,
+    pixels: Float[Tensor, "pictures 3 rows columns"],
+    prompt: str,
+    settings: Sequence[ScalingSettings] = (OBJECT,),
+    inversion: InversionSettings | None = None,
+    *,
+    steps: int = 50,
+    generator: torch.Generator | None = None,
+) -> Scaled:
+    """Real pictures with a concept enhanced, weakened or removed, in each of some ways.
+
+    Arguments and errors are those of ``invert_pictures`` and ``draw_scaled``; pictures are inverted once.
+    """
+    for one in settings:
+        check_scaling(one)
+    found = invert_pictures(models, pixels, prompt, inversion, steps=steps, generator=generator)
     return Scaled(
-        pictures=tuple(decode(models.vae, one) for one in found),
-        again=decode(models.vae, again),
-        error=tuple(error.tolist()),
+        pictures=tuple(draw_scaled(models, found, one) for one in settings),
+        again=decode(models.vae, found.again),
+        error=found.error,
     )
 
 

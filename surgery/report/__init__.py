@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from surgery.report.chart import ShareBar as ShareBar
     from surgery.report.chart import share_chart as share_chart
     from surgery.report.grid import picture_grid as picture_grid
+    from surgery.report.probe_drawing import ProbeLine as ProbeLine
+    from surgery.report.probe_drawing import probe_chart as probe_chart
     from surgery.report.sheet import SheetRow as SheetRow
     from surgery.report.sheet import contact_sheet as contact_sheet
     from surgery.report.strips import png as png
 
 _HOME = {
     "AuditRecord": "audit_record",
+    "ProbeLine": "probe_drawing",
     "ShareBar": "chart",
     "SheetRow": "sheet",
     "audit_page": "audit_html",
@@ -24,6 +27,7 @@ _HOME = {
     "contact_sheet": "sheet",
     "picture_grid": "grid",
     "png": "strips",
+    "probe_chart": "probe_drawing",
     "share_chart": "chart",
 }
 

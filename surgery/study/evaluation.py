@@ -21,12 +21,16 @@ from surgery.evaluate import (
     SUITES,
     DebiasEffect,
     EditEffect,
+    Material,
+    ProbeResult,
     Sampling,
     as_dict,
     debias_dict,
     headlines,
     measure_balance,
     measure_sections,
+    probe_edit,
+    probes_dict,
     sections_of,
     suite_fault,
 )
@@ -38,10 +42,11 @@ from surgery.patch.diff import diff_checkpoints
 from surgery.patch.file import is_patch
 from surgery.recipe import Recipe, parse_recipe
 from surgery.record import JSON, Finding, Score, json_digest
-from surgery.report import ShareBar, share_chart
+from surgery.report import ProbeLine, ShareBar, probe_chart, share_chart
 from surgery.store import Store
 from surgery.study.loading import pipeline_on, refuse_lossy
 from surgery.study.material import material_of
+from surgery.study.probing import Resurrection, questions_of, resurrect
 from surgery.study.weights import picture_cache
 from surgery.study.words import Words, plainly, read_words
 
@@ -49,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 RECORD: Final = "evaluation.json"
 PLOT: Final = "evaluation.png"
+PROBES: Final = "probes.png"
 CACHE: Final = "cache"
 
 
@@ -63,6 +69,8 @@ class Evaluation:
     sections: Mapping[str, EditEffect]
     balance: DebiasEffect | None
     findings: tuple[Finding, ...]
+    probes: tuple[ProbeResult, ...] = ()
+    resurrections: tuple[Resurrection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,8 @@ class Wish:
         batch: Pictures at a time, at most; None for the default.
         held_out: How many unedited names are looked at; None for all.
         drawings: A folder of pictures of how it should look, for the Fréchet distance of ``quality``.
+        probes: Whether predictions are probed, too.
+        resurrection: Whether it is tried to draw each edited concept back.
     """
 
     suites: tuple[str, ...] = ()
@@ -90,6 +100,8 @@ class Wish:
     batch: int | None = None
     held_out: int | None = None
     drawings: Path | None = None
+    probes: bool = False
+    resurrection: bool = False
 
     def sampling(self, words: Words) -> Sampling:
         """How pictures are drawn."""
@@ -170,11 +182,14 @@ def evaluate_edit(
         measured = measure_sections(
             models, applied(models, patch), sections, judge, cache=kept, drawings=drawings
         )
+        probes, resurrections = _probed(models, patch, material, judge, wish, wish.sampling(known))
         found = Evaluation(
             headlines=headlines(measured),
             sections=measured,
             balance=balance,
             findings=(*edits.findings, *findings, *empty, *dict.fromkeys(halved)),
+            probes=probes,
+            resurrections=resurrections,
         )
         sources: dict[str, JSON] = {
             "patch": patch_digest(patch),
@@ -187,6 +202,26 @@ def evaluate_edit(
         record = _record(found, base, other, wish, sources, machine, time.monotonic() - started)
         _write(found, out, record)
     return found
+
+
+def _probed(
+    models: Any, patch: Patch, material: Material, judge: Judge, wish: Wish, sampling: Sampling
+) -> tuple[tuple[ProbeResult, ...], tuple[Resurrection, ...]]:
+    """What predictions say, where that is wished for."""
+    probes: tuple[ProbeResult, ...] = ()
+    if wish.probes and material.edited:
+        probes = probe_edit(
+            models,
+            applied(models, patch),
+            questions_of(material),
+            guidance=wish.guidance,
+            steps=wish.steps,
+            seed=wish.seed,
+            batch=sampling.batch,
+        )
+    if not wish.resurrection:
+        return probes, ()
+    return probes, resurrect(models, lambda: applied(models, patch), material.edited, judge, sampling)
 
 
 def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overwrite: bool = False) -> None:
@@ -203,7 +238,7 @@ def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overw
     if out.exists() and not out.is_dir():
         raise SurgeryError(f"{out} is a file; an evaluation needs a folder. Name another one.")
     held = {item.name for item in out.iterdir() if not item.name.startswith(".")} if out.is_dir() else set()
-    foreign = sorted(held - {RECORD, PLOT, CACHE})
+    foreign = sorted(held - {RECORD, PLOT, PROBES, CACHE})
     if foreign or (RECORD in held and not overwrite):
         what = f"other files ({', '.join(foreign[:3])})" if foreign else "an evaluation"
         hint = "Name another one." if foreign else "Name another one, or pass --overwrite."
@@ -323,6 +358,8 @@ def _record(
         "headlines": [asdict(score) for score in found.headlines],
         "sections": {name: as_dict(effect) for name, effect in found.sections.items()},
         "debias": None if found.balance is None else debias_dict(found.balance),
+        "probes": probes_dict(found.probes),
+        "resurrection": [one.as_json() for one in found.resurrections],
         "findings": [asdict(finding) for finding in found.findings],
         "elapsed_s": round(elapsed_s, 2),
         "machine": {
@@ -339,6 +376,12 @@ def _write(found: Evaluation, out: Path, record: Mapping[str, JSON]) -> None:
     bars += [bar for name, effect in found.sections.items() for bar in _bars(name, effect)]
     with atomic_file(out / PLOT, overwrite=True) as temporary:
         write_bytes(temporary, [share_chart(bars, title="Before and after the edit", kind="png")])
+    if found.probes:
+        lines = [
+            ProbeLine(label=one.subject, timesteps=one.timesteps, curves=one.curves) for one in found.probes
+        ]
+        with atomic_file(out / PROBES, overwrite=True) as temporary:
+            write_bytes(temporary, [probe_chart(lines)])
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(out / RECORD, overwrite=True) as temporary:
         write_bytes(temporary, [text.encode()])

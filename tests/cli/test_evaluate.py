@@ -52,6 +52,25 @@ def test_suites_are_measured_and_written(
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_probes_and_resurrection_are_told_beside_the_pictures(
+    surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--probes", "--resurrection", "--held-out", 1)
+    done = surgery("evaluate", tiny_pipeline, patch, *asked, *flags, "-o", out)
+    assert done.code == 0, done.err
+    assert "most of it comes back through 'kitty'" in done.out
+    assert "cat: probability for each unit of scale: unedited" in done.out
+    record = json.loads((out / "evaluation.json").read_text())
+    (probe,) = record["probes"]
+    names = [score["name"] for score in probe["scores"]]
+    assert {"drift", "energy", "alignment", "anchor alignment", "leak", "bystanders"} <= set(names)
+    (revived,) = record["resurrection"]
+    assert list(revived["slopes"]) == ["unedited", "edited", "crossed"]
+    assert [len(told) for told in revived["probabilities"].values()] == [4, 4, 4]
+    assert (out / "probes.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_debiased_phrases_are_counted_by_group_without_being_asked(
     surgery: Call, tiny_pipeline: Path, patch: Path, asked: tuple[object, ...], tmp_path: Path
 ) -> None:

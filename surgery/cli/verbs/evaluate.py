@@ -65,6 +65,12 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Of the sampler.")
 @click.option("--guidance", type=Finite(0), default=5.0, show_default=True, help="Guidance scale.")
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all pictures.")
+@click.option(
+    "--probes", is_flag=True, help="Probe predictions too: drift, energy, alignment, leaks; with probes.png."
+)
+@click.option(
+    "--resurrection", is_flag=True, help="Try to draw each edited concept back along inverted paths."
+)
 @click.option("--phrases", is_flag=True, help="List every phrase, not only the sums.")
 @click.option("--cache", type=FILE, help="Folder of stored pictures, which evaluations share.")
 @overwrite_option
@@ -91,6 +97,8 @@ def evaluate(
     steps: int,
     guidance: float,
     seed: int,
+    probes: bool,
+    resurrection: bool,
     phrases: bool,
     cache: Path | None,
     overwrite: bool,
@@ -109,7 +117,7 @@ def evaluate(
     made = None if recipe is None else load_recipe(recipe)
     import torch
 
-    from surgery.evaluate import debias_text, evaluation_text
+    from surgery.evaluate import debias_text, evaluation_text, probes_text
     from surgery.judge import load_judge
     from surgery.study.evaluation import RECORD, Wish, evaluate_edit, refuse_evaluation
     from surgery.study.words import read_words
@@ -127,6 +135,8 @@ def evaluate(
         batch=batch,
         held_out=held_out,
         drawings=drawings,
+        probes=probes,
+        resurrection=resurrection,
     )
     refuse_evaluation(output, wish, cache=cache, overwrite=overwrite)
     found = evaluate_edit(
@@ -148,6 +158,10 @@ def evaluate(
     if found.balance is not None:
         print(debias_text(found.balance) + "\n")
     print(evaluation_text(found.headlines, found.sections, phrases))
+    if found.probes:
+        print("\n" + probes_text(found.probes))
+    for one in found.resurrections:
+        print(one.line())
     for finding in found.findings:
         print(f"{finding.subject}: {finding.message}")
     print(output)

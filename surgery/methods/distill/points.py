@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,6 +11,7 @@ from torch import Tensor
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import (
     Models,
+    PassingGuide,
     PromptGuide,
     Reading,
     derived_seed,
@@ -59,28 +59,6 @@ class Points:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class _Passing:
-    """A guide that keeps what it is asked about at some steps."""
-
-    def __init__(self, inner: PromptGuide, steps: Sequence[int]) -> None:
-        self.inner, self.steps = inner, set(steps)
-        self.noisy: list[Tensor] = []
-        self.timesteps: list[Tensor] = []
-
-    def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Callable[[Tensor, Any], Tensor]:
-        predict, number = self.inner.begin(prompts, latents, steps), -1
-
-        def keep(noisy: Tensor, timestep: Any) -> Tensor:
-            nonlocal number
-            number += 1
-            if number in self.steps:
-                self.noisy.append(noisy.float().cpu().clone())
-                self.timesteps.append(torch.full((len(noisy),), int(timestep)))
-            return predict(noisy, timestep)
-
-        return keep
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """What is read: the concepts' prompts side by side, the empty one, and phrases to preserve."""
@@ -124,7 +102,7 @@ def drawn_points(
         int((part + float(torch.rand((), generator=generator))) * parts)
         for part in range(settings.graded_steps)
     ]
-    guide = _Passing(PromptGuide(models, asked, settings.guidance), steps)
+    guide = PassingGuide(PromptGuide(models, asked, settings.guidance), steps)
     with silence():
         sample_latents(
             models,
