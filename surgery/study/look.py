@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +14,22 @@ import torch
 
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, make_folder, refuse_inputs, write_bytes
+from surgery.delta.truncate import truncated
 from surgery.diffusion import sample_table
 from surgery.guidance.gcfg import GcfgSettings
 from surgery.guidance.guides import GcfgGuide
-from surgery.methods.null_text import Check, Trained, TrainSettings, check_settings, read_pictures, train
+from surgery.methods.null_text import (
+    Check,
+    Trained,
+    TrainSettings,
+    check_settings,
+    measure_constants,
+    read_pictures,
+    save_constants,
+    train,
+)
 from surgery.methods.null_text.settings import as_json
-from surgery.patch import Patch, Term, make_patch, save_patch
+from surgery.patch import Patch, Term, applied, make_patch, patch_digest, save_patch
 from surgery.progress import silence
 from surgery.record import JSON, Finding, json_digest
 from surgery.store import Store
@@ -41,6 +51,8 @@ class Look:
         trained: Losses and steps.
         pictures: File names it was learned from.
         findings: What was noticed about the files.
+        energies: By tensor, the share of its change's energy that truncation kept; empty without any.
+        constants_error: How far predictions with constants are off; None where none were asked for.
         first: Whether this process wrote it; others that trained with it have it in memory alone.
     """
 
@@ -48,6 +60,8 @@ class Look:
     trained: Trained
     pictures: tuple[str, ...]
     findings: tuple[Finding, ...]
+    energies: Mapping[str, float] = field(default_factory=dict)
+    constants_error: float | None = None
     first: bool = True
 
     def lines(self) -> Iterator[str]:
@@ -58,6 +72,16 @@ class Look:
             first, best = trained.held_out[0][1], dict(trained.held_out)[trained.best]
             told += f"; held-out loss {first:.4f} → {best:.4f} after {trained.best}"
         yield told
+        if self.energies:
+            kept = {name: share for name, share in self.energies.items() if name in self.patch.changes}
+            least = min(kept, key=lambda name: kept[name])
+            left_out = len(self.energies) - len(kept)
+            yield (
+                f"energy kept: {100 * sum(kept.values()) / len(kept):.1f} % on average of {len(kept)} "
+                f"weights, {100 * kept[least]:.1f} % of {least}; {left_out} biases and norms are left out"
+            )
+        if self.constants_error is not None:
+            yield f"constants: predictions {100 * self.constants_error:.2g} % off"
 
     def as_json(self) -> dict[str, JSON]:
         """For machines."""
@@ -68,6 +92,8 @@ class Look:
             "held_out": [list(one) for one in self.trained.held_out],
             "pictures": list(self.pictures),
             "findings": [asdict(finding) for finding in self.findings],
+            "energies": dict(self.energies),
+            "constants_error": self.constants_error,
         }
 
 
@@ -77,6 +103,9 @@ def train_look(
     output: Path,
     settings: TrainSettings,
     *,
+    truncate: int | None = None,
+    constants: Path | None = None,
+    tolerance: float = 0.02,
     work: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
@@ -91,6 +120,10 @@ def train_look(
         folder: Of the pictures.
         output: The patch.
         settings: What is trained, and for how long.
+        truncate: The patch is of low-rank changes of at most this rank, with the energy that each keeps;
+            None: as it was trained.
+        constants: A file for cross-attention as one vector a layer, in the patched U-Net.
+        tolerance: How far predictions with those may be off, as a share.
         work: That folder; ``output`` with ``.training`` behind it when left out.
         overwrite: Whether an older patch may be replaced.
         device: Where the models run.
@@ -128,12 +161,26 @@ def train_look(
             "pictures": {"count": len(pictures), "digest": json_digest(list(pictures.names))},
         }
     }
-    patch = make_patch([Term(delta=trained.delta, source="null-text training")], checkpoint, provenance)
-    if first:
-        save_patch(patch, output, overwrite=overwrite)
-    return Look(
-        patch=patch, trained=trained, pictures=pictures.names, findings=pictures.findings, first=first
+    delta, energies = (trained.delta, {}) if truncate is None else truncated(trained.delta, truncate)
+    patch = make_patch([Term(delta=delta, source="null-text training")], checkpoint, provenance)
+    look = Look(
+        patch=patch,
+        trained=trained,
+        pictures=pictures.names,
+        findings=pictures.findings,
+        energies=energies,
+        first=first,
     )
+    if not first:
+        return look
+    save_patch(patch, output, overwrite=overwrite)
+    if constants is None:
+        return look
+    with applied(models, patch):
+        found = measure_constants(models, pictures, settings.seed)
+    about: dict[str, JSON] = {"patch": patch_digest(patch), "unet": patch.roots["unet"].bytes}
+    save_constants(found, constants, tolerance, about, overwrite=overwrite)
+    return replace(look, constants_error=found.error)
 
 
 def company_here(device: str) -> Any:

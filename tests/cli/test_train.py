@@ -95,3 +95,25 @@ def test_products_in_bfloat16_are_near_those_in_float32(
     ).json["losses"]
     assert half != exact
     assert half == pytest.approx(exact, rel=2e-2)
+
+
+def test_full_training_is_truncated_and_packed_as_constants(
+    surgery: Call, folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    options = ("--base", tiny_pipeline, "--form", "full", "--batch", 2, "--steps", 1, "--held-out", 0)
+    place, packed = tmp_path / "look.safetensors", tmp_path / "constants.safetensors"
+    more = ("--truncate", 2, "--constants", packed, "--tolerance", 1, "--json", "-o", place)
+    found = surgery("train", folder, *options, *more).json
+    assert 0 < min(share for share in found["energies"].values() if share) <= 1
+    assert 0 < found["constants_error"] < 1
+    assert set(load_patch(place).changes) == {name for name, share in found["energies"].items() if share}
+    assert packed.exists()
+    narrow = surgery(
+        "train", folder, *options, "--constants", tmp_path / "none", "--tolerance", 1e-6,
+        "--work", f"{place}.training", "-o", tmp_path / "whole.safetensors",
+    )  # fmt: skip
+    assert (narrow.code, "expected at most" in narrow.err) == (1, True)
+    assert (tmp_path / "whole.safetensors").exists()
+    assert not (tmp_path / "none").exists()
+    wrong = surgery("train", folder, "--base", tiny_pipeline, "--truncate", 2, "-o", tmp_path / "b")
+    assert (wrong.code, "--truncate is about form full" in wrong.err) == (2, True)

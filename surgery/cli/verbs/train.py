@@ -84,6 +84,21 @@ from surgery.shelf import checkpoint_path
 )
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
 @click.option(
+    "--truncate",
+    type=click.IntRange(min=1),
+    help="With form full: a patch of changes of this rank at most, a LoRA, and the energy that each keeps.",
+)
+@click.option(
+    "--constants", type=FILE, help="Also write cross-attention as one vector a layer, to this file."
+)
+@click.option(
+    "--tolerance",
+    type=Finite(0),
+    default=0.02,
+    show_default=True,
+    help="How far predictions with constants may be off, as a share; else none are written.",
+)
+@click.option(
     "--work", type=FILE, help="Folder for the state, losses and sheets; beside the patch when left out."
 )
 @output_option("The patch.")
@@ -106,6 +121,9 @@ def train(
     patience: int,
     precision: Literal["float32", "bfloat16"],
     seed: int,
+    truncate: int | None,
+    constants: Path | None,
+    tolerance: float,
     work: Path | None,
     output: Path,
     overwrite: bool,
@@ -119,7 +137,10 @@ def train(
     'accelerate launch', several devices share every batch.
     """
     place = checkpoint_path(base)
-    check_outputs([output], [place, folder], overwrite=overwrite)
+    if truncate is not None and form == "lora":
+        raise click.UsageError("--truncate is about form full; factors have their --rank.")
+    outputs = [output] if constants is None else [output, constants]
+    check_outputs(outputs, [place, folder], overwrite=overwrite)
     from surgery.methods.null_text import TrainSettings
     from surgery.study.look import train_look
 
@@ -143,6 +164,9 @@ def train(
         folder,
         output,
         settings,
+        truncate=truncate,
+        constants=constants,
+        tolerance=tolerance,
         work=work,
         overwrite=overwrite,
         device=chosen_device(device),

@@ -1,6 +1,6 @@
 """Learning a look: pictures in, a change of the U-Net out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -114,8 +114,16 @@ def leaves_of(models: Models, settings: TrainSettings) -> AbstractContextManager
     """What the settings train."""
     if settings.form == "lora":
         return factors_of(models, layers_of(models.unet, settings.layers), settings.rank, settings.seed)
-    paths = [path for path, _ in models.unet.named_parameters() if ".attn2." not in f".{path}"]
-    return weights_alone(models, [canonical("unet", path) for path in paths])
+    return weights_alone(models, wordless(models.unet))
+
+
+def wordless(unet: nn.Module) -> list[str]:
+    """All weights of a U-Net but those of its cross-attention and of the norms in front of that."""
+    return [canonical("unet", path) for path, _ in unet.named_parameters() if not _hears(path.split("."))]
+
+
+def _hears(parts: Sequence[str]) -> bool:
+    return "transformer_blocks" in parts and ("attn2" in parts or "norm2" in parts)
 
 
 def layers_of(unet: nn.Module, layers: Layers) -> list[str]:

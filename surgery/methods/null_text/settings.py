@@ -17,7 +17,7 @@ class TrainSettings(LoopSettings):
 
     Attributes:
         form: ``lora`` trains factors beside the layers; ``full`` all weights of the U-Net but those of its
-            cross-attention.
+            cross-attention and the norms before it.
         rank: Of the factors.
         layers: Which layers have factors: those of self-attention, all ``linear`` ones outside of
             cross-attention, or ``all`` with the convolutions of the blocks.

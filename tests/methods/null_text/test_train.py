@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from surgery.anatomy import weights_digest
@@ -15,10 +16,11 @@ from surgery.delta import Dense, LowRank
 from surgery.diffusion import noise_schedule, predict_noise, read_prompts
 from surgery.errors import MethodError
 from surgery.methods.null_text import PictureSet, TrainSettings, check_settings, read_pictures, train
-from surgery.methods.null_text.door import layers_of, leaves_of
+from surgery.methods.null_text.door import layers_of, leaves_of, wordless
 from surgery.methods.null_text.objective import LookObjective
 from surgery.methods.training import State
 from surgery.store import Store
+from tests.checkpoint.test_ldm import UNETS
 
 QUICK = TrainSettings(
     rank=2, steps=6, batch=4, micro_batch=4, learning_rate=1e-2, average=0.5, held_out=0.2, check_every=2
@@ -68,7 +70,7 @@ def test_one_update_is_adamw_on_the_loss_of_noise_under_no_words(models: Any, pi
             form = found.delta.terms[name]
             assert isinstance(form, Dense)
             torch.testing.assert_close(form.values, step.detach(), rtol=1e-2, atol=1e-4)
-    assert float(loss) == pytest.approx(found.losses[0], rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(found.losses[0], rel=1e-4)
     assert not any(".attn2." in name for name in found.delta.terms)
 
 
@@ -148,6 +150,30 @@ def test_factors_are_beside_layers_of_blocks_that_no_word_reaches(models: Any) -
     assert not any("attn2" in path for path in found["all"])
     assert "unet/conv_in.weight" not in found["all"]
     assert any("resnets.0.conv1" in path for path in found["all"])
+
+
+@pytest.mark.parametrize(("family", "count"), [("sd1", 815_533_444), ("sdxl", 2_021_626_884)])
+def test_full_training_has_the_published_number_of_parameters(family: str, count: int) -> None:  # 7
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS[family])
+    chosen = {name.removeprefix("unet/") for name in wordless(unet)}
+    assert sum(weight.numel() for path, weight in unet.named_parameters() if path in chosen) == count
+
+
+def test_the_base_with_the_change_is_the_tuned_unet(models: Any, pictures: PictureSet) -> None:  # 8
+    settings = replace(QUICK, form="full", steps=3, average=0.0, held_out=0.0)
+    tuned: dict[str, torch.Tensor] = {}
+
+    def keep(_: Any) -> None:
+        tuned.update({path: one.detach().clone() for path, one in models.unet.named_parameters()})
+
+    found = train(models, pictures, settings, on_check=keep)
+    for name, form in found.delta.terms.items():
+        weight, aim = models.unet.get_parameter(name.removeprefix("unet/")), tuned[name.removeprefix("unet/")]
+        assert isinstance(form, Dense)
+        again = (weight.detach().double() + form.values.double()).float()
+        # the difference is rounded once and the sum once: two units in the last place at most
+        torch.testing.assert_close(again, aim, rtol=2.4e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(
