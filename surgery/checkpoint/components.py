@@ -19,6 +19,7 @@ import torch
 import transformers
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -127,6 +128,17 @@ def load_vae(path: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.f
     """
     with _opened(path) as source:
         return _load(source, "vae", AutoencoderKL, device, dtype)
+
+
+def load_controlnet(
+    folder: Path, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
+) -> ControlNetModel:
+    """A ControlNet, from a folder of its own.
+
+    Raises:
+        CheckpointError: when there is none, or a weight is missing or has another shape.
+    """
+    return _alone(folder, ControlNetModel, device, "unet").to(dtype)
 
 
 def load_tokenizer(path: Path, component: str = "tokenizer") -> CLIPTokenizerFast:
@@ -259,10 +271,14 @@ def _load(source: _Source, component: str, kind: Any, device: Device, dtype: tor
         return model.to(device).requires_grad_(False).eval()
 
 
-def _alone(folder: Path, kind: Any, device: Device) -> Any:
-    """A model of transformers that is in no pipeline, with every parameter filled from its folder."""
+def _alone(folder: Path, kind: Any, device: Device, component: str = "") -> Any:
+    """A model that is in no pipeline, with every parameter filled from its folder.
+
+    Its weight file is called as that of ``component``, or as transformers calls it.
+    """
     with _telling(folder):
-        model = _from_folder(folder, "", kind, torch.float32, "Are config.json and the weights of one model?")
+        hint = "Are config.json and the weights of one model?"
+        model = _from_folder(folder, component, kind, torch.float32, hint)
         return model.to(device).requires_grad_(False).eval()
 
 

@@ -2,6 +2,7 @@
 
 from surgery.diffusion.batches import halving, in_batches, note_halving, noting_halvings, out_of_memory
 from surgery.diffusion.conditions import Reading, read_prompts, size_conditions, together, two_encoders
+from surgery.diffusion.control import Control
 from surgery.diffusion.files import load_picture
 from surgery.diffusion.guide import Guide, PassingGuide, PromptGuide
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
@@ -16,6 +17,7 @@ from surgery.diffusion.text import encode_prompts
 from surgery.diffusion.workers import at_once, in_order
 
 __all__ = [
+    "Control",
     "Guide",
     "Models",
     "NoiseSchedule",

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surgery.diffusion.conditions import Reading
+from surgery.diffusion.control import Control
 from surgery.diffusion.models import Models
 from surgery.diffusion.pixels import scale_factor
 
@@ -18,23 +19,30 @@ def predict_noise(
     timestep: Any,
     text: Float[Tensor, "pictures tokens width"],
     added: Mapping[str, Tensor] | None = None,
+    control: Control | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """The U-Net's output for noisy latents: the noise, or the velocity where the checkpoint predicts that.
 
     Gradients flow through when the caller asks for them. ``added`` are SDXL's further conditions
-    (``size_conditions``).
+    (``size_conditions``); ``control`` is a ControlNet and its picture.
     """
     more: dict[str, Any] = {} if added is None else {"added_cond_kwargs": dict(added)}
+    if control is not None:
+        more |= control.residuals(latents, timestep, text, added)
     noise: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False, **more)[0]
     return noise
 
 
 def predict_under(
-    models: Models, latents: Float[Tensor, "pictures channels height width"], timestep: Any, text: Reading
+    models: Models,
+    latents: Float[Tensor, "pictures channels height width"],
+    timestep: Any,
+    text: Reading,
+    control: Control | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """The same for prompts as the models read them, a reading for each of the latents."""
     height, width = (side * scale_factor(models.vae) for side in latents.shape[2:])
-    return predict_noise(models.unet, latents, timestep, text.features, text.added(height, width))
+    return predict_noise(models.unet, latents, timestep, text.features, text.added(height, width), control)
 
 
 def guided_noise(

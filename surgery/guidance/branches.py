@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.diffusion import Models, Reading, device_and_dtype, predict_under, together
+from surgery.diffusion import Control, Models, Reading, device_and_dtype, predict_under, together
 from surgery.guidance.weights import BranchWeights, Strengths
 
 Latents: TypeAlias = Float[Tensor, "pictures channels height width"]
@@ -23,11 +23,13 @@ class Branch:
         text: What it reads, a prompt for each picture.
         strengths: Of each patch in its weights.
         instead: Latents that it reads in place of the sampler's.
+        control: A ControlNet and its picture beside the U-Net.
     """
 
     text: Reading
     strengths: Strengths = ()
     instead: Latents | None = None
+    control: Control | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +60,13 @@ class BranchExecutor:
         places = list(range(len(branches)))
         if not self.together:
             return [[place] for place in places]
-        if self.weights is None or self.weights.rowwise:
-            return [places]
-        by_strengths: dict[Strengths, list[int]] = {}
+        rowwise = self.weights is None or self.weights.rowwise
+        alike: dict[tuple[Strengths, int], list[int]] = {}
         for place in places:
-            by_strengths.setdefault(branches[place].strengths, []).append(place)
-        return list(by_strengths.values())
+            one = branches[place]
+            key = () if rowwise else one.strengths, id(one.control)
+            alike.setdefault(key, []).append(place)
+        return list(alike.values())
 
     def _pass(
         self, latents: Latents, timestep: Tensor | int, branches: Sequence[Branch]
@@ -75,5 +78,5 @@ class BranchExecutor:
         when = timestep.repeat(len(branches)) if isinstance(timestep, Tensor) and timestep.ndim else timestep
         rows = [one.strengths for one in branches for _ in range(len(latents))]
         with self.weights.at(rows) if self.weights is not None and rows[0] else nullcontext():
-            predicted = predict_under(self.models, noisy, when, text)
+            predicted = predict_under(self.models, noisy, when, text, branches[0].control)
         return predicted.to(latents).chunk(len(branches))

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from surgery.diffusion import Models, Reading, read_prompts
+from surgery.diffusion import Control, Models, Reading, read_prompts
 from surgery.diffusion.conditions import read_without
 from surgery.errors import MethodError, raise_all
 from surgery.guidance import concept_diffusion, gcfg
@@ -31,6 +31,7 @@ class GcfgGuide:
         settings: Weights and strengths.
         mode: ``mixed`` for low-rank patches, ``swapped`` for all.
         together: Whether branches share passes; else each has one, with less memory.
+        control: A ControlNet and its picture beside the base in the prompt's branch.
 
     Raises:
         MethodError: when patches and settings are not as many, or a patch is not low-rank in mode ``mixed``.
@@ -45,12 +46,19 @@ class GcfgGuide:
         *,
         mode: Mode = "mixed",
         together: bool = True,
+        control: Control | None = None,
     ) -> None:
         if len(patches) != len(settings.concepts):
             raise MethodError(
                 f"{len(patches)} patches and settings of {len(settings.concepts)} concepts; expected as many."
             )
+        if control is not None and not settings.control_weight:
+            raise MethodError(
+                "a ControlNet is beside the prompt's branch, and control_weight is 0, which leaves that out; "
+                "expected a weight."
+            )
         self._models, self._patches, self._settings = models, tuple(patches), settings
+        self._net = control
         self._base, self._control = settings.base_strengths, settings.control_strengths
         self._own = [settings.concept_strengths(number) for number in range(len(settings.concepts))]
         strengths = [self._base, *self._own, *([self._control] if settings.control_weight else [])]
@@ -80,7 +88,7 @@ class GcfgGuide:
         ]
         if settings.control_weight:
             text = self._read(prompts, self._control).to(latents)
-            branches.append(Branch(text=text, strengths=self._control))
+            branches.append(Branch(text=text, strengths=self._control, control=self._net))
 
         def predict(noisy: Tensor, timestep: Any) -> Tensor:
             base, *found = self._executor.predict(noisy, timestep, branches)

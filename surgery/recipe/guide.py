@@ -29,6 +29,17 @@ class GuidedPatch(Part):
     """σ_C of the patch in the branch of the prompt."""
 
 
+class ControlNet(Part):
+    """A ControlNet beside the base in the prompt's branch."""
+
+    path: Phrase
+    """Its folder (config.json and diffusion_pytorch_model.safetensors), relative to the recipe."""
+    image: Phrase
+    """The picture it reads: edges, depth, poses …, relative to the recipe."""
+    scale: float = 1.0
+    """Of what it adds."""
+
+
 class Gcfg(Part):
     """Generalised guidance: patches without words beside a prompt (arXiv 2312.08195)."""
 
@@ -39,6 +50,8 @@ class Gcfg(Part):
     """Whether only what of the prompt lies across all patches counts."""
     limit: Positive | None = None
     """The longest that a branch may pull."""
+    controlnet: ControlNet | None = None
+    """A ControlNet beside the base in the prompt's branch."""
     mode: Literal["mixed", "swapped"] = "mixed"
     """Patches beside the weights in one pass, for low-rank ones; or weights that change places, for all."""
 
@@ -164,6 +177,7 @@ def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
             if not recipe.file(concept.patch).is_file():
                 here: Place = ("guide", "gcfg", "concepts", number, "patch")
                 yield here, f"no file {recipe.file(concept.patch)}. Is the path right?"
+        yield from _controlnet_faults(recipe, guide.gcfg)
     if guide.concept_diffusion is not None:
         preset = guide.concept_diffusion.preset
         wrong = _INITIAL if preset == "later" else _LATER
@@ -176,3 +190,15 @@ def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
                 yield here, f"no file {recipe.file(name)}. Is the path right?"
         if recipe.sample.prompts:
             yield ("sample", "prompts"), "pictures are drawn along their own paths. Leave them out."
+
+
+def _controlnet_faults(recipe: GuideRecipe, entry: Gcfg) -> Iterator[tuple[Place, str]]:
+    place: Place = ("guide", "gcfg", "controlnet")
+    if entry.controlnet is None:
+        return
+    if not recipe.file(entry.controlnet.path).is_dir():
+        yield (*place, "path"), f"no folder {recipe.file(entry.controlnet.path)}. Is the path right?"
+    if not recipe.file(entry.controlnet.image).is_file():
+        yield (*place, "image"), f"no file {recipe.file(entry.controlnet.image)}. Is the path right?"
+    if not entry.control_weight:
+        yield place, "control_weight is 0, which leaves the prompt's branch out. Give it a weight."

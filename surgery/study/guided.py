@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from surgery.diffusion import SampleKnobs, load_picture, sample_table
+from surgery.checkpoint.components import load_controlnet
+from surgery.diffusion import Control, SampleKnobs, device_and_dtype, load_picture, sample_table
 from surgery.diffusion.guide import Guide
 from surgery.diffusion.inversion import InversionSettings
 from surgery.diffusion.pixels import scale_factor
@@ -23,6 +24,7 @@ from surgery.guidance.phrases import Finder, phrases_by, plain_phrases
 from surgery.guidance.scaling_concept import OBJECT, SKETCH, SUBTLE, ScalingSettings, scale_concept
 from surgery.patch import load_patch
 from surgery.recipe import ConceptDiffusion, Gcfg, GuideRecipe, ScalingConcept
+from surgery.recipe.guide import ControlNet
 from surgery.report import SheetRow, contact_sheet
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import cell_side, sheet_of
@@ -124,8 +126,25 @@ def _gcfg(
         concepts=concepts, control_weight=entry.control_weight, across=entry.across, limit=entry.limit
     )
     patches = [load_patch(recipe.file(one.patch)) for one in entry.concepts]
-    guide = GcfgGuide(models, patches, settings, mode=entry.mode)
+    control = None if entry.controlnet is None else _control(recipe, entry.controlnet, models)
+    guide = GcfgGuide(models, patches, settings, mode=entry.mode, control=control)
     return guide, tuple(prompts) or ("without words",), _PLAIN
+
+
+def _control(recipe: GuideRecipe, entry: ControlNet, models: Any) -> Control:
+    device, dtype = device_and_dtype(models.unet)
+    net = load_controlnet(recipe.file(entry.path), device=device, dtype=dtype)
+    # it halves its picture once for each width but the first, whatever the VAE does
+    factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+    _, height, width = latent_shape(models)
+    picture = load_picture(recipe.file(entry.image), height * factor, width * factor)
+    return Control(net=net, picture=(picture[None] + 1) / 2, scale=entry.scale)
+
+
+def _sides(models: Any) -> tuple[int, int]:
+    """Height and width in pixels of what the checkpoint draws."""
+    factor, (_, height, width) = scale_factor(models.vae), latent_shape(models)
+    return height * factor, width * factor
 
 
 def _concept_diffusion(
@@ -184,10 +203,7 @@ def _scaled_sheet(models: Any, recipe: GuideRecipe, entry: ScalingConcept, steps
     scales = entry.scales or (base.scale,)
     settings: list[Any] = [replace(base, scale=scale, **entry.scaling()) for scale in scales]
     inversion: Any = replace(InversionSettings(), **entry.inversion())
-    factor, (_, height, width) = scale_factor(models.vae), latent_shape(models)
-    pixels = torch.stack(
-        [load_picture(recipe.file(name), height * factor, width * factor) for name in entry.images]
-    )
+    pixels = torch.stack([load_picture(recipe.file(name), *_sides(models)) for name in entry.images])
     found = scale_concept(models, pixels, entry.concept, settings, inversion, steps=steps)
     shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     columns = [shown, found.again, *found.pictures]

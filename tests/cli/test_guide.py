@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from surgery.patch import save_patch
@@ -127,3 +129,19 @@ def test_check_knows_both_kinds(surgery: Call, tiny_pipeline: Path, tmp_path: Pa
     assert "good; draws from" in surgery("check", recipe).out
     assert surgery("check", recipe, "--json").json["guide"] == "concept_diffusion"
     assert "says how to draw" in surgery("plan", recipe).err
+
+
+def test_a_controlnet_is_read_from_its_folder(
+    surgery: Call, tiny_pipeline: Path, look: Path, tmp_path: Path
+) -> None:
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet", torch_dtype=torch.float32)
+    ControlNetModel.from_unet(unet, conditioning_channels=3).save_pretrained(tmp_path / "net")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "edges.png")
+    net = {"path": "net", "image": "edges.png", "scale": 0.5}
+    entry = {"concepts": [{"patch": str(look)}], "controlnet": net}
+    recipe = written(tmp_path, tiny_pipeline, {"gcfg": entry}, prompts=["a cat"])
+    assert surgery("sample", "--guide", recipe, "-o", tmp_path / "a.png").code == 0
+    lost = surgery("check", recipe, "--set", "guide.gcfg.controlnet.image=none.png")
+    assert "guide.gcfg.controlnet.image: no file" in lost.err
+    useless = surgery("check", recipe, "--set", "guide.gcfg.control_weight=0")
+    assert "leaves the prompt's branch out" in useless.err

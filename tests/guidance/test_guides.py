@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 
 from surgery.checkpoint.components import load_pipeline
-from surgery.diffusion import predict_noise, read_prompts, sample_latents
+from surgery.diffusion import Control, predict_noise, read_prompts, sample_latents
 from surgery.errors import MethodError
 from surgery.guidance import concept_diffusion
 from surgery.guidance.concept_diffusion import INITIAL, LATER, OURS, ConceptSettings
@@ -169,3 +170,51 @@ def test_an_empty_control_prompt_is_read_alike_in_every_batch(tiny_xl: Any) -> N
         for batch in (3, 1)
     )
     torch.testing.assert_close(apart, together, rtol=1e-3, atol=1e-3)
+
+
+def controlnet_of(unet: Any) -> Any:
+    """A ControlNet of the U-Net's shape whose outputs are not the nothing they start as."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = ControlNetModel.from_unet(unet, conditioning_channels=3).double().eval()
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.05)
+    return net.requires_grad_(False)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_controlnet_is_beside_the_base_in_the_prompt_s_branch_alone(
+    exact: Any, patches: list[Patch], together: bool
+) -> None:
+    net = controlnet_of(exact.unet)
+    picture = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    settings = GcfgSettings(concepts=(GuidedConcept(weight=2.0),), control_weight=3.0)
+    tuned = unet_of(exact, patches[:1], (1.0,))
+    empty, text = features(exact, ["", ""]), features(exact, PROMPTS)
+
+    def step(latents: Tensor, timestep: Any, number: int) -> Tensor:
+        base, concept = (predict_noise(one, latents, timestep, empty) for one in (exact.unet, tuned))
+        down, mid = net(latents, timestep, text, picture.expand(2, -1, -1, -1), 0.7, return_dict=False)
+        control = exact.unet(
+            latents,
+            timestep,
+            text,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0]
+        whole: Tensor = base + 2.0 * (concept - base) + 3.0 * (control - base)
+        return whole
+
+    control = Control(net=net, picture=picture, scale=0.7)
+    guide = GcfgGuide(exact, patches[:1], settings, together=together, control=control)
+    found = sampled(exact, guide)
+    torch.testing.assert_close(found, by_hand(exact, step), rtol=0, atol=1e-10)
+    plain = sampled(exact, GcfgGuide(exact, patches[:1], settings, together=together))
+    assert float((found - plain).abs().max()) > 1e-3
+
+
+def test_a_controlnet_without_the_branch_it_is_beside_is_refused(exact: Any, patches: list[Patch]) -> None:
+    control = Control(net=torch.nn.Identity(), picture=torch.zeros((1, 3, 8, 8)))
+    with pytest.raises(MethodError, match="control_weight is 0"):
+        GcfgGuide(exact, patches[:1], GcfgSettings(control_weight=0.0), control=control)
