@@ -31,6 +31,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizerFast,
+    GPT2LMHeadModel,
+    GPT2Model,
     PreTrainedModel,
 )
 
@@ -139,6 +141,15 @@ def load_controlnet(
         CheckpointError: when there is none, or a weight is missing or has another shape.
     """
     return _alone(folder, ControlNetModel, device, "unet").to(dtype)
+
+
+def with_head(language_model: GPT2Model) -> GPT2LMHeadModel:
+    """The same language model, its own weights, as the class that the library can generate with."""
+    with torch.device("meta"):
+        whole = GPT2LMHeadModel(language_model.config)
+    whole.transformer = language_model
+    whole.tie_weights()
+    return whole.eval()
 
 
 def load_tokenizer(path: Path, component: str = "tokenizer") -> CLIPTokenizerFast:
