@@ -20,12 +20,12 @@ from cadrules import MOST, RULES, Bank, MaskRule
 from cells import interval, kept
 
 from surgery.anatomy import weights_digest
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.judge import Judge, Trait, load_judge
 from surgery.methods import Replacement
 from surgery.methods.cad import CadConcept, concepts_named
-from surgery.anatomy.components import components_of
 from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path

@@ -26,6 +26,7 @@ from PIL import Image
 from uce import uce_patch
 
 from surgery.anatomy import weights_digest, weights_of
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import derived_seed, sample
@@ -33,7 +34,6 @@ from surgery.execute import compute_patch, plan_recipe
 from surgery.judge import Trait, load_judge
 from surgery.methods.cad import CadConcept, concepts_named, denoising
 from surgery.methods.cad.attribution import attribute
-from surgery.anatomy.components import components_of
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import random_mask
 from surgery.methods.cad.pairs import pairs_of

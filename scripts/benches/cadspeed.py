@@ -24,6 +24,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import ddim_like, load_pipeline
 from surgery.delta import Delta
@@ -38,7 +39,6 @@ from surgery.methods.cad import (
     denoising,
 )
 from surgery.methods.cad.attribution import attribute
-from surgery.anatomy.components import components_of
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES

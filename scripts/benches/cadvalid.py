@@ -23,11 +23,11 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from surgery.anatomy import weights_digest, weights_of
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import at_once, derived_seed, in_order
 from surgery.methods.cad import AttributionSettings, CadConcept, concepts_named
-from surgery.anatomy.components import components_of
 from surgery.methods.cad.gradients import Grading, measure
 from surgery.methods.cad.nouns import Pairs
 from surgery.methods.cad.pairs import pairs_of
