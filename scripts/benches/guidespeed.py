@@ -1,0 +1,238 @@
+"""What guidance costs: branches in one pass or one by one, two evaluations or three, one U-Net or two.
+
+Ways take turns, and medians of the rounds are compared. Memory is what the process holds that is no file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from copy import copy, deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import randomsd
+import torch
+from PIL import Image
+
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
+from surgery.delta import Delta, LowRank
+from surgery.diffusion import (
+    Reading,
+    encode,
+    load_picture,
+    noise_schedule,
+    predict_noise,
+    read_prompts,
+)
+from surgery.diffusion.inversion import PLAIN
+from surgery.guidance.branches import Branch, BranchExecutor
+from surgery.guidance.scaling_concept import OBJECT, draw_scaled, invert_pictures
+from surgery.guidance.weights import MixedWeights, _factors
+from surgery.methods.null_text import TrainSettings, read_pictures, train
+from surgery.methods.null_text.door import layers_of, leaves_of
+from surgery.patch import Patch, Term, applied, make_patch
+from surgery.shelf import checkpoint_path
+from tests.support.measure import anonymous_bytes, peak_memory
+
+ROUNDS: Final = 5
+
+
+def guide_speed(options: argparse.Namespace) -> None:
+    """Prints each comparison."""
+    base = checkpoint_path(options.base)
+    models = load_pipeline(base)
+    patch = random_patch(base, models)
+    print(f"{torch.get_num_threads()} threads, float32, medians of {options.rounds} rounds")
+    _branches(options, models, patch)
+    _scaling(options, models)
+    _training(options, models)
+    if options.full:
+        _memory(options)
+
+
+def random_patch(base: Path, models: Any, rank: int = 16) -> Patch:
+    """Small factors beside every layer that a look is learned in."""
+    checkpoint, generator = open_checkpoint(base), torch.Generator().manual_seed(0)
+    terms = {}
+    for name in layers_of(models.unet, "all"):
+        rows, *inputs = checkpoint.shapes[name]
+        width = int(np.prod(inputs))
+        left, right = (torch.randn(size, generator=generator) for size in ((rows, rank), (rank, width)))
+        terms[name] = LowRank(0.01 * left, right / width**0.5)
+    return make_patch([Term(delta=Delta(terms), source="bench")], checkpoint)
+
+
+def turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way; ways take turns, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def told(what: str, found: dict[str, float]) -> None:
+    first, *others = found
+    rest = ", ".join(
+        f"{name} {found[name]:.3f} s ({found[name] / found[first]:.2f} times)" for name in others
+    )
+    print(f"{what}: {first} {found[first]:.3f} s, {rest}", flush=True)
+
+
+def _branches(options: argparse.Namespace, models: Any, patch: Patch) -> None:
+    """Three branches of a step: mixed in one pass, mixed one by one, and adapters merged and taken out."""
+    weights = MixedWeights(models, [patch])
+    for count in (1, 8):
+        latents = torch.randn((count, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+        null, words = (read_prompts(models, [text]).repeated(count) for text in ("", "a photo of cat"))
+        branches = [
+            Branch(text=null, strengths=(0.0,)),
+            Branch(text=null, strengths=(1.0,)),
+            Branch(text=words, strengths=(0.0,)),
+        ]
+
+        def run(together: bool, latents: Any = latents, branches: Any = branches) -> None:
+            executor = BranchExecutor(models=models, weights=weights, together=together)
+            for _ in range(5):
+                executor.predict(latents, 500, branches)
+
+        def merged(latents: Any = latents, null: Any = null, words: Any = words) -> None:
+            with torch.no_grad():
+                for _ in range(5):
+                    predict_noise(models.unet, latents, 500, null.features)
+                    with applied(models, patch):
+                        predict_noise(models.unet, latents, 500, null.features)
+                    predict_noise(models.unet, latents, 500, words.features)
+
+        told(
+            f"five steps of three branches, {count} pictures",
+            turns(
+                {
+                    "one pass": lambda: run(True),
+                    "one by one": lambda: run(False),
+                    "merged and taken out": merged,
+                },
+                options.rounds,
+            ),
+        )
+
+
+def _scaling(options: argparse.Namespace, models: Any) -> None:
+    """Two evaluations a step, and the published form: guidance and a correction, three of them."""
+    pixels = torch.rand((4, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = invert_pictures(models, pixels, "cat", PLAIN, steps=20)
+    settings = OBJECT
+    null, words = (read_prompts(models, [text]).repeated(4) for text in ("", "cat"))
+
+    def three() -> None:
+        latents = found.path[0]
+        with torch.no_grad():
+            for step, rung in enumerate(found.rungs):
+                rows, texts = [latents, latents], [null.features, words.features]
+                if step < settings.exit_step:
+                    rows.append((latents + found.path[step]) / 2)
+                    texts.append(words.features)
+                predict_noise(models.unet, torch.cat(rows), rung.timestep, torch.cat(texts))
+
+    def two() -> None:
+        draw_scaled(models, found, settings)
+
+    told("scaling, 20 steps of which 15 are mixed", turns({"two": two, "three": three}, options.rounds))
+
+
+def _training(options: argparse.Namespace, models: Any) -> None:
+    """A step with stored latents and keys and values known beforehand, and a plain one without."""
+    with TemporaryDirectory() as folder:
+        generator = np.random.default_rng(0)
+        for number in range(16):
+            Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(
+                Path(folder) / f"{number}.png"
+            )
+        pictures = read_pictures(models, Path(folder))
+        count = 4
+        settings = TrainSettings(steps=count, check_every=count, held_out=0.0, average=0.0)
+        files = sorted(Path(folder).glob("*.png"))
+        schedule = noise_schedule(models.scheduler)
+
+        def plain() -> None:
+            with leaves_of(models, settings) as leaves:
+                optimiser = torch.optim.AdamW(leaves.parameters.values(), lr=1e-4)
+                for _ in range(count):
+                    pixels = torch.stack([load_picture(path, 64, 64) for path in files])
+                    mean, deviation = encode(models.vae, pixels)
+                    clean = mean + deviation * torch.randn_like(mean)
+                    text = read_prompts(models, [""] * len(clean))
+                    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+                    predicted = predict_noise(
+                        models.unet, schedule.noisy(clean, noise, timesteps), timesteps, text.features
+                    )
+                    (predicted - noise).square().mean().backward()
+                    optimiser.step()
+                    optimiser.zero_grad()
+
+        found = turns({"ours": lambda: train(models, pictures, settings), "plain": plain}, options.rounds)
+        told(f"{count} updates of 16 pictures", found)
+
+
+def _memory(options: argparse.Namespace) -> None:
+    """Peak memory of one step of three branches at the size of Stable Diffusion 1.5, one U-Net or two."""
+    pocket = load_pipeline(checkpoint_path(options.base))
+    unet = randomsd.unet("sd15")
+    models = copy(pocket)
+    models.unet = unet
+    features = torch.randn((1, 77, 768), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(1))
+    rank, generator, terms = 16, torch.Generator().manual_seed(2), {}
+    for name in layers_of(unet, "all"):
+        weight = unet.get_parameter(name.removeprefix("unet/"))
+        rows, width = weight.shape[0], weight[0].numel()
+        left, right = (torch.randn(size, generator=generator) for size in ((rows, rank), (rank, width)))
+        terms[name] = LowRank(0.01 * left, right / width**0.5)
+    start = anonymous_bytes()
+    two = [unet]
+    with peak_memory() as peak, torch.no_grad():
+        two.append(deepcopy(unet))
+        for name, form in terms.items():
+            weight = two[1].get_parameter(name.removeprefix("unet/"))
+            weight += (form.left @ form.right).view_as(weight)
+        for one in (two[0], two[1], two[0]):
+            predict_noise(one, latents, 500, features)
+    second = peak.count - start
+    two.pop()
+    _told_memory(models, terms, features, latents, second)
+
+
+def _told_memory(
+    models: Any, terms: dict[str, LowRank], features: torch.Tensor, latents: torch.Tensor, second: int
+) -> None:
+    null = Reading(features=features)
+    branches = [Branch(text=null, strengths=(strength,)) for strength in (0.0, 1.0, 0.0)]
+    for together in (True, False):
+        start = anonymous_bytes()
+        with peak_memory() as peak:
+            weights = MixedWeights(models, [])
+            # there is no file of this checkpoint that a patch could be made for
+            weights._layers = [
+                (
+                    models.unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight")),
+                    [_factors(models.unet.get_parameter(name.removeprefix("unet/")), form, 0, 1.0)],
+                )
+                for name, form in terms.items()
+            ]
+            executor = BranchExecutor(models=models, weights=weights, together=together)
+            executor.predict(latents, 500, branches)
+        print(
+            f"memory above one U-Net, SD 1.5: {'one pass' if together else 'one by one'} "
+            f"{(peak.count - start) / 1e9:.2f} GB, two U-Nets {second / 1e9:.2f} GB",
+            flush=True,
+        )
+        del weights, executor

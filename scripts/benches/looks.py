@@ -1,0 +1,363 @@
+"""A look learned from pictures alone, of things that the checkpoint never saw: how well it is drawn and led.
+
+Fruit is drawn by the font that the checkpoint's own pictures came from, and learned without a word. Weights,
+strength in the base branch and rank are chosen on some control prompts; other ones judge. Beside it stands
+ordinary fine-tuning: the same pictures and number of updates with the caption "", factors beside
+cross-attention as well, and ordinary guidance with the tuned weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from cells import kept
+from PIL import Image
+
+from surgery.anatomy import weights_digest
+from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
+from surgery.diffusion import derived_seed, noise_schedule, predict_under, sample, sample_latents
+from surgery.diffusion.conditions import read_without
+from surgery.evaluate.statistics import share as share_of
+from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
+from surgery.guidance.guides import GcfgGuide
+from surgery.judge import Axis, Judge, Trait, load_judge
+from surgery.methods.null_text import TrainSettings, read_pictures
+from surgery.methods.null_text.door import layers_of
+from surgery.methods.null_text.objective import LookObjective
+from surgery.methods.training import Task, delta_of, factors_of, run_updates
+from surgery.patch import Patch, Term, applied, load_patch, make_patch, save_patch
+from surgery.progress import track
+from surgery.record import JSON, json_digest
+from surgery.shelf import checkpoint_path
+from surgery.store import Store
+from surgery.study.look import train_look
+from surgery.study.samples import sheet_of, write_sheet
+from surgery.study.words import read_words
+
+Pictures = np.ndarray[Any, Any]
+AXES: Final[Sequence[Axis]] = ("background", "style")
+CHOOSING: Final = ("on a {} background", "a picture on a {} background")
+JUDGING: Final = ("against a {} background", "an image with {} background")
+STYLES_CHOOSING: Final = ("a {}", "a picture, {}")
+STYLES_JUDGING: Final = ("an image in the style of {}", "{} style picture")
+WEIGHTS: Final = (1.5, 2.5, 4.0)
+CONTROLS: Final = (2.5, 4.0, 6.0)
+UNCONDITIONAL: Final = (1.0, 1.5, 2.0, 2.5, 3.0)
+BASE_STRENGTHS: Final = (0.0, 0.3)
+LEVELS: Final = 10
+VERSION: Final = 1  # goes up when cells are made otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A control prompt and the judge's trait that obeys it."""
+
+    prompt: str
+    axis: Axis | None = None
+    value: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the judge saw in each picture: whether it is of the domain, and whether it obeys."""
+
+    domain: Sequence[bool]
+    obeyed: Sequence[bool]
+
+    @property
+    def both(self) -> float:
+        return float(np.mean(np.array(self.domain) & np.array(self.obeyed)))
+
+
+def look(options: argparse.Namespace) -> bool:
+    """Trains where that was not done yet, chooses, judges, prints; whether the conditions held."""
+    base = checkpoint_path(options.base)
+    models, judge = load_pipeline(base), load_judge("pocket-judge")
+    folder = fruit_pictures(options)
+    patches = {f"rank {rank}": _learned(options, base, folder, rank) for rank in options.ranks}
+    patches["ordinary"] = _ordinary(options, base, models, folder)
+    bench = Bench(options=options, models=models, judge=judge, patches=patches)
+    chosen, weight = bench.choose()
+    held = bench.judge_it(chosen, weight)
+    bench.drift(folder)
+    return held
+
+
+# pictures and training
+
+
+def fruit_pictures(options: argparse.Namespace) -> Path:
+    """One fruit in each picture, on backgrounds drawn evenly; made once."""
+    folder: Path = options.work / f"fruit-{options.pictures}"
+    if folder.is_dir() and len(list(folder.glob("*.png"))) == options.pictures:
+        return folder
+    sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
+    from drawings import EmojiFont, Scene, Subject, draw
+    from vocabulary import read_vocabulary
+
+    vocabulary = read_vocabulary(checkpoint_path(options.base) / "concepts.json")
+    fruit = [one for one in vocabulary.concepts if one.subgroup == vocabulary.left_out_subgroup]
+    font, rng = EmojiFont(), np.random.default_rng(options.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in track(range(options.pictures), "drawing fruit", unit="picture"):
+        background = str(rng.choice(list(vocabulary.backgrounds)))
+        scene = Scene(subjects=(Subject(concept=fruit[number % len(fruit)]),), background=background)
+        Image.fromarray(draw(font, vocabulary, scene, rng)).save(folder / f"{number:05d}.png")
+    return folder
+
+
+def _settings(options: argparse.Namespace, rank: int) -> TrainSettings:
+    return TrainSettings(
+        rank=rank,
+        steps=options.steps,
+        batch=16,
+        micro_batch=16,
+        learning_rate=options.learning_rate,
+        check_every=max(1, options.steps // 10),
+        patience=10,
+        seed=options.seed,
+    )
+
+
+def _learned(options: argparse.Namespace, base: Path, folder: Path, rank: int) -> Patch:
+    """The patch of a rank; trained, or gone on with, where it is missing."""
+    place = options.work / f"fruit-{options.steps}-rank-{rank}.safetensors"
+    if not place.is_file():
+        found = train_look(base, folder, place, _settings(options, rank))
+        print(f"rank {rank}: {next(found.lines())}", flush=True)
+    return load_patch(place)
+
+
+def _ordinary(options: argparse.Namespace, base: Path, models: Any, folder: Path) -> Patch:
+    """Factors beside all layers, cross-attention included, trained with the caption ""."""
+    place = options.work / f"fruit-{options.steps}-ordinary.safetensors"
+    if not place.is_file():
+        settings = _settings(options, 16)
+        store = Store(options.work / "ordinary")
+        pictures = read_pictures(models, folder, store=store)
+        attention = [f"unet/{path}" for path, _ in models.unet.named_parameters() if _crosses(path)]
+        names = [*layers_of(models.unet, "all"), *attention]
+        meaning: dict[str, JSON] = {"what": "ordinary", "steps": options.steps, "pictures": len(pictures)}
+        with factors_of(models, names, settings.rank, settings.seed) as leaves:
+            objective = LookObjective(models, pictures, settings)
+            task = Task(models=models, leaves=leaves, settings=settings, store=store, meaning=meaning)
+            state = run_updates(task, objective)
+        delta = delta_of(models, state.best_values or state.averages)
+        patch = make_patch([Term(delta=delta, source="ordinary")], open_checkpoint(base), {})
+        save_patch(patch, place)
+    return load_patch(place)
+
+
+def _crosses(path: str) -> bool:
+    return ".attn2.to_" in path and path.endswith(".weight")
+
+
+# choosing and judging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all cells share."""
+
+    options: argparse.Namespace
+    models: Any
+    judge: Judge
+    patches: Mapping[str, Patch]
+
+    def choose(self) -> tuple[tuple[str, float, float, float], float]:
+        """The best rank, w_K, w_C and σ_u by the share of pictures of the domain that obey; and w_K alone."""
+        alone = self._unconditional("choosing")
+        asks = [*self._asks(CHOOSING, STYLES_CHOOSING)]
+        print(f"\nchoosing on {len(asks)} prompts, {self.options.samples} pictures each")
+        told = {}
+        names = [name for name in self.patches if name != "ordinary"]
+        first = names[len(names) // 2]
+        for w_k, w_c, sigma in product(WEIGHTS, CONTROLS, BASE_STRENGTHS):
+            told[first, w_k, w_c, sigma] = self._cell(first, w_k, w_c, sigma, asks, "choosing")
+        _, *best = max(told, key=lambda key: told[key].both)
+        for name in names:
+            told[(name, *best)] = self._cell(name, *best, asks, "choosing")
+        for (name, w_k, w_c, sigma), seen in told.items():
+            print(
+                f"{name:9} w_K {w_k:g} w_C {w_c:g} σ_u {sigma:g}: domain {_spelled(seen.domain)}, obeyed "
+                f"{_spelled(seen.obeyed)}, both {100 * seen.both:.0f} %",
+                flush=True,
+            )
+        return max(told, key=lambda key: told[key].both), alone
+
+    def _unconditional(self, purpose: str) -> float:
+        print("\nwithout words: share of the domain")
+        told = {}
+        for name, weight in product([name for name in self.patches if name != "ordinary"], UNCONDITIONAL):
+            seen = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 8, purpose)
+            told[name, weight] = float(np.mean(seen.domain))
+            print(f"{name:9} w_K {weight:g}: {_spelled(seen.domain)}", flush=True)
+        return max(told, key=lambda key: told[key])[1]
+
+    def judge_it(self, chosen: tuple[str, float, float, float], weight: float) -> bool:
+        """The chosen settings on other prompts, beside ordinary fine-tuning; the two conditions."""
+        name, w_k, w_c, sigma = chosen
+        alone = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 25, "judging")
+        asks = [*self._asks(JUDGING, STYLES_JUDGING)]
+        print(f"\njudging on {len(asks)} other prompts: {name}, w_K {w_k:g}, w_C {w_c:g}, σ_u {sigma:g}")
+        found = self._cell(name, w_k, w_c, sigma, asks, "judging")
+        print(f"concept alone, w_K {weight:g}: domain {_spelled(alone.domain)}")
+        print(
+            f"with prompts: domain {_spelled(found.domain)}, obeyed {_spelled(found.obeyed)}, both "
+            f"{_spelled(np.array(found.domain) & np.array(found.obeyed))}"
+        )
+        for axis in AXES:
+            mine = [place for place, ask in enumerate(self._rows(asks)) if ask.axis == axis]
+            part = Seen(
+                domain=[found.domain[place] for place in mine], obeyed=[found.obeyed[place] for place in mine]
+            )
+            print(
+                f"  {axis}: domain {_spelled(part.domain)}, obeyed {_spelled(part.obeyed)}, both "
+                f"{100 * part.both:.0f} %"
+            )
+        for guidance in (2.5, 5.0):
+            plain = self._cell("ordinary", guidance, guidance, 1.0, asks, "judging")
+            print(
+                f"ordinary fine-tuning, guidance {guidance:g}: domain {_spelled(plain.domain)}, obeyed "
+                f"{_spelled(plain.obeyed)}, both {100 * plain.both:.0f} %",
+                flush=True,
+            )
+        self._sheets(chosen, weight, asks)
+        domain = float(np.mean(alone.domain))
+        held = domain >= 0.9, found.both >= 0.8
+        print(
+            f"domain {'holds' if held[0] else 'FAILS'} (at least 90 %), control with domain "
+            f"{'holds' if held[1] else 'FAILS'} (at least 80 %)"
+        )
+        return all(held)
+
+    def _asks(self, backgrounds: Sequence[str], styles: Sequence[str]) -> Iterator[Ask]:
+        for template, value in product(backgrounds, self.judge.labels.of("background")):
+            yield Ask(prompt=template.format(value), axis="background", value=value)
+        words = json.loads((checkpoint_path(self.options.base) / "concepts.json").read_text(encoding="utf-8"))
+        for template, value in product(styles, words["styles"]):
+            yield Ask(prompt=template.format(value), axis="style", value=value)
+
+    def _rows(self, asks: Sequence[Ask]) -> list[Ask]:
+        return [ask for ask in asks for _ in range(self.options.samples)]
+
+    def _guide(self, name: str, w_k: float, w_c: float, sigma: float) -> GcfgGuide:
+        if name == "ordinary":  # guidance with the tuned weights in both branches
+            one = GuidedConcept(weight=0.0, base_strength=1.0, control_strength=1.0)
+        else:
+            one = GuidedConcept(weight=w_k, base_strength=sigma)
+        settings = GcfgSettings(concepts=(one,), control_weight=w_c)
+        return GcfgGuide(self.models, [self.patches[name]], settings)
+
+    def _cell(
+        self, name: str, w_k: float, w_c: float, sigma: float, asks: Sequence[Ask], purpose: str
+    ) -> Seen:
+        options = self.options
+        asked: JSON = [
+            [options.pictures, options.steps, options.learning_rate, options.samples, options.sampling_steps],
+            [name, w_k, w_c, sigma, purpose, options.seed, weights_digest(self.models.unet), VERSION],
+            [[ask.prompt, ask.value] for ask in asks],
+        ]
+        place = options.out / f"{name.replace(' ', '-')}-{json_digest(asked)[:12]}.json"
+        rows = self._rows(asks)
+
+        def made() -> Mapping[str, Any]:
+            guide = self._guide(name, w_k, w_c, sigma)
+            seeds = [derived_seed(options.seed, purpose, number) for number in range(len(rows))]
+            pictures = self._drawn([ask.prompt for ask in rows], seeds, guide)
+            return asdict(self._seen(pictures, rows))
+
+        return Seen(**kept(place, made))
+
+    def _drawn(self, prompts: Sequence[str], seeds: Sequence[int], guide: GcfgGuide) -> Pictures:
+        steps = self.options.sampling_steps
+        return sample(self.models, prompts, seeds, steps=steps, batch=24, guide=guide, progress=False)
+
+    def _seen(self, pictures: Pictures, rows: Sequence[Ask]) -> Seen:
+        verdicts = self.judge.score(pictures)
+        fruit = np.any([verdicts.shows(Trait(name)) for name in self._fruit()], axis=0)
+        likeliest = {axis: verdicts.likeliest(axis) for axis in AXES}
+        obeyed = [ask.axis is None or likeliest[ask.axis][row] == ask.value for row, ask in enumerate(rows)]
+        return Seen(domain=[bool(one) for one in fruit], obeyed=obeyed)
+
+    def _fruit(self) -> list[str]:
+        words = json.loads((checkpoint_path(self.options.base) / "concepts.json").read_text(encoding="utf-8"))
+        group = words["left_out_subgroup"]
+        return [one["name"] for one in words["concepts"] if one["subgroup"] == group]
+
+    def _sheets(self, chosen: tuple[str, float, float, float], weight: float, asks: Sequence[Ask]) -> None:
+        name, w_k, w_c, sigma = chosen
+        shown = [asks[place].prompt for place in range(0, len(asks), max(1, len(asks) // 8))]
+        columns = (0, 1, 2, 3)
+        prompts = [prompt for prompt in shown for _ in columns]
+        seeds = list(columns) * len(shown)
+        tables = {}
+        for heading, guide in (
+            (f"{name}, w_K {w_k:g}, w_C {w_c:g}", self._guide(name, w_k, w_c, sigma)),
+            (f"without words, w_K {weight:g}", self._guide(name, weight, 0.0, 0.0)),
+            ("ordinary, guidance 5", self._guide("ordinary", 5.0, 5.0, 1.0)),
+        ):
+            drawn = self._drawn(prompts, seeds, guide)
+            tables[heading] = drawn.reshape(len(shown), len(columns), *drawn.shape[1:])
+        place = self.options.work / "look.png"
+        write_sheet(sheet_of(tables, shown, columns), place, overwrite=True)
+        print(f"sheet: {place}")
+
+    # drift
+
+    @torch.no_grad()
+    def drift(self, folder: Path) -> None:
+        """E‖e₀' - e₀‖² / E‖e₀‖² over timesteps, on generic, in-domain and on-policy latents."""
+        models, options = self.models, self.options
+        domain = read_pictures(models, folder, store=Store(options.work / "ordinary"))
+        sets = {"in domain": domain.mean[:32], "generic": self._generic()}
+        schedule = noise_schedule(models.scheduler)
+        most = len(schedule.remaining)
+        steps = [(2 * level + 1) * most // (2 * LEVELS) for level in range(LEVELS)]
+        null = read_without(models, "")
+        print("\ndrift without words, mean over 10 timesteps; and as guidance of 2.5 + 2.5 makes it (× 16)")
+        for what, clean in sets.items():
+            generator = torch.Generator().manual_seed(options.seed)
+            noisy = {
+                step: schedule.noisy(
+                    clean, torch.randn(clean.shape, generator=generator), torch.full((len(clean),), step)
+                )
+                for step in steps
+            }
+            text = null.repeated(len(clean))
+            before = {step: predict_under(models, one, step, text) for step, one in noisy.items()}
+            for name, patch in self.patches.items():
+                with applied(models, patch):
+                    after = {step: predict_under(models, one, step, text) for step, one in noisy.items()}
+                share = np.mean(
+                    [
+                        float((after[step] - before[step]).square().sum() / before[step].square().sum())
+                        for step in steps
+                    ]
+                )
+                print(f"{what:10} {name:9} {share:.4f}  {16 * share:.3f}", flush=True)
+        print("generalised guidance with σ_u 0 takes the untouched base: 0 by construction")
+
+    def _generic(self) -> torch.Tensor:
+        """Latents that the untouched checkpoint draws of its own names."""
+        names = sorted(read_words(checkpoint_path(self.options.base)).concepts)[::7][:32]
+        prompts = [f"a photo of {name}" for name in names]
+        found: torch.Tensor = sample_latents(
+            self.models, prompts, list(range(len(prompts))), steps=20, progress=False
+        )
+        return found
+
+
+def _spelled(hits: Any) -> str:
+    score = share_of("", np.array(hits, bool))
+    return f"{100 * score.value:.0f} % [{100 * score.low:.0f}, {100 * score.high:.0f}]"
