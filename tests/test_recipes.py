@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.recipe import Emcid, Recipe, load_recipe, recipe_titles
+from surgery.recipe import Emcid, GuideRecipe, Recipe, load_any, load_recipe, recipe_titles
 from surgery.shelf import checkpoint_path, recipe_names, recipe_path
 from tests.support.recipes import emcid_of
 
@@ -21,13 +21,20 @@ def known_words() -> set[str]:
     return words | aliases | set(concepts["styles"])
 
 
-def words_of(recipe: Recipe) -> set[str]:
+def words_of(recipe: Recipe | GuideRecipe) -> set[str]:
     words: set[str] = set()
+    if isinstance(recipe, GuideRecipe):
+        subjects = recipe.guide.concept_diffusion
+        named = {} if subjects is None else subjects.subjects
+        # phrases carry articles, and a name may be of two words
+        return {phrase.removeprefix("a ").removeprefix("an ") for own in named.values() for phrase in own}
     for edit in recipe.edits:
         if edit.emcid is not None:
             words |= words_of_emcid(edit.emcid)
         if edit.cad is not None:
             words.update(edit.cad.retain, (concept.source for concept in edit.cad.concepts))
+        if edit.distill is not None:
+            words.update(edit.distill.preserve, (concept.source for concept in edit.distill.concepts))
     return words
 
 
@@ -40,14 +47,14 @@ def words_of_emcid(entry: Emcid) -> set[str]:
     return words
 
 
-def test_the_shelf_has_the_quickstart_and_something_for_erasing_and_replacing() -> None:
+def test_the_shelf_has_the_quickstart_and_something_for_erasing_replacing_and_guiding() -> None:
     assert "quickstart" in NAMES
-    assert {name.partition("/")[0] for name in NAMES} >= {"erase", "replace"}
+    assert {name.partition("/")[0] for name in NAMES} >= {"erase", "replace", "guide"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_passes_check_with_its_base_at_hand(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = load_any(name)
     assert recipe.base_path().is_dir()
     assert recipe.title
     assert recipe.path == recipe_path(name)
@@ -55,7 +62,7 @@ def test_every_recipe_passes_check_with_its_base_at_hand(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_for_pocket_sd_names_only_what_pocket_sd_knows(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = load_any(name)
     if recipe.base == "pocket-sd":
         assert words_of(recipe) <= known_words()
 
