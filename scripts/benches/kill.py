@@ -12,7 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 RECIPE = """surgery: 1
 title: A run to be killed
@@ -30,7 +35,15 @@ edits:
 sample: {{seeds: 1, steps: 8}}
 evaluate: {{samples: 1, held_out: 3}}
 """
-FINAL = ("patch.safetensors", "lora.safetensors", "sheet.png", "checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is killed: a command that writes into a folder, the files that count, and its record."""
+
+    command: Callable[[Path, bool], list[str]]
+    final: tuple[str, ...]
+    record: str
 
 
 def kill_campaign(options: argparse.Namespace) -> bool:
@@ -38,13 +51,12 @@ def kill_campaign(options: argparse.Namespace) -> bool:
     times = options.times
     with tempfile.TemporaryDirectory(prefix="surgery-kill-") as folder:
         root = Path(folder)
-        recipe = root / "recipe.yaml"
-        recipe.write_text(RECIPE.format(base=options.base))
+        job = {"run": recipe_job, "train": training_job}[options.what](root, options.base)
         started = time.monotonic()
-        run(recipe, root / "whole").wait()
+        begin(job, root / "whole").wait()
         whole_s = time.monotonic() - started
-        wanted = digests(root / "whole")
-        if set(FINAL) - {Path(name).parts[0] for name in wanted}:
+        wanted = digests(job, root / "whole")
+        if set(job.final) - {Path(name).parts[0] for name in wanted}:
             print(f"the uninterrupted run did not finish: {sorted(wanted)}")
             return False
         print(f"uninterrupted: {whole_s:.1f} s, {len(wanted)} files")
@@ -52,17 +64,47 @@ def kill_campaign(options: argparse.Namespace) -> bool:
         while kills < times and number < 3 * times:
             number += 1
             moment = chance.uniform(0.02, 0.98) * whole_s
-            killed, equal = one_kill(recipe, root / f"killed-{number}", number, moment, wanted)
+            killed, equal = one_kill(job, root / f"killed-{number}", number, moment, wanted)
             kills, good = kills + killed, good and equal
     print(f"{kills} kills: {'all equal' if good else 'NOT EQUAL'}")
     return good and kills == times
 
 
-def one_kill(
-    recipe: Path, out: Path, number: int, moment: float, wanted: dict[str, str]
-) -> tuple[bool, bool]:
+def recipe_job(root: Path, base: str) -> Job:
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE.format(base=base))
+    return Job(
+        command=lambda out, again: [
+            *("run", str(recipe), "-o", str(out), "--cache", f"{out}-cache"),
+            *(["--overwrite"] if again else []),
+        ],
+        final=("patch.safetensors", "lora.safetensors", "sheet.png", "checkpoint"),
+        record="run.json",
+    )
+
+
+def training_job(root: Path, base: str) -> Job:
+    pictures = root / "pictures"
+    pictures.mkdir()
+    chance = np.random.default_rng(0)
+    for number in range(40):
+        pixels = np.full((64, 64, 3), chance.integers(0, 255, 3), np.uint8)
+        pixels[16:48, 16:48] = chance.integers(0, 255, 3)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    knobs = ("--steps", "60", "--batch", "8", "--check-every", "10", "--patience", "9", "--rank", "8")
+    return Job(
+        command=lambda out, again: [
+            *("train", str(pictures), "--base", base, *knobs, "-o", str(out / "look.safetensors")),
+            *(["--overwrite"] if again else []),
+        ],
+        final=("look.safetensors",),
+        record="look.safetensors.training/losses.jsonl",
+    )
+
+
+def one_kill(job: Job, out: Path, number: int, moment: float, wanted: dict[str, str]) -> tuple[bool, bool]:
     """Whether the run was still going when it was killed, and whether all went as it must."""
-    process = run(recipe, out)
+    process = begin(job, out)
     try:
         process.wait(timeout=moment)
         state = "finished before"
@@ -70,12 +112,12 @@ def one_kill(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         state = "killed"
-    left = digests(out)
+    left = digests(job, out)
     wrong = [name for name, digest in left.items() if wanted.get(name) != digest]
-    unfinished = not (out / "run.json").exists() or readable(out / "run.json")
+    unfinished = not (out / job.record).exists() or readable(out / job.record)
     started = time.monotonic()
-    status = run(recipe, out, *(["--overwrite"] if state == "finished before" else [])).wait()
-    again = digests(out)
+    status = begin(job, out, again=state == "finished before").wait()
+    again = digests(job, out)
     good = not wrong and unfinished and status == 0 and again == wanted
     print(
         f"{number:3d}  {state} at {moment:6.1f} s  files there {len(left):2d}  half-written {len(wrong)}  "
@@ -85,26 +127,16 @@ def one_kill(
     return state == "killed", good
 
 
-def run(recipe: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "surgery",
-        "-q",
-        "run",
-        str(recipe),
-        "-o",
-        str(out),
-        "--cache",
-        f"{out}-cache",
-    ]
-    return subprocess.Popen([*command, *options], start_new_session=True, stdout=subprocess.DEVNULL)
+def begin(job: Job, out: Path, *, again: bool = False) -> subprocess.Popen[bytes]:
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "surgery", "-q", *job.command(out, again)]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
-def digests(out: Path) -> dict[str, str]:
-    """Sha256 of every file under a final name; run.json holds clocks and is left out."""
+def digests(job: Job, out: Path) -> dict[str, str]:
+    """Sha256 of every file under a final name; records hold clocks and are left out."""
     found = {}
-    for name in FINAL:
+    for name in job.final:
         path = out / name
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
@@ -114,8 +146,10 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def readable(path: Path) -> bool:
+    """Whether a record is whole: one JSON value, or one in each line."""
     try:
-        json.loads(path.read_text())
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text)
     except ValueError:
         return False
     return True
