@@ -61,6 +61,8 @@ class Easel:
         return [found[task] for task in tasks]
 
     def _hits(self, models: Any, asked: Sequence[tuple[str, int, str]]) -> list[bool]:
+        if not asked:
+            return []
         options = self.options
         painters = painters_of(models, getattr(torch, options.dtype))
         workers = at_once(painters.unet, len(asked))

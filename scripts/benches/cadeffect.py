@@ -214,6 +214,7 @@ def _cell(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadCon
         list(ground.others),
         [one.name for one in ground.references],
         VERSION,
+        *([] if concept in ground.screening else ["judged"]),
     ]
     place = options.out / f"{name}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
     return Erased(**kept(place, lambda: asdict(_erased(ground, bank, rule, concept))))

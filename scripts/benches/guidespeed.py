@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -30,17 +31,18 @@ from surgery.diffusion import (
     predict_noise,
     read_prompts,
 )
-from surgery.diffusion.inversion import PLAIN
+from surgery.diffusion.inversion import PLAIN, Rung, cleaner
 from surgery.guidance.branches import Branch, BranchExecutor
-from surgery.guidance.scaling_concept import OBJECT, draw_scaled, invert_pictures
+from surgery.guidance.scaling_concept import OBJECT, followed, invert_pictures, scale_schedule
 from surgery.guidance.weights import MixedWeights, _factors
 from surgery.methods.null_text import TrainSettings, read_pictures, train
 from surgery.methods.null_text.door import layers_of, leaves_of
-from surgery.patch import Patch, Term, applied, make_patch
+from surgery.patch import Patch, Term, make_patch
 from surgery.shelf import checkpoint_path
 from tests.support.measure import anonymous_bytes, peak_memory
 
-ROUNDS: Final = 5
+MIXED: Final = 6
+"""Of 20 steps: the published share of those in which latents are mixed."""
 
 
 def guide_speed(options: argparse.Namespace) -> None:
@@ -91,6 +93,13 @@ def told(what: str, found: dict[str, float]) -> None:
 def _branches(options: argparse.Namespace, models: Any, patch: Patch) -> None:
     """Three branches of a step: mixed in one pass, mixed one by one, and adapters merged and taken out."""
     weights = MixedWeights(models, [patch])
+    (term,) = patch.terms
+    changes = {
+        name.removeprefix("unet/"): term.delta.materialise(name)
+        .float()
+        .view_as(models.unet.get_parameter(name.removeprefix("unet/")))
+        for name in term.delta.terms
+    }
     for count in (1, 8):
         latents = torch.randn((count, 4, 16, 16), generator=torch.Generator().manual_seed(0))
         null, words = (read_prompts(models, [text]).repeated(count) for text in ("", "a photo of cat"))
@@ -109,8 +118,11 @@ def _branches(options: argparse.Namespace, models: Any, patch: Patch) -> None:
             with torch.no_grad():
                 for _ in range(5):
                     predict_noise(models.unet, latents, 500, null.features)
-                    with applied(models, patch):
-                        predict_noise(models.unet, latents, 500, null.features)
+                    for name, change in changes.items():
+                        models.unet.get_parameter(name).add_(change)
+                    predict_noise(models.unet, latents, 500, null.features)
+                    for name, change in changes.items():
+                        models.unet.get_parameter(name).sub_(change)
                     predict_noise(models.unet, latents, 500, words.features)
 
         told(
@@ -130,8 +142,11 @@ def _scaling(options: argparse.Namespace, models: Any) -> None:
     """Two evaluations a step, and the published form: guidance and a correction, three of them."""
     pixels = torch.rand((4, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = invert_pictures(models, pixels, "cat", PLAIN, steps=20)
-    settings = OBJECT
+    settings = replace(OBJECT, exit_step=MIXED)
     null, words = (read_prompts(models, [text]).repeated(4) for text in ("", "cat"))
+
+    scales = scale_schedule(settings, len(found.rungs))
+    outcome = {}
 
     def three() -> None:
         latents = found.path[0]
@@ -141,12 +156,25 @@ def _scaling(options: argparse.Namespace, models: Any) -> None:
                 if step < settings.exit_step:
                     rows.append((latents + found.path[step]) / 2)
                     texts.append(words.features)
-                predict_noise(models.unet, torch.cat(rows), rung.timestep, torch.cat(texts))
+                seen = predict_noise(models.unet, torch.cat(rows), rung.timestep, torch.cat(texts))
+                base, concept, *seen_mixed = seen.chunk(len(rows))
+                noise = base + scales[step] * (concept - base)
+                for one in seen_mixed:
+                    noise = noise + scales[step] * (one - concept)
+                latents = cleaner(latents, noise, rung)
+        outcome["three"] = latents
+
+    def both(latents: torch.Tensor, seen: torch.Tensor, rung: Rung) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, texts = torch.cat([latents, seen]), torch.cat([null.features, words.features])
+        base, concept = predict_noise(models.unet, rows, rung.timestep, texts).chunk(2)
+        return base, concept
 
     def two() -> None:
-        draw_scaled(models, found, settings)
+        outcome["two"] = followed(both, found.path, found.rungs, settings)
 
-    told("scaling, 20 steps of which 15 are mixed", turns({"two": two, "three": three}, options.rounds))
+    told(f"scaling, 20 steps of which {MIXED} are mixed", turns({"two": two, "three": three}, options.rounds))
+    gap = float((outcome["two"] - outcome["three"]).abs().max())
+    print(f"  both end in the same latents, {gap:.1e} apart")
 
 
 def _training(options: argparse.Namespace, models: Any) -> None:

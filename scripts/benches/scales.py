@@ -45,10 +45,6 @@ class Drawn:
     second: tuple[str, ...]
     outside: np.ndarray[Any, Any]
 
-    def part(self, name: str) -> Tensor:
-        """The pictures whose first thing has a name."""
-        return self.pixels[[place for place, one in enumerate(self.first) if one == name]]
-
 
 def scales(options: argparse.Namespace) -> None:
     """Prints the error of drawing again by passes, then both schedules by scale."""

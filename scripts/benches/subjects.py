@@ -36,7 +36,13 @@ from surgery.study.samples import sheet_of, write_sheet
 TEMPLATES: Final = ("this image shows {}", "a simple picture of {}")
 VERSION: Final = 1  # goes up when cells are made otherwise
 
-Way = Callable[[Models, Mapping[str, Sequence[str]], Sequence[str]], Guide]
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a way guides models, given the subjects of each prompt and the prompts; its settings, for keys."""
+
+    guide: Callable[[Models, Mapping[str, Sequence[str]], Sequence[str]], Guide]
+    settings: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +78,21 @@ def two_subjects(options: argparse.Namespace) -> None:
     }
     prompts = [prompt for prompt in subjects for _ in range(options.samples)]
     seeds = [derived_seed(options.seed, prompt, row % options.samples) for row, prompt in enumerate(prompts)]
-    groups = np.repeat(np.arange(len(subjects)), options.samples)
+    # a pair stands in several templates
+    groups = np.repeat(np.arange(len(subjects)) % len(pairs), options.samples)
     print(f"{len(subjects)} prompts of pairs never drawn together, {options.samples} pictures each")
-    ways = _ways(options.guidance)
+    ways = _ways(options.guidance, options.steps)
     found = {}
     for name, way in ways.items():
         asked: JSON = [
             [weights_digest(models.unet), options.seed, options.steps, options.guidance, VERSION],
-            [name, options.samples, *subjects],
+            [name, repr(way.settings), options.samples, *subjects],
+            [weights_digest(models.text_encoder), judge.name],
         ]
         place = options.out / f"{name.replace(' ', '-')}-{json_digest(asked)[:12]}.json"
 
         def made(way: Way = way) -> Mapping[str, Any]:
-            guide = way(models, subjects, prompts)
+            guide = way.guide(models, subjects, prompts)
             seen = judge.score(sample(models, prompts, seeds, steps=options.steps, batch=24, guide=guide))
             shown = [
                 [bool(seen.shows(Trait(name))[row]) for name in subjects[prompt]]
@@ -92,7 +100,7 @@ def two_subjects(options: argparse.Namespace) -> None:
             ]
             return {"shown": shown}
 
-        found[name] = np.array(kept(place, made)["shown"]).all(1)
+        found[name] = np.array([all(one) for one in kept(place, made)["shown"]])
         score = share(name, found[name], groups)
         gain = difference(name, found["plain"], found[name], groups)
         print(
@@ -108,22 +116,34 @@ def two_subjects(options: argparse.Namespace) -> None:
         for name, way in ways.items():
             drawn = sample(
                 models, rows, list(columns) * len(shown), steps=options.steps, batch=24,
-                guide=way(models, subjects, rows),
+                guide=way.guide(models, subjects, rows),
             )  # fmt: skip
             tables[name] = drawn.reshape(len(shown), len(columns), *drawn.shape[1:])
         write_sheet(sheet_of(tables, shown, columns), options.sheet, overwrite=True)
         print(f"sheet: {options.sheet}")
 
 
-def _ways(guidance: float) -> dict[str, Way]:
+def _ways(guidance: float, steps: int) -> dict[str, Way]:
     def by_subjects(settings: Any) -> Way:
-        own = replace(settings, guidance=guidance, weight=settings.weight * guidance / settings.guidance)
-        return lambda models, subjects, _: ConceptGuide(models=models, subjects=subjects, settings=own)
+        last = None if settings.last_step is None else round(settings.last_step * steps / 50)
+        own = replace(
+            settings,
+            guidance=guidance,
+            weight=settings.weight * guidance / settings.guidance,
+            first_step=round(settings.first_step * steps / 50),
+            last_step=last,
+        )
+        return Way(
+            settings=own,
+            guide=lambda models, subjects, _: ConceptGuide(models=models, subjects=subjects, settings=own),
+        )
 
     return {
-        "plain": lambda models, _, prompts: PromptGuide(models, prompts, guidance),
-        "composable": lambda models, subjects, _: ComposableGuide(
-            models=models, subjects=subjects, guidance=guidance
+        "plain": Way(guide=lambda models, _, prompts: PromptGuide(models, prompts, guidance)),
+        "composable": Way(
+            guide=lambda models, subjects, _: ComposableGuide(
+                models=models, subjects=subjects, guidance=guidance
+            )
         ),
         "subjects, published": by_subjects(INITIAL),
         "subjects, later": by_subjects(LATER),

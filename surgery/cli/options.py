@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from surgery.record import JSON
@@ -99,6 +100,15 @@ def set_option(function: Function) -> Function:
 def output_option(what: str) -> Callable[[Function], Function]:
     """``-o``: where the result goes."""
     return click.option("-o", "--output", "output", type=FILE, required=True, help=what)
+
+
+def given_options(context: click.Context) -> set[str]:
+    """The options and arguments that the command line names, an option by its longest spelling."""
+    return {
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
 
 
 def print_json(value: JSON) -> None:

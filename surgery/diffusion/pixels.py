@@ -27,10 +27,7 @@ def decode(
 
     Source: ``VaeImageProcessor.postprocess`` of diffusers 0.42, with the same order of roundings.
     """
-    device, dtype = device_and_dtype(vae)
-    if dtype == torch.float16 and getattr(config_of(vae), "force_upcast", False):
-        # SDXL's overflows in half precision; a copy of its own, since the caller's stays as it is
-        vae, dtype = copy.deepcopy(vae).to(device, torch.float32), torch.float32
+    vae, device, dtype = _upcast(vae)
 
     def work(part: slice) -> np.ndarray[Any, Any]:
         scaled = latents[part].to(device, dtype) / config_of(vae).scaling_factor
@@ -47,7 +44,7 @@ def encode(
     vae: Any, pixels: Float[Tensor, "pictures 3 rows columns"]
 ) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
     """Mean and deviation of the posterior of pictures in [-1, 1], scaled as the U-Net sees latents."""
-    device, dtype = device_and_dtype(vae)
+    vae, device, dtype = _upcast(vae)
     scaling = float(config_of(vae).scaling_factor)
     means, deviations = [], []
     with resident(vae):
@@ -56,6 +53,15 @@ def encode(
             means.append(posterior.mean.float().cpu() * scaling)
             deviations.append(posterior.std.float().cpu() * scaling)
     return torch.cat(means), torch.cat(deviations)
+
+
+def _upcast(vae: Any) -> tuple[Any, torch.device, torch.dtype]:
+    """The VAE in float32 where it overflows in half precision, as SDXL's; else as it is."""
+    device, dtype = device_and_dtype(vae)
+    if dtype == torch.float16 and getattr(config_of(vae), "force_upcast", False):
+        # a copy of its own, since the caller's stays as it is
+        return copy.deepcopy(vae).to(device, torch.float32), device, torch.float32
+    return vae, device, dtype
 
 
 def scale_factor(vae: nn.Module) -> int:

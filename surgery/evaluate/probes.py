@@ -8,7 +8,7 @@ predictions; that a picture no longer shows a concept, a judge must say.
 Source: section 6.3 of the study; the scores of arXiv 2312.15964.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,13 +32,15 @@ from surgery.diffusion import (
     sample_latents,
 )
 from surgery.diffusion.algebra import cosine, norm
+from surgery.diffusion.conditions import read_without
 from surgery.evaluate.statistics import bootstrap
-from surgery.progress import bar
+from surgery.progress import track
 from surgery.record import Score
 
 LEVELS: Final = 10
 """Timesteps, in the middle of equal parts of the schedule."""
 _EACH: Final = 2  # levels that each picture is looked at
+_TOGETHER: Final = 4  # phrases whose predictions are held at a time
 _FIRES: Final = 0.7  # the published threshold below which an abstract part is added
 _WORST: Final = 0.05
 
@@ -120,7 +122,7 @@ class _Points:
 
 def probe_edit(
     models: Models,
-    edited: AbstractContextManager[Any],
+    edited: Callable[[], AbstractContextManager[Any]],
     questions: Sequence[Probed],
     *,
     latents: int = 64,
@@ -149,7 +151,7 @@ def probe_edit(
 
     Args:
         models: The unedited pipeline.
-        edited: Gives the edited one while it is entered; it may change ``models`` in place.
+        edited: Makes a context that gives the edited one while it is entered; it may change ``models``.
         questions: What is asked about.
         latents: Pictures and paths that points are taken from, for each phrase.
         guidance: Scale of the paths, and w of the amplified drift.
@@ -157,16 +159,19 @@ def probe_edit(
         batch: Points at a time.
         seed: Of all noise.
     """
-    points = [_points(models, one, latents, guidance, steps, batch, seed) for one in questions]
-    total = 2 * sum(len(some) * len(one.texts()) for some, one in zip(points, questions, strict=True))
-    with bar(total, "probing", "row") as shown:
-        before = _all(models, questions, points, batch, shown)
-        with edited as other:
-            after = _all(models if other is None else other, questions, points, batch, shown)
-    return tuple(
-        _Told(one, some, *both, guidance=guidance).result()
-        for one, some, *both in zip(questions, points, before, after, strict=True)
-    )
+    found: list[ProbeResult] = []
+    for start in track(range(0, len(questions), _TOGETHER), "probing", unit="part"):
+        asked = questions[start : start + _TOGETHER]
+        points = [_points(models, one, latents, guidance, steps, batch, seed) for one in asked]
+        before = _all(models, asked, points, batch)
+        with edited() as other:
+            after = _all(models if other is None else other, asked, points, batch)
+        most = len(noise_schedule(models.scheduler).remaining)
+        found += [
+            _Told(one, some, *both, guidance=guidance, most=most).result()
+            for one, some, *both in zip(asked, points, before, after, strict=True)
+        ]
+    return tuple(found)
 
 
 def _points(
@@ -194,51 +199,50 @@ def _points(
     passing = latents - len(prompts)
     if passing > 0:
         kept = sorted({(2 * level + 1) * steps // (2 * LEVELS) for level in range(LEVELS)})
-        guide = PassingGuide(PromptGuide(models, [scene] * passing, guidance), kept)
-        sample_latents(
-            models,
-            [scene] * passing,
-            seeds[len(prompts) :],
-            steps=steps,
-            batch=passing,
-            guide=guide,
-            halve=False,
-        )
-        own = torch.arange(passing)
-        for number, (seen, when) in enumerate(zip(guide.noisy, guide.timesteps, strict=True)):
-            mine = (own % (len(kept) // _EACH or 1)) == number % (len(kept) // _EACH or 1)
-            noisy.append(seen[mine])
-            timesteps = torch.cat([timesteps, when[mine]])
-            source.append(own[mine] + len(clean))
+        turn = len(kept) // _EACH or 1
+        inner = PromptGuide(models, [scene], guidance)
+        for start in range(0, passing, batch):
+            own = torch.arange(start, min(start + batch, passing))
+            guide = PassingGuide(inner, kept)
+            sample_latents(
+                models,
+                [scene] * len(own),
+                [seeds[len(prompts) + row] for row in own.tolist()],
+                steps=steps,
+                batch=batch,
+                guide=guide,
+                halve=False,
+            )
+            for number, (seen, when) in enumerate(zip(guide.noisy, guide.timesteps, strict=True)):
+                mine = own % turn == number % turn
+                noisy.append(seen[mine])
+                timesteps = torch.cat([timesteps, when[mine]])
+                source.append(own[mine] + len(clean))
     return _Points(noisy=torch.cat(noisy), timesteps=timesteps, source=torch.cat(source))
 
 
 def _all(
-    models: Models, questions: Sequence[Probed], points: Sequence[_Points], batch: int, shown: Any
+    models: Models, questions: Sequence[Probed], points: Sequence[_Points], batch: int
 ) -> list[dict[str, Tensor]]:
     """The prediction of every text at every point, question by question."""
     with resident(models.unet):
         return [
-            _predicted(models, one.texts(), some, batch, shown)
-            for one, some in zip(questions, points, strict=True)
+            _predicted(models, one.texts(), some, batch) for one, some in zip(questions, points, strict=True)
         ]
 
 
 @torch.no_grad()
-def _predicted(
-    models: Models, texts: Sequence[str], points: _Points, batch: int, shown: Any
-) -> dict[str, Tensor]:
+def _predicted(models: Models, texts: Sequence[str], points: _Points, batch: int) -> dict[str, Tensor]:
     device, dtype = device_and_dtype(models.unet)
-    reading = read_prompts(models, texts)
+    reading, without = read_prompts(models, texts), read_without(models, "")
     found = {}
     for row, text in enumerate(texts):
         parts = []
         for start in range(0, len(points), batch):
             part = slice(start, start + batch)
             noisy = points.noisy[part].to(device, dtype)
-            own = reading.select([row]).to(noisy).repeated(len(noisy))
+            own = (reading.select([row]) if text else without).to(noisy).repeated(len(noisy))
             parts.append(predict_under(models, noisy, points.timesteps[part].to(device), own).float().cpu())
-            shown.update(len(noisy))
         found[text] = torch.cat(parts)
     return found
 
@@ -254,8 +258,9 @@ class _Told:
         after: Mapping[str, Tensor],
         *,
         guidance: float,
+        most: int,
     ) -> None:
-        self.asked, self.points, self.guidance = asked, points, guidance
+        self.asked, self.points, self.guidance, self.most = asked, points, guidance, most
         self.base, self.other = before, after
         self.old = {text: one - before[""] for text, one in before.items()}
         self.new = {text: one - after[""] for text, one in after.items()}
@@ -311,9 +316,7 @@ class _Told:
 
     def _level(self) -> Any:
         """The timestep that each point counts to: paths pass others, which count to the nearest."""
-        own = self.points.timesteps.numpy()
-        most = max(own.max() + 1, 1)
-        step = most / LEVELS
+        own, step = self.points.timesteps.numpy(), self.most / LEVELS
         return ((own // step + 0.5) * step).round()
 
     def _leak(self, scores: list[Score]) -> str:

@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from surgery.checkpoint.components import ddim_like
-from surgery.diffusion import device_and_dtype
-from surgery.diffusion.inversion import InversionSettings, Rung, cleaner, inverted, rungs_of
+from surgery.diffusion import device_and_dtype, noise_schedule
+from surgery.diffusion.inversion import InversionSettings, Rung, cleaner, inverted
 from surgery.errors import MethodError
-from surgery.guidance.scaling_concept import OBJECT, Both, ScalingSettings, check_scaling, followed
+from surgery.guidance.scaling_concept import OBJECT, Both, ScalingSettings, check_scaling, followed, steps_of
 
 Sounds: TypeAlias = Float[Tensor, "sounds channels frames bands"]
 
@@ -75,9 +74,9 @@ def scale_sound(
     """
     for one in settings:
         check_scaling(one)
-    solver = ddim_like(pipeline.scheduler)
-    solver.set_timesteps(steps)
-    rungs = rungs_of(solver)
+    rungs = steps_of(pipeline.scheduler, steps)
+    if noise_schedule(pipeline.scheduler).predicts != "epsilon":
+        raise MethodError("the U-Net predicts velocities; expected one of AudioLDM2, which predicts noise.")
     both, alone = _predictors(pipeline, prompt)
     by_timestep = {rung.timestep: rung for rung in rungs}
     with torch.no_grad():

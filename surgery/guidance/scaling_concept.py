@@ -163,15 +163,10 @@ def invert_pictures(
         MethodError: when the models cannot be sampled with so many steps.
     """
     raise_all(MethodError, sampler_faults(models, steps))
-    solver = ddim_like(models.scheduler)
-    solver.set_timesteps(steps)
-    rungs = rungs_of(solver)
-    if rungs[0].noisy <= 0:
-        raise MethodError(
-            "the sampler's first step starts from pure noise, from which no picture can be told; expected a "
-            "schedule that leaves some of it. Set the scheduler's timestep_spacing to 'leading'."
-        )
+    rungs = steps_of(models.scheduler, steps)
     clean = encode(models.vae, pixels)[0]
+    if not bool(torch.isfinite(clean).all()):
+        raise MethodError("the VAE's latents of the pictures are NaN or infinite; expected finite ones.")
     with resident(models.unet):
         _, alone = _predictors(models, prompt, clean)
         by_timestep = {rung.timestep: rung for rung in rungs}
@@ -187,6 +182,26 @@ def invert_pictures(
             again = cleaner(again, alone(again, rung), rung)
     error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     return Inverted(prompt=prompt, path=tuple(path), rungs=rungs, again=again, error=tuple(error.tolist()))
+
+
+def steps_of(scheduler: Any, steps: int) -> tuple[Rung, ...]:
+    """DDIM's steps in a scheduler's noise levels, from noise to picture.
+
+    Raises:
+        MethodError: when there are more than the scheduler has, or the first starts from pure noise.
+    """
+    most = getattr(scheduler.config, "num_train_timesteps", steps)
+    if not 1 <= steps <= most:
+        raise MethodError(f"steps is {steps}; expected 1 to {most}.")
+    solver = ddim_like(scheduler)
+    solver.set_timesteps(steps)
+    rungs = rungs_of(solver)
+    if rungs[0].noisy <= 0:
+        raise MethodError(
+            "the sampler's first step starts from pure noise, from which no picture can be told; expected a "
+            "schedule that leaves some of it. Set the scheduler's timestep_spacing to 'leading'."
+        )
+    return rungs
 
 
 def draw_scaled(

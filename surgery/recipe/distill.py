@@ -19,8 +19,9 @@ class Rescaled(Part):
 
     source: Phrase
     """The concept's name in a prompt."""
-    scale: float = 0.0
-    """ω: -1 pushes away (ESD), 0 draws as without a prompt, 1 would change nothing, more enhances."""
+    scale: float | None = None
+    """ω: -1 pushes away, 0 draws as without a prompt, 1 would change nothing, more enhances. Without it, -1
+    with the preset ``esd``, else 0."""
     templates: tuple[Template, ...] | None = Field(default=None, min_length=1)
     """Prompts with one ``{}`` where the concept's name goes; the method has its own."""
     seed: Seed | None = None
@@ -66,6 +67,8 @@ class Distillation(Knobs):
     """Of staying what it was without words."""
     preserve_weight: NotNegative | None = None
     """Of staying what it was with the phrases in ``preserve``."""
+    limit: NotNegative | None = None
+    """The largest scale that may be asked for, without a decay."""
     decay: NotNegative | None = None
     """γ. The scale falls towards 1 with this power of the rest of the path; 0 keeps it."""
 
@@ -78,8 +81,9 @@ class Distill(Part):
     concepts: tuple[Rescaled, ...] = Field(min_length=1)
     preserve: tuple[Phrase, ...] = ()
     """Phrases that must stay as they are."""
-    components: tuple[Phrase, ...] = ("attn2_kv",)
-    """Weights of the U-Net that may change: ff, attn2_kv, attn, conv, linear, all, or patterns."""
+    components: tuple[Phrase, ...] | None = Field(default=None, min_length=1)
+    """Weights of the U-Net that may change: ff, attn2_kv, attn, conv, linear, all, or patterns. Without it,
+    all of cross-attention with the preset ``esd``, else attn2_kv."""
     leave_out: tuple[Phrase, ...] = ()
     """Patterns of names among them that may not."""
     distillation: Distillation = Distillation()
@@ -91,8 +95,9 @@ def distill_faults(entry: Distill) -> Iterator[tuple[tuple[str | int, ...], str]
     for number, concept in enumerate(entry.concepts):
         if concept.scale == 1:
             yield ("concepts", number, "scale"), "1 changes nothing. Take less to weaken, more to enhance."
-    if entry.preset == "closed-form":
-        for name in sorted(given.keys() - {"ridge", "preserve_weight"}):
+    if entry.preset == "closed-form" or given.get("steps") == 0:
+        allowed = {"ridge", "preserve_weight", "limit"} | ({"steps"} if entry.preset is None else set())
+        for name in sorted(given.keys() - allowed):
             yield ("distillation", name), "the closed form does not read it. Leave it out."
-    elif entry.preset == "esd" and entry.preserve and not given.get("preserve_weight"):
+    if entry.preset == "esd" and entry.preserve and not given.get("preserve_weight"):
         yield ("preserve",), "preset 'esd' preserves nothing. Set distillation.preserve_weight."

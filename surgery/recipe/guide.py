@@ -172,10 +172,11 @@ _LATER = frozenset({"remembered", "momentum_scale", "momentum_decay", "quantile"
 def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
     """Keys that contradict each other and files that are missing: place in the recipe, and what is wrong."""
     guide = recipe.guide
+    here: Place
     if guide.gcfg is not None:
         for number, concept in enumerate(guide.gcfg.concepts):
             if not recipe.file(concept.patch).is_file():
-                here: Place = ("guide", "gcfg", "concepts", number, "patch")
+                here = ("guide", "gcfg", "concepts", number, "patch")
                 yield here, f"no file {recipe.file(concept.patch)}. Is the path right?"
         yield from _controlnet_faults(recipe, guide.gcfg)
     if guide.concept_diffusion is not None:
@@ -183,13 +184,17 @@ def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
         wrong = _INITIAL if preset == "later" else _LATER
         for name in sorted(guide.concept_diffusion.given().keys() & wrong):
             yield ("guide", "concept_diffusion", name), f"preset {preset!r} does not read it. Leave it out."
+        given = guide.concept_diffusion.given()
+        if preset == "later" and "threshold" in given and given["threshold"] is None:
+            here = ("guide", "concept_diffusion", "threshold")
+            yield here, "preset 'later' has no threshold by the number of subjects. Give a number."
     if guide.scaling_concept is not None:
         for number, name in enumerate(guide.scaling_concept.images):
             if not recipe.file(name).is_file():
                 here = ("guide", "scaling_concept", "images", number)
                 yield here, f"no file {recipe.file(name)}. Is the path right?"
-        if recipe.sample.prompts:
-            yield ("sample", "prompts"), "pictures are drawn along their own paths. Leave them out."
+        for name in sorted(recipe.sample.model_fields_set & {"prompts", "seeds"}):
+            yield ("sample", name), "pictures are drawn along their own paths. Leave it out."
 
 
 def _controlnet_faults(recipe: GuideRecipe, entry: Gcfg) -> Iterator[tuple[Place, str]]:

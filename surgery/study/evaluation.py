@@ -5,6 +5,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -182,12 +183,23 @@ def evaluate_edit(
         measured = measure_sections(
             models, applied(models, patch), sections, judge, cache=kept, drawings=drawings
         )
-        probes, resurrections = _probed(models, patch, material, judge, wish, wish.sampling(known))
+        probes, resurrections = _probed(models, patch, edits.asked, material, judge, wish, known)
+        revived = {one.subject for one in resurrections}
+        passed_over = [
+            Finding(
+                kind="not-measured",
+                subject=one.source,
+                message="the judge cannot tell whether it was drawn back: it has no name for it, or the edit "
+                "kept it",
+            )
+            for one in edits.asked
+            if wish.resurrection and one.source not in revived
+        ]
         found = Evaluation(
             headlines=headlines(measured),
             sections=measured,
             balance=balance,
-            findings=(*edits.findings, *findings, *empty, *dict.fromkeys(halved)),
+            findings=(*edits.findings, *findings, *empty, *passed_over, *dict.fromkeys(halved)),
             probes=probes,
             resurrections=resurrections,
         )
@@ -205,15 +217,26 @@ def evaluate_edit(
 
 
 def _probed(
-    models: Any, patch: Patch, material: Material, judge: Judge, wish: Wish, sampling: Sampling
+    models: Any,
+    patch: Patch,
+    asked: Sequence[Replacement],
+    material: Material,
+    judge: Judge,
+    wish: Wish,
+    words: Words,
 ) -> tuple[tuple[ProbeResult, ...], tuple[Resurrection, ...]]:
     """What predictions say, where that is wished for."""
     probes: tuple[ProbeResult, ...] = ()
-    if wish.probes and material.edited:
+    sampling = wish.sampling(words)
+
+    def edited() -> AbstractContextManager[Any]:
+        return applied(models, patch)
+
+    if wish.probes:
         probes = probe_edit(
             models,
-            applied(models, patch),
-            questions_of(material),
+            edited,
+            questions_of(asked, material, words),
             guidance=wish.guidance,
             steps=wish.steps,
             seed=wish.seed,
@@ -221,7 +244,7 @@ def _probed(
         )
     if not wish.resurrection:
         return probes, ()
-    return probes, resurrect(models, lambda: applied(models, patch), material.edited, judge, sampling)
+    return probes, resurrect(models, edited, material.edited, judge, sampling)
 
 
 def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overwrite: bool = False) -> None:
@@ -382,6 +405,8 @@ def _write(found: Evaluation, out: Path, record: Mapping[str, JSON]) -> None:
         ]
         with atomic_file(out / PROBES, overwrite=True) as temporary:
             write_bytes(temporary, [probe_chart(lines)])
+    else:
+        (out / PROBES).unlink(missing_ok=True)  # of an evaluation that this one replaces
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(out / RECORD, overwrite=True) as temporary:
         write_bytes(temporary, [text.encode()])

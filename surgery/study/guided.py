@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,9 +15,10 @@ from surgery.checkpoint.components import load_controlnet
 from surgery.diffusion import Control, SampleKnobs, device_and_dtype, load_picture, sample_table
 from surgery.diffusion.guide import Guide
 from surgery.diffusion.inversion import InversionSettings
+from surgery.diffusion.models import config_of
 from surgery.diffusion.pixels import scale_factor
 from surgery.diffusion.sampling import latent_shape
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, raise_all
 from surgery.guidance.concept_diffusion import INITIAL, LATER, OURS, ConceptSettings, LaterSettings
 from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
 from surgery.guidance.guides import ConceptGuide, GcfgGuide
@@ -31,6 +33,7 @@ from surgery.study.samples import cell_side, sheet_of
 
 _log = logging.getLogger(__name__)
 
+_PUBLISHED_STEPS: Final = 50
 _PLAIN: Final = 5.0
 """Guidance scale of the pictures beside those of generalised guidance, whose weights are no single one."""
 _CONCEPT: Final[Mapping[str, ConceptSettings | LaterSettings]] = {
@@ -78,10 +81,10 @@ def guided_sheet(
                 "prompts or seeds were given; expected none, since the recipe's pictures are drawn along "
                 "their own paths."
             )
-        return _scaled_sheet(models, recipe, scaling, steps)
+        return _scaled_sheet(models, recipe, scaling, steps, batch)
     asked = tuple(prompts) or recipe.sample.prompts
     columns = tuple(seeds) or recipe.sample.seeds
-    guide, labels, plain = guide_of(recipe, models, asked)
+    guide, labels, plain = guide_of(recipe, models, asked, steps)
     ways = [SampleKnobs(guidance=plain), SampleKnobs(guide=guide)]
     before, after = (
         sample_table(models, asked or ("",), columns, **SampleKnobs(steps=steps, batch=batch, **way))
@@ -91,9 +94,11 @@ def guided_sheet(
 
 
 def guide_of(
-    recipe: GuideRecipe, models: Any, prompts: Sequence[str]
+    recipe: GuideRecipe, models: Any, prompts: Sequence[str], steps: int
 ) -> tuple[Guide, tuple[str, ...], float]:
     """What guides the drawing of prompts, a label of each, and the scale of plain guidance to compare with.
+
+    Steps of presets are those of fifty, and are scaled to ``steps``.
 
     Raises:
         SurgeryError: when a patch does not fit the models, or prompts are missing.
@@ -102,7 +107,7 @@ def guide_of(
     if guide.gcfg is not None:
         return _gcfg(recipe, guide.gcfg, models, prompts)
     assert guide.concept_diffusion is not None
-    return _concept_diffusion(recipe, guide.concept_diffusion, models, prompts)
+    return _concept_diffusion(guide.concept_diffusion, models, prompts, steps)
 
 
 def _gcfg(
@@ -134,11 +139,32 @@ def _gcfg(
 def _control(recipe: GuideRecipe, entry: ControlNet, models: Any) -> Control:
     device, dtype = device_and_dtype(models.unet)
     net = load_controlnet(recipe.file(entry.path), device=device, dtype=dtype)
+    _refuse_other_family(net, models.unet, recipe.file(entry.path))
     # it halves its picture once for each width but the first, whatever the VAE does
     factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     _, height, width = latent_shape(models)
     picture = load_picture(recipe.file(entry.image), height * factor, width * factor)
     return Control(net=net, picture=(picture[None] + 1) / 2, scale=entry.scale)
+
+
+def _refuse_other_family(net: Any, unet: Any, path: Path) -> None:
+    ours, theirs = config_of(unet), config_of(net)
+    names = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
+    faults = [
+        f"{path} has {name} {getattr(theirs, name)}, and the checkpoint's U-Net {getattr(ours, name)}; "
+        "expected the same. Take a ControlNet of the checkpoint's family."
+        for name in names
+        if _plain(getattr(theirs, name)) != _plain(getattr(ours, name))
+    ]
+    if theirs.conditioning_channels != 3:
+        faults.append(
+            f"{path} reads pictures of {theirs.conditioning_channels} channels; expected 3, as colours have."
+        )
+    raise_all(SurgeryError, faults)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _sides(models: Any) -> tuple[int, int]:
@@ -148,15 +174,23 @@ def _sides(models: Any) -> tuple[int, int]:
 
 
 def _concept_diffusion(
-    recipe: GuideRecipe, entry: ConceptDiffusion, models: Any, prompts: Sequence[str]
+    entry: ConceptDiffusion, models: Any, prompts: Sequence[str], steps: int
 ) -> tuple[Guide, tuple[str, ...], float]:
     if not prompts:
         raise SurgeryError("there is no prompt; expected at least one. Give --prompt.")
     subjects = subjects_of(entry, prompts)
-    settings: Any = replace(_CONCEPT[entry.preset], **entry.given())
+    usual = _CONCEPT[entry.preset]
+    last = None if usual.last_step is None else _of_fifty(usual.last_step, steps)
+    usual = replace(usual, first_step=_of_fifty(usual.first_step, steps), last_step=last)
+    settings: Any = replace(usual, **entry.given())
     guide = ConceptGuide(models=models, subjects=subjects, settings=settings)
     labels = tuple(f"{prompt} ({'; '.join(subjects[prompt])})" for prompt in prompts)
     return guide, labels, settings.guidance
+
+
+def _of_fifty(step: int, steps: int) -> int:
+    """A step of presets, which were published for fifty, among another number of them."""
+    return round(step * steps / _PUBLISHED_STEPS)
 
 
 def subjects_of(entry: ConceptDiffusion, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -165,9 +199,14 @@ def subjects_of(entry: ConceptDiffusion, prompts: Sequence[str]) -> dict[str, tu
     Raises:
         SurgeryError: when the finder's pipeline is not there.
     """
+    unused = sorted(entry.subjects.keys() - set(prompts))
+    if unused and not set(prompts) & entry.subjects.keys():
+        _log.warning("no prompt is spelled as one of 'subjects': %s", "; ".join(unused))
     unknown = [prompt for prompt in prompts if prompt not in entry.subjects]
-    find = _finder(entry.finder) if unknown else plain_phrases
-    found = {prompt: entry.subjects.get(prompt) or find(prompt) for prompt in prompts}
+    found = dict(entry.subjects)
+    if unknown:
+        find = _finder(entry.finder)
+        found |= {prompt: find(prompt) for prompt in unknown}
     for prompt in unknown:
         if len(found[prompt]) < 2:
             _log.warning(
@@ -198,20 +237,29 @@ def _finder(name: str) -> Finder:
         ) from error
 
 
-def _scaled_sheet(models: Any, recipe: GuideRecipe, entry: ScalingConcept, steps: int) -> Image.Image:
+def _scaled_sheet(
+    models: Any, recipe: GuideRecipe, entry: ScalingConcept, steps: int, batch: int
+) -> Image.Image:
     base = _SCALING[entry.preset]
+    base = replace(base, exit_step=_of_fifty(base.exit_step, steps))
     scales = entry.scales or (base.scale,)
     settings: list[Any] = [replace(base, scale=scale, **entry.scaling()) for scale in scales]
     inversion: Any = replace(InversionSettings(), **entry.inversion())
     pixels = torch.stack([load_picture(recipe.file(name), *_sides(models)) for name in entry.images])
-    found = scale_concept(models, pixels, entry.concept, settings, inversion, steps=steps)
+    parts = [
+        scale_concept(models, some, entry.concept, settings, inversion, steps=steps)
+        for some in torch.split(pixels, batch)
+    ]
     shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    columns = [shown, found.again, *found.pictures]
+    again = np.concatenate([part.again for part in parts])
+    scaled = [np.concatenate(column) for column in zip(*(part.pictures for part in parts), strict=True)]
+    errors = [error for part in parts for error in part.error]
+    columns = [shown, again, *scaled]
     rows = [
         SheetRow(
             label=Path(name).name,
             groups=tuple(column[row : row + 1] for column in columns),
-            note=f"drawn again: {100 * found.error[row]:.1f} % off",
+            note=f"drawn again: {100 * errors[row]:.1f} % off",
         )
         for row, name in enumerate(entry.images)
     ]

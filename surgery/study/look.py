@@ -147,7 +147,14 @@ def train_look(
     first = company is None or company.is_main_process
     for finding in pictures.findings if first else ():
         _log.warning("%s: %s", finding.subject, finding.message)
-    run = json_digest([as_json(settings), list(pictures.names), pictures.mean.double().sum().item()])[:12]
+    run = json_digest(
+        [
+            as_json(settings),
+            list(pictures.names),
+            pictures.mean.double().sum().item(),
+            {name: root.bytes for name, root in checkpoint.fingerprint().roots.items()},
+        ]
+    )[:12]
     shown = partial(_shown, models, place, run)
     trained = train(models, pictures, settings, store=store, on_check=shown, company=company)
     provenance: dict[str, JSON] = {
@@ -177,7 +184,7 @@ def train_look(
     if constants is None:
         return look
     with applied(models, patch):
-        found = measure_constants(models, pictures, settings.seed)
+        found = measure_constants(models, pictures, settings.seed, settings.micro_batch)
     about: dict[str, JSON] = {"patch": patch_digest(patch), "unet": patch.roots["unet"].bytes}
     save_constants(found, constants, tolerance, about, overwrite=overwrite)
     return replace(look, constants_error=found.error)

@@ -14,9 +14,11 @@ from surgery.diffusion import derived_seed, sample
 from surgery.diffusion.inversion import InversionSettings
 from surgery.evaluate import Edited, Material, Probed, Sampling
 from surgery.evaluate.statistics import bootstrap
-from surgery.guidance.scaling_concept import ScalingSettings, draw_scaled, invert_pictures
+from surgery.guidance.scaling_concept import Inverted, ScalingSettings, draw_scaled, invert_pictures
 from surgery.judge import Judge
+from surgery.methods import Replacement
 from surgery.record import JSON, Score
+from surgery.study.words import Words, plainly
 
 _log = logging.getLogger(__name__)
 
@@ -27,20 +29,28 @@ _DRAWN: Final = 3
 _INVERSION: Final = InversionSettings(renoise=4, regularise=False)
 
 
-def questions_of(material: Material) -> tuple[Probed, ...]:
-    """What is asked of each edited phrase; the unrelated ones are spread over the names held out."""
-    return tuple(_question(one, material) for one in material.edited)
+def questions_of(asked: Sequence[Replacement], material: Material, words: Words) -> tuple[Probed, ...]:
+    """What is asked of each edited phrase; no judge needs to know it.
+
+    Unrelated phrases are spread over the names held out. What is debiased keeps its meaning, and is not asked
+    about.
+    """
+    return tuple(_question(one, material, words) for one in asked if not one.groups)
 
 
-def _question(one: Edited, material: Material) -> Probed:
-    near = material.neighbours.get(one.subject, ())[:_NEAR]
+def _question(one: Replacement, material: Material, words: Words) -> Probed:
+    name = words.name(one.source)
+    near = material.neighbours.get(name, ())[:_NEAR]
     others = [name for name in material.held_out if name not in near]
     stride = max(1, len(others) // _UNRELATED)
-    (*_, template) = one.unseen or material.unseen or ("a photo of {}",)
+    (*_, template) = one.templates or material.unseen or ("a photo of {}",)
+    aliases = [
+        alias for alias in (name, *words.aliases.get(name, ())) if plainly(alias) != plainly(one.source)
+    ]
     return Probed(
-        subject=one.subject,
+        subject=one.source,
         anchor=one.destination,
-        paraphrases=(*one.aliases, *one.given)[:_PARAPHRASES],
+        paraphrases=tuple(aliases[:_PARAPHRASES]),
         near=near,
         unrelated=tuple(others[::stride][:_UNRELATED]),
         template=template,
@@ -122,14 +132,15 @@ def _resurrected(
 ) -> Resurrection:
     assert asked.old is not None
     pixels = _shown(models, asked, judge, sampling, pictures)
-    mine = invert_pictures(models, pixels, asked.subject, _INVERSION, steps=sampling.steps)
-    ways = [ScalingSettings(scale=scale, exit_step=0, anchored=True) for scale in SCALES]
-    drawn = {"unedited": [draw_scaled(models, mine, way) for way in ways]}
+    parts = torch.split(pixels, max(1, sampling.batch // 2))  # both branches share a pass
+    mine = [invert_pictures(models, one, asked.subject, _INVERSION, steps=sampling.steps) for one in parts]
+    drawn = {"unedited": _columns(models, mine)}
     with edited() as found:
         other = models if found is None else found
-        theirs = invert_pictures(other, pixels, asked.subject, _INVERSION, steps=sampling.steps)
-        drawn["edited"] = [draw_scaled(other, theirs, way) for way in ways]
-        drawn["crossed"] = [draw_scaled(other, mine, way) for way in ways]
+        theirs = [
+            invert_pictures(other, one, asked.subject, _INVERSION, steps=sampling.steps) for one in parts
+        ]
+        drawn["edited"], drawn["crossed"] = _columns(other, theirs), _columns(other, mine)
     told = {
         name: np.stack([judge.score(some).probability(asked.old) for some in columns], 1)
         for name, columns in drawn.items()
@@ -138,8 +149,17 @@ def _resurrected(
         subject=asked.subject,
         slopes={name: _slope(name, seen) for name, seen in told.items()},
         probabilities={name: tuple(float(one) for one in seen.mean(0)) for name, seen in told.items()},
-        errors={"unedited": float(np.mean(mine.error)), "edited": float(np.mean(theirs.error))},
+        errors={
+            name: float(np.mean([error for one in some for error in one.error]))
+            for name, some in (("unedited", mine), ("edited", theirs))
+        },
     )
+
+
+def _columns(models: Any, parts: Sequence[Inverted]) -> list[NDArray[np.uint8]]:
+    """Pictures at each scale."""
+    ways = [ScalingSettings(scale=scale, exit_step=0, anchored=True) for scale in SCALES]
+    return [np.concatenate([draw_scaled(models, one, way) for one in parts]) for way in ways]
 
 
 def _shown(models: Any, asked: Edited, judge: Judge, sampling: Sampling, pictures: int) -> torch.Tensor:

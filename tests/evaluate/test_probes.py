@@ -45,7 +45,7 @@ def doubled(pipeline: Any, *names: str) -> Iterator[Any]:
 
 
 def test_without_an_edit_nothing_drifts_and_all_is_aligned(pipeline: Any) -> None:
-    (found,) = probe_edit(pipeline, nullcontext(pipeline), [CAT], **QUICK)
+    (found,) = probe_edit(pipeline, lambda: nullcontext(pipeline), [CAT], **QUICK)
     for name, expected in {
         "drift": 0.0,
         "drift amplified": 0.0,
@@ -65,10 +65,10 @@ def test_without_an_edit_nothing_drifts_and_all_is_aligned(pipeline: Any) -> Non
 def test_a_change_of_the_text_moves_scores_and_one_of_the_unet_the_base(
     pipeline: Any, edited: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    (text,) = probe_edit(pipeline, edited(), [CAT], **QUICK)
+    (text,) = probe_edit(pipeline, edited, [CAT], **QUICK)
     assert value(text, "alignment") < 0.999
-    unet = doubled(pipeline, "unet/conv_out.weight", "unet/conv_out.bias")
-    (whole,) = probe_edit(pipeline, unet, [CAT], guidance=3.0, **QUICK)
+    names = ("unet/conv_out.weight", "unet/conv_out.bias")
+    (whole,) = probe_edit(pipeline, lambda: doubled(pipeline, *names), [CAT], guidance=3.0, **QUICK)
     # twice the prediction: ‖2e - e‖² / ‖e‖² = 1, every score twice as long in the same direction
     assert value(whole, "drift") == pytest.approx(1.0, abs=1e-4)
     assert value(whole, "drift amplified") == pytest.approx(4.0, abs=1e-3)
@@ -79,7 +79,7 @@ def test_a_change_of_the_text_moves_scores_and_one_of_the_unet_the_base(
 
 
 def test_scores_are_the_cosines_of_predictions_at_the_points(pipeline: Any) -> None:
-    (found,) = probe_edit(pipeline, nullcontext(pipeline), [CAT], **QUICK)
+    (found,) = probe_edit(pipeline, lambda: nullcontext(pipeline), [CAT], **QUICK)
     points = _points(pipeline, CAT, 9, 5.0, 4, 16, 0)
     reading = read_prompts(pipeline, ["", "cat", "dog"])
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_points_are_of_the_concept_of_others_and_of_paths(pipeline: Any) -> None
 def test_what_is_not_asked_is_not_told(pipeline: Any) -> None:
     (found,) = probe_edit(
         pipeline,
-        nullcontext(pipeline),
+        lambda: nullcontext(pipeline),
         [Probed(subject="cat")],
         **QUICK,
     )
@@ -118,7 +118,7 @@ def test_what_is_not_asked_is_not_told(pipeline: Any) -> None:
 def test_the_table_has_a_line_for_each_phrase_and_the_data_all_intervals(pipeline: Any) -> None:
     found = probe_edit(
         pipeline,
-        nullcontext(pipeline),
+        lambda: nullcontext(pipeline),
         [CAT, Probed(subject="dog")],
         **QUICK,
     )

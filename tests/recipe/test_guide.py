@@ -44,6 +44,7 @@ def test_patches_take_part_as_published_unless_told_otherwise(tmp_path: Path) ->
         ("concept_diffusion: {preset: later, softness: 0.1}", "preset 'later' does not read it"),
         ("concept_diffusion: {quantile: 0.5}", "preset 'ours' does not read it"),
         ("concept_diffusion: {weight: null}", "found null, expected a value"),
+        ("concept_diffusion: {preset: later, threshold: null}", "no threshold by the number of subjects"),
         ("scaling_concept: {concept: cat, images: [none.png]}", "no file none.png"),
         ("scaling_concept: {concept: cat, images: [a], scales: [.nan]}", "expected a number"),
         (

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from surgery.checkpoint.atomic import check_outputs
 from surgery.cli.devices import chosen_device, use_threads
@@ -15,6 +14,7 @@ from surgery.cli.options import (
     batch_option,
     device_option,
     dtype_option,
+    given_options,
     offload_option,
     other_base_option,
     output_option,
@@ -78,7 +78,7 @@ def sample(
     batch: int | None,
 ) -> None:
     """Draw prompts onto one labelled sheet; with a patch, before and after it; with a guide, beside it."""
-    given = _given(context)
+    given = given_options(context)
     recipe = None if guide is None else load_guide(guide, overrides)
     _refuse(given, recipe)
     if output.suffix.lower() != ".png":
@@ -142,20 +142,14 @@ def _refuse(given: set[str], recipe: GuideRecipe | None) -> None:
             raise click.UsageError("--allow-other-base is about a patch; name one with --patch.")
 
 
-def _given(context: click.Context) -> set[str]:
-    """The options that the command line names."""
-    return {
-        parameter.opts[0]
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    }
-
-
 def _read_by(recipe: GuideRecipe | None) -> list[Path]:
     """The files that a recipe of guidance reads."""
     if recipe is None:
         return []
     gcfg, scaling = recipe.guide.gcfg, recipe.guide.scaling_concept
-    names = [*(one.patch for one in gcfg.concepts)] if gcfg else list(scaling.images if scaling else ())
+    names = list(scaling.images) if scaling else []
+    if gcfg is not None:
+        names += [one.patch for one in gcfg.concepts]
+        names += [] if gcfg.controlnet is None else [gcfg.controlnet.path, gcfg.controlnet.image]
     found = [recipe.file(name) for name in names]
     return found if recipe.path is None else [recipe.path, *found]

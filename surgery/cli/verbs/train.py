@@ -12,6 +12,7 @@ from surgery.cli.options import (
     FILE,
     Finite,
     device_option,
+    given_options,
     json_option,
     output_option,
     overwrite_option,
@@ -106,7 +107,9 @@ from surgery.shelf import checkpoint_path
 @device_option
 @threads_option
 @json_option
+@click.pass_context
 def train(
+    context: click.Context,
     folder: Path,
     base: str,
     form: Literal["lora", "full"],
@@ -137,8 +140,7 @@ def train(
     'accelerate launch', several devices share every batch.
     """
     place = checkpoint_path(base)
-    if truncate is not None and form == "lora":
-        raise click.UsageError("--truncate is about form full; factors have their --rank.")
+    _refuse(given_options(context), form, constants)
     outputs = [output] if constants is None else [output, constants]
     check_outputs(outputs, [place, folder], overwrite=overwrite)
     from surgery.methods.null_text import TrainSettings
@@ -179,3 +181,15 @@ def train(
     for line in found.lines():
         print(line)
     print(output)
+
+
+def _refuse(given: set[str], form: str, constants: Path | None) -> None:
+    """Options that nothing would read."""
+    if form == "lora" and "--truncate" in given:
+        raise click.UsageError("--truncate is about form full; factors have their --rank.")
+    if form == "full":
+        wrong = sorted(given & {"--rank", "--layers"})
+        if wrong:
+            raise click.UsageError(f"{', '.join(wrong)}: form full has no factors. Leave it out.")
+    if constants is None and "--tolerance" in given:
+        raise click.UsageError("--tolerance is about constants; name a file with --constants.")

@@ -11,6 +11,7 @@ from surgery.anatomy.atlas import place_of
 from surgery.delta import Delta, Operator
 from surgery.delta.algebra import change_of
 from surgery.diffusion import Models, read_prompts, resident, sampler_faults
+from surgery.diffusion.conditions import read_without
 from surgery.errors import MethodError, raise_all
 from surgery.methods.distill.closed_form import closed_form
 from surgery.methods.distill.objective import DistillObjective
@@ -95,6 +96,13 @@ def _started(
             "the closed form is one of keys and values of cross-attention, and none is among the weights; "
             "expected some. Take components attn2_kv, or steps of training."
         )
+    others = [name for name in names if name not in projections]
+    if others and not settings.steps:
+        raise MethodError(
+            f"the closed form does not reach {others[0]!r}"
+            f"{f' and {len(others) - 1} others' if len(others) > 1 else ''}; expected keys and values of "
+            "cross-attention alone. Leave them out, or take steps of training."
+        )
     found = closed_form(models, concepts, preserve, settings)
     return dict.fromkeys(projections, found)
 
@@ -124,7 +132,7 @@ def _texts(
         prompts=tuple(prompt for prompt, _ in prompts),
         concept=tuple(number for _, number in prompts),
         concepts=read_prompts(models, [prompt for prompt, _ in prompts]),
-        null=read_prompts(models, [""]),
+        null=read_without(models, ""),
         preserve=read_prompts(models, kept) if kept else None,
     )
 

@@ -45,15 +45,21 @@ class DistillObjective:
     def loss(self, points: Points) -> Tensor:
         """The mean over some points."""
         settings = self.settings
+        wordless = settings.null_weight > 0
         found = predicted(
-            self.models, self.texts, points.noisy, points.timesteps, points.prompt, points.other
+            self.models,
+            self.texts,
+            points.noisy,
+            points.timesteps,
+            points.prompt,
+            points.other,
+            wordless=wordless,
         )
-        truths = (points.without, points.target, points.preserved)
-        weights = (settings.null_weight, 1.0, settings.preserve_weight)
+        truths = [(settings.null_weight, points.without)] if wordless else []
+        truths += [(1.0, points.target), (settings.preserve_weight, points.preserved)]
         parts: list[Any] = [
             weight * (mine - truth.to(mine)).square().mean()
-            for weight, mine, truth in zip(weights, found, truths, strict=False)
-            if weight
+            for mine, (weight, truth) in zip(found, truths, strict=False)
         ]
         return torch.stack(parts).sum()
 

@@ -176,12 +176,20 @@ def scaled_target(
 
 
 def predicted(
-    models: Models, texts: Texts, noisy: Tensor, timesteps: Tensor, prompt: Tensor, other: Tensor
+    models: Models,
+    texts: Texts,
+    noisy: Tensor,
+    timesteps: Tensor,
+    prompt: Tensor,
+    other: Tensor,
+    *,
+    wordless: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Without words, with the concept's prompt, and where there is one with the phrase to preserve."""
+    """Without words where asked, with the concept's prompt, and with the phrase to preserve if any."""
     device, dtype = device_and_dtype(models.unet)
     given = noisy.to(device, dtype)
-    readings = [texts.null.repeated(len(given)), texts.concepts.select(prompt)]
+    readings = [texts.null.repeated(len(given))] if wordless else []
+    readings.append(texts.concepts.select(prompt))
     if texts.preserve is not None:
         readings.append(texts.preserve.select(other))
     text = together([one.to(given) for one in readings])

@@ -5,16 +5,18 @@ from dataclasses import asdict, replace
 from math import prod
 from typing import Any, Final
 
+import torch
+
 from surgery.anatomy import fill
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
-from surgery.diffusion import derived_seed
+from surgery.diffusion import derived_seed, device_and_dtype, sampler_faults
 from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.distill.door import distill
 from surgery.methods.distill.settings import ESD, DistillConcept, DistillSettings, as_json, check_distill
 from surgery.names import split
-from surgery.recipe import Distill, Recipe
+from surgery.recipe import Distill, Recipe, Rescaled
 from surgery.record import JSON, Work
 from surgery.store import Store
 
@@ -37,11 +39,17 @@ def concepts_of(entry: Distill, recipe: Recipe) -> tuple[DistillConcept, ...]:
         DistillConcept(
             name=one.source,
             prompts=tuple(fill(template, one.source) for template in one.templates or TEMPLATES),
-            scale=one.scale,
+            scale=_scale(one, entry),
             seed=derived_seed(recipe.seed, one.source) if one.seed is None else one.seed,
         )
         for one in entry.concepts
     )
+
+
+def _scale(one: Rescaled, entry: Distill) -> float:
+    if one.scale is not None:
+        return one.scale
+    return -1.0 if entry.preset == "esd" else 0.0
 
 
 def names_of(entry: Distill, base: Checkpoint) -> tuple[str, ...]:
@@ -50,7 +58,8 @@ def names_of(entry: Distill, base: Checkpoint) -> tuple[str, ...]:
     Raises:
         MethodError: when an entry names none, or one of a text encoder, which all targets are read with.
     """
-    names = components_of(base.shapes, entry.components, entry.leave_out)
+    usual = ("unet/*attn2*",) if entry.preset == "esd" else ("attn2_kv",)
+    names = components_of(base.shapes, entry.components or usual, entry.leave_out)
     raise_all(
         MethodError,
         [
@@ -65,9 +74,12 @@ def names_of(entry: Distill, base: Checkpoint) -> tuple[str, ...]:
 def replacements(entry: Distill, recipe: Recipe) -> tuple[Replacement, ...]:
     """What the entry asks for: less of the concept, or more."""
     return tuple(
-        Replacement(source=one.source, destination=None, kind="erase")
-        if one.scale < 1
-        else Replacement(source=one.source, destination=one.source, kind="amplify")
+        Replacement(
+            source=one.source,
+            destination=None if _scale(one, entry) < 1 else one.source,
+            kind="erase" if _scale(one, entry) < 1 else "amplify",
+            taught=one.templates or TEMPLATES,
+        )
         for one in entry.concepts
     )
 
@@ -80,6 +92,10 @@ def work(entry: Distill, recipe: Recipe, base: Checkpoint) -> Work:
     draws = -(-settings.steps // settings.refresh)
     each = 3 if entry.preserve and settings.preserve_weight else 2
     points = settings.paths * settings.graded_steps
+    trained = each * settings.steps * min(settings.batch, points)
+    shapes = [base.shapes[name] for name in names] if settings.steps else []
+    if settings.form == "factors":
+        shapes = [(settings.rank, shape[0] + prod(shape[1:])) for shape in shapes]
     return Work(
         method="distill",
         meaning={
@@ -91,9 +107,9 @@ def work(entry: Distill, recipe: Recipe, base: Checkpoint) -> Work:
         sites=names,
         batches=(len(concepts),),
         cost={
-            "unet_forwards": draws * (2 * settings.paths * settings.sampling_steps + each * points),
-            "unet_backwards": each * settings.steps * min(settings.batch, points),
-            "weights_trained": sum(prod(base.shapes[name]) for name in names) if settings.steps else 0,
+            "unet_forwards": draws * (2 * settings.paths * settings.sampling_steps + each * points) + trained,
+            "unet_backwards": trained,
+            "weights_trained": sum(prod(shape) for shape in shapes),
         },
     )
 
@@ -105,8 +121,16 @@ def check(entry: Distill, recipe: Recipe, base: Checkpoint, models: Any) -> Mapp
         MethodError: as ``distill``.
     """
     concepts = concepts_of(entry, recipe)
-    check_distill(concepts, settings_of(entry, recipe), entry.preserve)
+    settings = settings_of(entry, recipe)
+    check_distill(concepts, settings, entry.preserve)
     names_of(entry, base)
+    _, dtype = device_and_dtype(models.unet)
+    if settings.steps and dtype != torch.float32:
+        raise MethodError(
+            f"the U-Net is loaded in {dtype}, in which small updates round to nothing; expected float32. Set "
+            "the recipe's dtype to float32, and distillation.precision to bfloat16 for faster products."
+        )
+    raise_all(MethodError, sampler_faults(models, settings.sampling_steps))
     return {("distill", one.name.casefold()): one.name for one in concepts}
 
 

@@ -49,6 +49,7 @@ class DistillSettings(LoopSettings):
         refresh: Updates between new paths.
         null_weight: Of staying what it was without words.
         preserve_weight: Of staying what it was with phrases to preserve, also in the closed form.
+        limit: The largest scale that may be asked for, without a decay: predictions saturate beyond.
         decay: γ. The scale falls towards 1 with this power of the rest of the path; 0 keeps it.
         seed: Of all noise.
     """
@@ -69,6 +70,7 @@ class DistillSettings(LoopSettings):
     refresh: int = 25
     null_weight: float = 1.0
     preserve_weight: float = 1.0
+    limit: float = 2.0
     decay: float = 0.0
     seed: int = 0
 
@@ -96,6 +98,12 @@ def check_distill(
         MethodError: naming each.
     """
     faults = [*_concept_faults(concepts, preserve), *_setting_faults(settings)]
+    faults += [
+        f"the scale of {one.name!r} is {one.scale:g}, at which predictions saturate; expected at most "
+        f"{settings.limit:g}. Set a decay, or raise the limit."
+        for one in concepts
+        if one.scale > settings.limit and not settings.decay
+    ]
     raise_all(MethodError, [*faults, *(loop_faults(settings) if settings.steps else ())])
 
 
@@ -124,7 +132,7 @@ def _setting_faults(settings: DistillSettings) -> Iterator[str]:
     for name in ("rank", "batch", "sampling_steps", "graded_steps", "paths", "refresh"):
         if getattr(settings, name) < 1:
             yield f"{name} is {getattr(settings, name)}; expected 1 or more."
-    for name in ("ridge", "null_weight", "preserve_weight", "decay", "guidance"):
+    for name in ("ridge", "null_weight", "preserve_weight", "decay", "guidance", "limit"):
         if not (isfinite(getattr(settings, name)) and getattr(settings, name) >= 0):
             yield f"{name} is {getattr(settings, name)}; expected 0 or more."
     if settings.graded_steps > settings.sampling_steps:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
 from surgery.checkpoint.header import open_header
@@ -22,7 +22,7 @@ from surgery.diffusion import Models, device_and_dtype, generator_for, noise_sch
 from surgery.diffusion.conditions import read_without
 from surgery.diffusion.pixels import scale_factor
 from surgery.errors import CheckpointError, MethodError
-from surgery.methods.null_text.context import collapsed, constants_of
+from surgery.methods.null_text.context import collapsed, constants_of, cross_attentions
 from surgery.methods.null_text.pictures import PictureSet
 from surgery.record import JSON
 
@@ -58,8 +58,17 @@ class Constants:
 
 
 @torch.no_grad()
-def measure_constants(models: Models, pictures: PictureSet, seed: int = 0) -> Constants:
-    """The constants of a U-Net as it is now, over noisy pictures at evenly spaced timesteps."""
+def measure_constants(
+    models: Models, pictures: PictureSet, seed: int = 0, batch: int = PICTURES
+) -> Constants:
+    """The constants of a U-Net as it is now, over noisy pictures at evenly spaced timesteps.
+
+    Args:
+        models: The checkpoint, with the patch in its U-Net.
+        pictures: Of the look.
+        seed: Of the noise.
+        batch: Pictures at a time.
+    """
     device, dtype = device_and_dtype(models.unet)
     null = read_without(models, "")
     schedule = noise_schedule(models.scheduler)
@@ -77,12 +86,18 @@ def measure_constants(models: Models, pictures: PictureSet, seed: int = 0) -> Co
 
     def points() -> Iterator[tuple[Tensor, Tensor, Any]]:
         for step, latents in noisy.items():
-            text = null.to(latents).repeated(len(latents))
-            yield latents, torch.full((len(latents),), step, device=device), text.added(height, width)
+            for part in torch.split(latents, batch):
+                text = null.to(part).repeated(len(part))
+                yield part, torch.full((len(part),), step, device=device), text.added(height, width)
 
     def predictions() -> dict[int, Tensor]:
         return {
-            step: predict_under(models, latents, step, null.to(latents).repeated(len(latents))).double()
+            step: torch.cat(
+                [
+                    predict_under(models, part, step, null.to(part).repeated(len(part))).double()
+                    for part in torch.split(latents, batch)
+                ]
+            )
             for step, latents in noisy.items()
         }
 
@@ -130,12 +145,13 @@ def save_constants(
         write_bytes(temporary, safetensors_chunks(tensors, {_KEY: json.dumps(told, sort_keys=True)}))
 
 
-def load_constants(path: Path) -> dict[str, Float[Tensor, " channels"]]:
-    """The vector of each cross-attention, for ``collapsed``.
+def load_constants(path: Path, unet: nn.Module) -> dict[str, Float[Tensor, " channels"]]:
+    """The vector of each cross-attention of a U-Net, for ``collapsed``.
 
     Raises:
         CheckpointError: when the file is no safetensors file.
-        MethodError: when it holds no constants, or one that is nothing at all: such training ran without any.
+        MethodError: when it holds no constants, those of another U-Net, or one that is nothing at all: such
+            training ran without any.
     """
     header = open_header(path, CheckpointError)
     if _KEY not in header.metadata:
@@ -143,6 +159,11 @@ def load_constants(path: Path) -> dict[str, Float[Tensor, " channels"]]:
             f"{path} holds no constants; expected a file that 'surgery train --constants' wrote."
         )
     vectors = {entry.key.removesuffix(".constant"): read_tensor(entry) for entry in header.entries}
+    if vectors.keys() != cross_attentions(unet).keys():
+        raise MethodError(
+            f"{path} has constants of {len(vectors)} cross-attentions, and the U-Net has "
+            f"{len(cross_attentions(unet))} of other names; expected those of this U-Net."
+        )
     empty = [name for name, one in vectors.items() if not bool(one.any())]
     if empty:
         raise MethodError(f"the constants of {', '.join(empty[:3])} are nothing; expected all of them.")

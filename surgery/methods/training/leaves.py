@@ -99,11 +99,14 @@ def delta_of(models: Models, values: Mapping[str, Tensor]) -> Delta:
         names = [name.removesuffix(_DOWN) for name in values if name.endswith(_DOWN)]
         return Delta(
             {
-                name: LowRank(values[name + _UP].flatten(1).float(), values[name + _DOWN].flatten(1).float())
+                name: LowRank(*(values[name + end].flatten(1).float().cpu() for end in (_UP, _DOWN)))
                 for name in names
             }
         )
     base = weights_of(models, tuple(values))
     return Delta(
-        {name: Dense(value.float() - base[name].detach().float().cpu()) for name, value in values.items()}
+        {
+            name: Dense(value.float().cpu() - base[name].detach().float().cpu())
+            for name, value in values.items()
+        }
     )

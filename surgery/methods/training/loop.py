@@ -20,7 +20,9 @@ from surgery.record import JSON
 from surgery.store import Store
 
 EVERY_S: Final = 60.0
-"""The state is stored no less often: a killed run loses so much."""
+"""The state is stored no less often: a killed run loses so much,"""
+_SHARE: Final = 20
+"""or, where storing is slow, so many times what that takes."""
 
 
 class Company(Protocol):
@@ -115,7 +117,7 @@ class _Loop:
 
     def run(self) -> State:
         state = self._resumed()
-        settings, written = self.settings, time.monotonic()
+        settings, written, took = self.settings, time.monotonic(), 0.0
         with bar(settings.steps, "training", "step") as shown:
             shown.update(state.step)
             while state.step < settings.steps and state.waited < settings.patience:
@@ -127,16 +129,20 @@ class _Loop:
                 due = state.step % settings.check_every == 0 or state.step == settings.steps
                 if due:
                     self._check(state)
-                if due or time.monotonic() - written >= EVERY_S:
+                if due or time.monotonic() - written >= max(EVERY_S, _SHARE * took):
+                    begun = time.monotonic()
                     self._keep(state)
                     written = time.monotonic()
+                    took = written - begun
         state.values = self.leaves.values()
         return state
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.settings.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.settings.precision))
+        # without the cache: older torch keeps weights in it that a block without gradients left no graph of
+        kind = getattr(torch, self.settings.precision)
+        return torch.autocast(self.device.type, kind, cache_enabled=False)
 
     def _update(self, state: State) -> float:
         """Move the leaves by the gradient of one batch; its loss."""
@@ -167,9 +173,9 @@ class _Loop:
         # begins fast: Tan and Le 2019, as TensorFlow's moving averages do
         decay = min(self.settings.average, (1 + state.step) / (10 + state.step))
         for name, leaf in self.leaves.parameters.items():
-            value = leaf.detach().float().cpu()
+            value = leaf.detach().float()
             if name in state.averages:
-                state.averages[name].lerp_(value, 1 - decay)
+                state.averages[name] = state.averages[name].to(value).lerp_(value, 1 - decay)
             else:
                 state.averages[name] = value.clone()
 
@@ -194,7 +200,7 @@ class _Loop:
         if held is not None:
             if state.best == 0 or held < dict(state.held_out)[state.best]:
                 state.best = state.step
-                state.best_values = {name: value.clone() for name, value in values.items()}
+                state.best_values = {name: value.cpu().clone() for name, value in values.items()}
             state.held_out.append((state.step, held))
 
     def _agreed(self, held: float | None) -> float | None:

@@ -46,7 +46,9 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under one name each, for a store."""
         return {
-            f"{kind}/{name}": one.contiguous() for kind in _KINDS for name, one in getattr(self, kind).items()
+            f"{kind}/{name}": one.cpu().contiguous()
+            for kind in _KINDS
+            for name, one in getattr(self, kind).items()
         }
 
     def told(self) -> Mapping[str, JSON]:

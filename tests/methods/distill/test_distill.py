@@ -190,6 +190,7 @@ def test_training_starts_from_the_closed_form(models: Any) -> None:
         ({"form": "factors"}, "factors start from nothing"),
         ({"ridge": -1.0}, r"ridge is -1\.0"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"limit": -1.0}, r"limit is -1\.0"),
     ],
 )
 def test_settings_that_cannot_be_carried_out_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -203,8 +204,11 @@ def test_concepts_that_cannot_be_changed_are_refused(models: Any) -> None:
         ([replace(CAT, scale=1.0)], (), "changes nothing"),
         ([CAT, replace(CAT, name="Cat")], (), "named 2 times"),
         ([CAT], ("Cat",), "changed and preserved"),
+        ([replace(CAT, scale=3.0)], (), "predictions saturate; expected at most 2"),
     ):
         with pytest.raises(MethodError, match=message):
             check_distill(concepts, QUICK, preserve)
     with pytest.raises(MethodError, match="none is among the weights"):
         distill(models, [CAT], ["unet/conv_in.weight"], replace(QUICK, steps=0))
+    with pytest.raises(MethodError, match="does not reach 'unet/conv_in.weight'"):
+        distill(models, [CAT], [NAMES[0], "unet/conv_in.weight"], replace(QUICK, steps=0))

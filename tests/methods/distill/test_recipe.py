@@ -9,9 +9,10 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.errors import MethodError, RecipeError
 from surgery.execute import check_edits, compute_patch, plan_recipe
-from surgery.methods.distill.recipe import concepts_of, replacements, settings_of
+from surgery.methods.distill.recipe import concepts_of, names_of, replacements, settings_of
 from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
 from surgery.recipe import Distill, Recipe, parse_recipe
+from surgery.shelf import checkpoint_path
 from surgery.store import Store
 from tests.support.folders import contents
 
@@ -48,6 +49,11 @@ def entry_of(recipe: Recipe) -> Distill:
 def test_presets_are_where_settings_start_from() -> None:
     esd = parsed(preset="esd", distillation="{steps: 7}")
     settings = settings_of(entry_of(esd), esd)
+    plain = parsed(preset="esd", concepts="[{source: cat}]", components="null")
+    assert [one.scale for one in concepts_of(entry_of(plain), plain)] == [-1.0]
+    assert all(
+        ".attn2." in name for name in names_of(entry_of(plain), open_checkpoint(checkpoint_path("pocket-sd")))
+    )
     assert (settings.steps, settings.start, settings.batch, settings.null_weight) == (7, "none", 1, 0.0)
     closed = parsed(preset="closed-form", distillation="{ridge: 0.1}")
     settings = settings_of(entry_of(closed), closed)
@@ -72,6 +78,7 @@ def test_less_erases_and_more_amplifies() -> None:
         ),
         ({"preset": "esd", "preserve": "[bird]"}, "preset 'esd' preserves nothing"),
         ({"distillation": "{steps: null}"}, "found null, expected a value"),
+        ({"distillation": "{steps: 0, rank: 4}"}, r"distillation\.rank: the closed form does not read it"),
     ],
 )
 def test_keys_that_contradict_each_other_are_named(changes: dict[str, str], fault: str) -> None:

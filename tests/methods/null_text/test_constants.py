@@ -33,7 +33,7 @@ def test_the_error_is_that_of_the_collapsed_unet(models: Any, pictures: PictureS
     assert 0 < found.error < 1
     assert len(found.by_timestep) == 8
     save_constants(found, tmp_path / "constants", found.error, {"patch": "x"})
-    vectors = load_constants(tmp_path / "constants")
+    vectors = load_constants(tmp_path / "constants", models.unet)
     assert all(torch.equal(vectors[path], one) for path, one in found.vectors.items())
     null = read_prompts(models, [""]).repeated(3)
     with torch.no_grad():
@@ -63,10 +63,12 @@ def test_a_unet_that_reads_nothing_collapses_exactly(models: Any, pictures: Pict
 def test_files_that_hold_no_constants_are_refused(models: Any, pictures: PictureSet, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no")
     with pytest.raises(CheckpointError):
-        load_constants(tmp_path / "text")
-    found = measure_constants(models, pictures)
+        load_constants(tmp_path / "text", models.unet)
+    found = measure_constants(models, pictures, batch=2)
     path = next(iter(found.vectors))
     empty = replace(found, vectors={**found.vectors, path: torch.zeros_like(found.vectors[path])})
     save_constants(empty, tmp_path / "empty", 1.0, {})
+    with pytest.raises(MethodError, match="of other names"):
+        load_constants(tmp_path / "empty", torch.nn.Identity())
     with pytest.raises(MethodError, match="are nothing"):
-        load_constants(tmp_path / "empty")
+        load_constants(tmp_path / "empty", models.unet)

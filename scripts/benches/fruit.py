@@ -30,12 +30,14 @@ from surgery.diffusion.conditions import read_without
 from surgery.evaluate.statistics import share as share_of
 from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
 from surgery.guidance.guides import GcfgGuide
-from surgery.judge import Axis, Judge, Trait, load_judge
+from surgery.judge import Judge, Trait, load_judge
+from surgery.judge.labels import Axis
 from surgery.methods.null_text import TrainSettings, read_pictures
 from surgery.methods.null_text.door import layers_of
 from surgery.methods.null_text.objective import LookObjective
+from surgery.methods.null_text.settings import as_json
 from surgery.methods.training import Task, delta_of, factors_of, run_updates
-from surgery.patch import Patch, Term, applied, load_patch, make_patch, save_patch
+from surgery.patch import Patch, Term, applied, load_patch, make_patch, patch_digest, save_patch
 from surgery.progress import track
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
@@ -53,6 +55,7 @@ STYLES_JUDGING: Final = ("an image in the style of {}", "{} style picture")
 WEIGHTS: Final = (1.5, 2.5, 4.0)
 CONTROLS: Final = (2.5, 4.0, 6.0)
 UNCONDITIONAL: Final = (1.0, 1.5, 2.0, 2.5, 3.0)
+GUIDANCES: Final = (1.5, 2.5, 4.0, 6.0, 9.0)
 BASE_STRENGTHS: Final = (0.0, 0.3)
 LEVELS: Final = 10
 VERSION: Final = 1  # goes up when cells are made otherwise
@@ -87,8 +90,7 @@ def look(options: argparse.Namespace) -> bool:
     patches = {f"rank {rank}": _learned(options, base, folder, rank) for rank in options.ranks}
     patches["ordinary"] = _ordinary(options, base, models, folder)
     bench = Bench(options=options, models=models, judge=judge, patches=patches)
-    chosen, weight = bench.choose()
-    held = bench.judge_it(chosen, weight)
+    held = bench.judge_it(bench.choose(), bench.choose_ordinary())
     bench.drift(folder)
     return held
 
@@ -98,7 +100,7 @@ def look(options: argparse.Namespace) -> bool:
 
 def fruit_pictures(options: argparse.Namespace) -> Path:
     """One fruit in each picture, on backgrounds drawn evenly; made once."""
-    folder: Path = options.work / f"fruit-{options.pictures}"
+    folder: Path = options.work / f"fruit-{options.pictures}-{options.seed}"
     if folder.is_dir() and len(list(folder.glob("*.png"))) == options.pictures:
         return folder
     sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
@@ -131,7 +133,7 @@ def _settings(options: argparse.Namespace, rank: int) -> TrainSettings:
 
 def _learned(options: argparse.Namespace, base: Path, folder: Path, rank: int) -> Patch:
     """The patch of a rank; trained, or gone on with, where it is missing."""
-    place = options.work / f"fruit-{options.steps}-rank-{rank}.safetensors"
+    place = options.work / f"rank-{rank}-{_digest(options, base, _settings(options, rank))}.safetensors"
     if not place.is_file():
         found = train_look(base, folder, place, _settings(options, rank))
         print(f"rank {rank}: {next(found.lines())}", flush=True)
@@ -140,14 +142,15 @@ def _learned(options: argparse.Namespace, base: Path, folder: Path, rank: int) -
 
 def _ordinary(options: argparse.Namespace, base: Path, models: Any, folder: Path) -> Patch:
     """Factors beside all layers, cross-attention included, trained with the caption ""."""
-    place = options.work / f"fruit-{options.steps}-ordinary.safetensors"
+    settings = _settings(options, 16)
+    digest = _digest(options, base, settings)
+    place = options.work / f"ordinary-{digest}.safetensors"
     if not place.is_file():
-        settings = _settings(options, 16)
         store = Store(options.work / "ordinary")
         pictures = read_pictures(models, folder, store=store)
         attention = [f"unet/{path}" for path, _ in models.unet.named_parameters() if _crosses(path)]
         names = [*layers_of(models.unet, "all"), *attention]
-        meaning: dict[str, JSON] = {"what": "ordinary", "steps": options.steps, "pictures": len(pictures)}
+        meaning: dict[str, JSON] = {"what": "ordinary", "digest": digest}
         with factors_of(models, names, settings.rank, settings.seed) as leaves:
             objective = LookObjective(models, pictures, settings)
             task = Task(models=models, leaves=leaves, settings=settings, store=store, meaning=meaning)
@@ -156,6 +159,17 @@ def _ordinary(options: argparse.Namespace, base: Path, models: Any, folder: Path
         patch = make_patch([Term(delta=delta, source="ordinary")], open_checkpoint(base), {})
         save_patch(patch, place)
     return load_patch(place)
+
+
+def _digest(options: argparse.Namespace, base: Path, settings: TrainSettings) -> str:
+    """What decides a training."""
+    roots = open_checkpoint(base).fingerprint().roots
+    told: JSON = [
+        {name: root.bytes for name, root in roots.items()},
+        [options.pictures, options.seed],
+        as_json(settings),
+    ]
+    return json_digest(told)[:12]
 
 
 def _crosses(path: str) -> bool:
@@ -174,9 +188,8 @@ class Bench:
     judge: Judge
     patches: Mapping[str, Patch]
 
-    def choose(self) -> tuple[tuple[str, float, float, float], float]:
-        """The best rank, w_K, w_C and σ_u by the share of pictures of the domain that obey; and w_K alone."""
-        alone = self._unconditional("choosing")
+    def choose(self) -> tuple[str, float, float, float]:
+        """The best rank, w_K, w_C and σ_u by the share of pictures of the domain that obey."""
         asks = [*self._asks(CHOOSING, STYLES_CHOOSING)]
         print(f"\nchoosing on {len(asks)} prompts, {self.options.samples} pictures each")
         told = {}
@@ -184,29 +197,42 @@ class Bench:
         first = names[len(names) // 2]
         for w_k, w_c, sigma in product(WEIGHTS, CONTROLS, BASE_STRENGTHS):
             told[first, w_k, w_c, sigma] = self._cell(first, w_k, w_c, sigma, asks, "choosing")
-        _, *best = max(told, key=lambda key: told[key].both)
+        _, w_k, w_c, sigma = max(told, key=lambda key: told[key].both)
         for name in names:
-            told[(name, *best)] = self._cell(name, *best, asks, "choosing")
+            told[name, w_k, w_c, sigma] = self._cell(name, w_k, w_c, sigma, asks, "choosing")
         for (name, w_k, w_c, sigma), seen in told.items():
             print(
                 f"{name:9} w_K {w_k:g} w_C {w_c:g} σ_u {sigma:g}: domain {_spelled(seen.domain)}, obeyed "
                 f"{_spelled(seen.obeyed)}, both {100 * seen.both:.0f} %",
                 flush=True,
             )
-        return max(told, key=lambda key: told[key].both), alone
+        return max(told, key=lambda key: told[key].both)
 
-    def _unconditional(self, purpose: str) -> float:
-        print("\nwithout words: share of the domain")
+    def choose_ordinary(self) -> float:
+        """The guidance with which ordinary fine-tuning does best on the same prompts."""
+        asks = [*self._asks(CHOOSING, STYLES_CHOOSING)]
+        told = {one: self._cell("ordinary", one, one, 1.0, asks, "choosing") for one in GUIDANCES}
+        for guidance, seen in told.items():
+            print(
+                f"ordinary, guidance {guidance:g}: domain {_spelled(seen.domain)}, obeyed "
+                f"{_spelled(seen.obeyed)}, both {100 * seen.both:.0f} %",
+                flush=True,
+            )
+        return max(told, key=lambda one: told[one].both)
+
+    def _alone(self, name: str) -> float:
+        """The w_K with which a patch does best without words."""
         told = {}
-        for name, weight in product([name for name in self.patches if name != "ordinary"], UNCONDITIONAL):
-            seen = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 8, purpose)
-            told[name, weight] = float(np.mean(seen.domain))
-            print(f"{name:9} w_K {weight:g}: {_spelled(seen.domain)}", flush=True)
-        return max(told, key=lambda key: told[key])[1]
+        for other, weight in product([one for one in self.patches if one != "ordinary"], UNCONDITIONAL):
+            seen = self._cell(other, weight, 0.0, 0.0, [Ask(prompt="")] * 8, "choosing")
+            told[other, weight] = float(np.mean(seen.domain))
+            print(f"without words, {other:9} w_K {weight:g}: domain {_spelled(seen.domain)}", flush=True)
+        return max(UNCONDITIONAL, key=lambda weight: told[name, weight])
 
-    def judge_it(self, chosen: tuple[str, float, float, float], weight: float) -> bool:
+    def judge_it(self, chosen: tuple[str, float, float, float], guidance: float) -> bool:
         """The chosen settings on other prompts, beside ordinary fine-tuning; the two conditions."""
         name, w_k, w_c, sigma = chosen
+        weight = self._alone(name)
         alone = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 25, "judging")
         asks = [*self._asks(JUDGING, STYLES_JUDGING)]
         print(f"\njudging on {len(asks)} other prompts: {name}, w_K {w_k:g}, w_C {w_c:g}, σ_u {sigma:g}")
@@ -225,13 +251,12 @@ class Bench:
                 f"  {axis}: domain {_spelled(part.domain)}, obeyed {_spelled(part.obeyed)}, both "
                 f"{100 * part.both:.0f} %"
             )
-        for guidance in (2.5, 5.0):
-            plain = self._cell("ordinary", guidance, guidance, 1.0, asks, "judging")
-            print(
-                f"ordinary fine-tuning, guidance {guidance:g}: domain {_spelled(plain.domain)}, obeyed "
-                f"{_spelled(plain.obeyed)}, both {100 * plain.both:.0f} %",
-                flush=True,
-            )
+        plain = self._cell("ordinary", guidance, guidance, 1.0, asks, "judging")
+        print(
+            f"ordinary fine-tuning, guidance {guidance:g}: domain {_spelled(plain.domain)}, obeyed "
+            f"{_spelled(plain.obeyed)}, both {100 * plain.both:.0f} %",
+            flush=True,
+        )
         self._sheets(chosen, weight, asks)
         domain = float(np.mean(alone.domain))
         held = domain >= 0.9, found.both >= 0.8
@@ -264,8 +289,9 @@ class Bench:
     ) -> Seen:
         options = self.options
         asked: JSON = [
-            [options.pictures, options.steps, options.learning_rate, options.samples, options.sampling_steps],
-            [name, w_k, w_c, sigma, purpose, options.seed, weights_digest(self.models.unet), VERSION],
+            [patch_digest(self.patches[name]), weights_digest(self.models.text_encoder), self.judge.name],
+            [options.samples, options.sampling_steps, options.seed, VERSION],
+            [name, w_k, w_c, sigma, purpose],
             [[ask.prompt, ask.value] for ask in asks],
         ]
         place = options.out / f"{name.replace(' ', '-')}-{json_digest(asked)[:12]}.json"
@@ -317,7 +343,7 @@ class Bench:
 
     @torch.no_grad()
     def drift(self, folder: Path) -> None:
-        """E‖e₀' - e₀‖² / E‖e₀‖² over timesteps, on generic, in-domain and on-policy latents."""
+        """E‖e₀' - e₀‖² / E‖e₀‖² over timesteps, on generic and in-domain latents."""
         models, options = self.models, self.options
         domain = read_pictures(models, folder, store=Store(options.work / "ordinary"))
         sets = {"in domain": domain.mean[:32], "generic": self._generic()}
