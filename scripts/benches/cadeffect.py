@@ -89,6 +89,7 @@ def cad_effect(options: argparse.Namespace) -> bool:
         models=ground.models,
         names=ground.names,
         references=ground.references,
+        work=options.work,
         micro_batch=options.micro_batch,
     )
     rules = {name: RULES[name] for name in options.rules or RULES}

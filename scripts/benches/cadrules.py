@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from surgery.anatomy import reading_inputs, standing_in, weights_of
+from surgery.anatomy import reading_inputs, standing_in, weights_digest, weights_of
+from surgery.checkpoint.atomic import atomic_file
 from surgery.diffusion import derived_seed, predict_noise, read_prompts
 from surgery.methods.cad import AttributionSettings, CadConcept
 from surgery.methods.cad.attribution import Attribution, attribute
@@ -26,8 +29,9 @@ from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import curvature
 from surgery.methods.cad.ranked import rank
-from surgery.methods.cad.settings import PUBLISHED_ERASE, Rounding, Rule
+from surgery.methods.cad.settings import PUBLISHED_ERASE, Rounding, Rule, as_json
 from surgery.progress import track
+from surgery.record import JSON, json_digest
 
 Scored = dict[str, Tensor]
 Mask = Callable[[float], ComponentMask]
@@ -62,6 +66,7 @@ class Bank:
     models: Any
     names: tuple[str, ...]
     references: Sequence[CadConcept]
+    work: Path
     micro_batch: int = 25
     scheme: AttributionSettings = field(default_factory=AttributionSettings)
     _last: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -107,6 +112,32 @@ class Bank:
 
     @cached_property
     def others(self) -> Others:
+        """Computed once, and kept in a file of the work folder: it takes minutes."""
+        told: JSON = [
+            [weights_digest(self.models.unet), weights_digest(self.models.text_encoder)],
+            [[one.name, one.seed, *one.prompts] for one in self.references],
+            as_json(self.scheme),
+            [list(self.names), _PROBES],
+        ]
+        place = self.work / f"others-{json_digest(told)[:12]}.safetensors"
+        kinds = [one.name for one in fields(Others)]
+        if not place.is_file():
+            found = self._moments()
+            tensors = {
+                f"{kind}:{name}": one.contiguous()
+                for kind in kinds
+                for name, one in getattr(found, kind).items()
+            }
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(place, overwrite=True) as temporary:
+                save_file(tensors, temporary)
+        parts: dict[str, Scored] = {kind: {} for kind in kinds}
+        for key, one in load_file(place).items():
+            kind, _, name = key.partition(":")
+            parts[kind][name] = one
+        return Others(**parts)
+
+    def _moments(self) -> Others:
         mean: Scored = {}
         absolute: Scored = {}
         squares: Scored = {}
