@@ -27,7 +27,7 @@ from surgery.methods.emcid import KeyStatistics, load_statistics, save_statistic
 from surgery.methods.emcid.statistics_file import content_of
 from surgery.patch import load_patch
 from surgery.patch.undo import read_undo
-from surgery.recipe import parse_recipe
+from surgery.recipe import parse_any
 from surgery.study.words import read_words
 from tests.bad_input.case import safetensors_bytes
 from tests.bad_input.patches import opened, sealed
@@ -217,7 +217,7 @@ class Readers:
     def recipe(self, data: bytes) -> Reading:
         """A recipe's text."""
         text = data.decode("utf-8", "replace")
-        return lambda: parse_recipe(text)
+        return lambda: parse_any(text)
 
     def notes(self, data: bytes) -> Reading:
         """A folder's README."""

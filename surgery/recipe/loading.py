@@ -61,8 +61,7 @@ def load_any(name_or_path: str | Path, overrides: Mapping[str, str] | None = Non
     Raises:
         RecipeError: listing all faults, each with file, line and key.
     """
-    document = read_document(recipe_text(name_or_path), str(name_or_path))
-    return (load_guide if is_guide(document) else load_recipe)(name_or_path, overrides)
+    return parse_any(recipe_text(name_or_path), path=recipe_path(name_or_path), overrides=overrides)
 
 
 def recipe_titles() -> dict[str, str]:
@@ -101,6 +100,18 @@ def parse_guide(
     document, recipe = _read(source, path, overrides, GuideRecipe)
     raise_all(RecipeError, [f"{where(document, at)}{message}" for at, message in guide_faults(recipe)])
     return recipe
+
+
+def parse_any(
+    source: str, *, path: Path | None = None, overrides: Mapping[str, str] | None = None
+) -> Recipe | GuideRecipe:
+    """The recipe of either kind that ``source`` spells.
+
+    Raises:
+        RecipeError: listing all faults, each with file, line and key.
+    """
+    guides = is_guide(read_document(source, str(path) if path else "recipe"))
+    return (parse_guide if guides else parse_recipe)(source, path=path, overrides=overrides)
 
 
 Kind = TypeVar("Kind", Recipe, GuideRecipe)
