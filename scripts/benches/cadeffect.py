@@ -32,10 +32,10 @@ from surgery.shelf import checkpoint_path
 from surgery.study.material import material_of
 from surgery.study.words import Words, read_words
 
-GRID: Final = tuple(MOST * 2 ** (-step / 2) for step in range(20, -1, -1))
-"""Ratios that are tried: from 0.05 % to half of the weights, each 1.4 times the one before."""
+GRID: Final = tuple(MOST * 2.0**-step for step in range(16, -1, -1))
+"""Ratios that are tried: from 8 millionths to half of the weights, each twice the one before."""
 BEST: Final = 3
-VERSION: Final = 3  # goes up when cells are made otherwise
+VERSION: Final = 4  # goes up when cells are made otherwise
 
 Hits = list[float]
 
@@ -185,7 +185,7 @@ def _row(name: str, cells: Sequence[Erased]) -> str:
     ratio = np.exp(np.mean([np.log(cell.ratio) for cell in cells]))
     weights = np.mean([cell.weights for cell in cells])
     return (
-        f"{name:16}{gone:>8}{100 * ratio:8.2f}%{weights:9.0f}{before:15.0f}%"
+        f"{name:16}{gone:>8}{100 * ratio:8.3f}%{weights:9.0f}{before:15.0f}%"
         f"{f'{after:.1f} [{low:.0f}, {high:.0f}]':>16}{f'{others:+.1f} [{worse:.1f}, {better:.1f}]':>26}"
         f"{near:>10}{worst:>8}{np.mean([cell.seconds for cell in cells]):7.1f}"
     )

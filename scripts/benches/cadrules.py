@@ -38,7 +38,7 @@ Mask = Callable[[float], ComponentMask]
 
 MOST: Final = 0.5
 """The largest share of the weights that a mask is looked for in."""
-ROUNDS: Final = tuple(MOST / 4**step for step in (4, 3, 2, 1, 0))
+ROUNDS: Final = tuple(MOST / 4**step for step in range(8, -1, -1))
 """Ratios at which refined rules look anew."""
 _PROBES: Final = 4
 _TINY: Final = 1e-12
