@@ -348,8 +348,7 @@ class Bench:
         domain = read_pictures(models, folder, store=Store(options.work / "ordinary"))
         sets = {"in domain": domain.mean[:32], "generic": self._generic()}
         schedule = noise_schedule(models.scheduler)
-        most = len(schedule.remaining)
-        steps = [(2 * level + 1) * most // (2 * LEVELS) for level in range(LEVELS)]
+        steps = schedule.spread(LEVELS)
         null = read_without(models, "")
         print("\ndrift without words, mean over 10 timesteps; and as guidance of 2.5 + 2.5 makes it (× 16)")
         for what, clean in sets.items():

@@ -17,6 +17,11 @@ class NoiseSchedule:
     remaining: Float[Tensor, "timesteps"]
     predicts: str
 
+    def spread(self, count: int) -> list[int]:
+        """So many timesteps, in the middle of equal parts, from clean to noisy."""
+        most = len(self.remaining)
+        return [(2 * part + 1) * most // (2 * count) for part in range(count)]
+
     def noisy(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t for each row's timestep."""
         kept, added = self._factors(timesteps, clean)

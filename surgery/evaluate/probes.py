@@ -178,8 +178,7 @@ def _points(
     models: Models, asked: Probed, latents: int, guidance: float, steps: int, batch: int, seed: int
 ) -> _Points:
     schedule = noise_schedule(models.scheduler)
-    most = len(schedule.remaining)
-    levels = [(2 * level + 1) * most // (2 * LEVELS) for level in range(LEVELS)]
+    levels = schedule.spread(LEVELS)
     scene = asked.template.replace("{}", asked.subject)
     others = [asked.template.replace("{}", name) for name in asked.unrelated] or [""]
     third = -(-latents // 3)

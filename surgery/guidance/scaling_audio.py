@@ -6,7 +6,7 @@ well sounds are scaled, and which settings suit them, is not known here.
 Source: arXiv 2410.24151; section 3 of the study.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,9 +16,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from surgery.diffusion import device_and_dtype, noise_schedule
-from surgery.diffusion.inversion import InversionSettings, Rung, cleaner, inverted
+from surgery.diffusion.inversion import InversionSettings, Rung
 from surgery.errors import MethodError
-from surgery.guidance.scaling_concept import OBJECT, Both, ScalingSettings, check_scaling, followed, steps_of
+from surgery.guidance.scaling_concept import (
+    OBJECT,
+    Alone,
+    Both,
+    ScalingSettings,
+    check_scaling,
+    followed,
+    followed_back,
+    steps_of,
+)
 
 Sounds: TypeAlias = Float[Tensor, "sounds channels frames bands"]
 
@@ -78,29 +87,17 @@ def scale_sound(
     if noise_schedule(pipeline.scheduler).predicts != "epsilon":
         raise MethodError("the U-Net predicts velocities; expected one of AudioLDM2, which predicts noise.")
     both, alone = _predictors(pipeline, prompt)
-    by_timestep = {rung.timestep: rung for rung in rungs}
-    with torch.no_grad():
-        path = inverted(
-            lambda noisy, timestep: alone(noisy, by_timestep[timestep]),
-            latents,
-            rungs,
-            inversion or InversionSettings(),
-            generator,
-        )
-        again = path[0]
-        for rung in rungs:
-            again = cleaner(again, alone(again, rung), rung)
-        found = tuple(followed(both, path, rungs, one) for one in settings)
+    back = followed_back(alone, prompt, latents, rungs, inversion, generator)
+    found = tuple(followed(both, back.path, rungs, one) for one in settings)
     if not all(bool(torch.isfinite(one).all()) for one in found):
         raise MethodError(
             "the latents became NaN or infinite; expected finite ones. Take a smaller scale, or more passes "
             "of the inversion."
         )
-    error = (again - latents).flatten(1).norm(dim=1) / latents.flatten(1).norm(dim=1)
-    return ScaledSound(latents=found, again=again, error=tuple(error.tolist()))
+    return ScaledSound(latents=found, again=back.again, error=back.error)
 
 
-def _predictors(pipeline: Any, prompt: str) -> tuple[Both, Callable[[Sounds, Rung], Sounds]]:
+def _predictors(pipeline: Any, prompt: str) -> tuple[Both, Alone]:
     """Noise as the U-Net predicts it: of both branches in one pass, and of the concept alone."""
     empty, concept = (_read(pipeline, text) for text in ("", prompt))
     longest = max(empty.features.shape[1], concept.features.shape[1])

@@ -24,6 +24,8 @@ from surgery.guidance.branches import Branch, BranchExecutor
 Latents: TypeAlias = Float[Tensor, "pictures channels height width"]
 Both: TypeAlias = Callable[[Latents, Latents, Rung], tuple[Latents, Latents]]
 """The noise without the concept in some latents, and with it in others, at a step."""
+Alone: TypeAlias = Callable[[Latents, Rung], Latents]
+"""The noise with the concept in some latents, at a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,17 +171,30 @@ def invert_pictures(
         raise MethodError("the VAE's latents of the pictures are NaN or infinite; expected finite ones.")
     with resident(models.unet):
         _, alone = _predictors(models, prompt, clean)
-        by_timestep = {rung.timestep: rung for rung in rungs}
-        path = inverted(
-            lambda latents, timestep: alone(latents, by_timestep[timestep]),
-            clean,
-            rungs,
-            inversion or InversionSettings(),
-            generator,
-        )
-        again = path[0]
-        for rung in progress.track(rungs, "drawing again", unit="step"):
-            again = cleaner(again, alone(again, rung), rung)
+        return followed_back(alone, prompt, clean, rungs, inversion, generator)
+
+
+@torch.no_grad()
+def followed_back(
+    alone: Alone,
+    prompt: str,
+    clean: Latents,
+    rungs: tuple[Rung, ...],
+    inversion: InversionSettings | None = None,
+    generator: torch.Generator | None = None,
+) -> Inverted:
+    """The paths of latents back to their noise, and the latents drawn again from there."""
+    by_timestep = {rung.timestep: rung for rung in rungs}
+    path = inverted(
+        lambda latents, timestep: alone(latents, by_timestep[timestep]),
+        clean,
+        rungs,
+        inversion or InversionSettings(),
+        generator,
+    )
+    again = path[0]
+    for rung in progress.track(rungs, "drawing again", unit="step"):
+        again = cleaner(again, alone(again, rung), rung)
     error = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     return Inverted(prompt=prompt, path=tuple(path), rungs=rungs, again=again, error=tuple(error.tolist()))
 
@@ -266,9 +281,7 @@ def followed(
     return latents
 
 
-def _predictors(
-    models: Models, prompt: str, like: Latents
-) -> tuple[Both, Callable[[Latents, Rung], Latents]]:
+def _predictors(models: Models, prompt: str, like: Latents) -> tuple[Both, Alone]:
     """Predictions as noise, each branch's by its own latents: of both branches, and of the concept alone."""
     velocity = noise_schedule(models.scheduler).predicts == "v_prediction"
     # the empty prompt as it is read, also where SDXL would take zeros

@@ -1,6 +1,5 @@
 """Probes of an edit as evaluations ask for them: what is asked, and whether a concept comes back."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -19,8 +18,6 @@ from surgery.judge import Judge
 from surgery.methods import Replacement
 from surgery.record import JSON, Score
 from surgery.study.words import Words, plainly
-
-_log = logging.getLogger(__name__)
 
 SCALES: Final = (0.0, 1.0, 3.0, 5.0)
 _NEAR, _UNRELATED, _PARAPHRASES = 3, 4, 4

@@ -124,16 +124,23 @@ def test_the_way_forward_is_the_library_s_own(pipeline: Any, sounds: Tensor) -> 
     latents = _noise_of(pipeline, sounds, features, mask, generated, solver)
     with torch.no_grad():
         for timestep in solver.timesteps:
-            noise = pipeline.unet(
-                latents,
-                timestep,
-                encoder_hidden_states=generated.expand(2, -1, -1),
-                encoder_hidden_states_1=features.expand(2, -1, -1),
-                encoder_attention_mask_1=mask.expand(2, -1),
-                return_dict=False,
-            )[0]
+            noise = _predicted(pipeline, latents, timestep, features, mask, generated)
             latents = solver.step(noise, timestep, latents).prev_sample
     torch.testing.assert_close(found.again, latents, rtol=0, atol=1e-4)
+
+
+def _predicted(
+    pipeline: Any, latents: Tensor, timestep: Any, features: Tensor, mask: Tensor, generated: Tensor
+) -> Tensor:
+    found: Tensor = pipeline.unet(
+        latents,
+        timestep,
+        encoder_hidden_states=generated.expand(2, -1, -1),
+        encoder_hidden_states_1=features.expand(2, -1, -1),
+        encoder_attention_mask_1=mask.expand(2, -1),
+        return_dict=False,
+    )[0]
+    return found
 
 
 def _noise_of(
@@ -144,14 +151,7 @@ def _noise_of(
     latents = sounds
     with torch.no_grad():
         for timestep in reversed(solver.timesteps.tolist()):
-            noise = pipeline.unet(
-                latents,
-                timestep,
-                encoder_hidden_states=generated.expand(2, -1, -1),
-                encoder_hidden_states_1=features.expand(2, -1, -1),
-                encoder_attention_mask_1=mask.expand(2, -1),
-                return_dict=False,
-            )[0]
+            noise = _predicted(pipeline, latents, timestep, features, mask, generated)
             noisy = remaining[timestep]
             clean = remaining[timestep - stride] if timestep >= stride else solver.final_alpha_cumprod
             kept = (noisy / clean).sqrt()

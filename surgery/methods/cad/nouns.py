@@ -12,6 +12,7 @@ from torch import Tensor
 from surgery.anatomy import fill
 from surgery.diffusion import derived_seed
 from surgery.errors import MethodError, raise_all
+from surgery.methods.concepts import TEMPLATES, repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +32,7 @@ class CadConcept:
     seed: int = 0
 
 
-TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
 PUBLISHED_TEMPLATES: Final = ("{}",)  # the bare name
-
-
-def repeats(names: Sequence[str]) -> list[str]:
-    """What is wrong with names that come more than once."""
-    return [
-        f"{name!r} is named {names.count(name)} times; expected each concept once. Leave one out."
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
 
 
 def concepts_named(

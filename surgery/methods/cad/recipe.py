@@ -12,9 +12,10 @@ from surgery.diffusion import derived_seed
 from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.door import CadSettings, check_edit, edit
-from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, TEMPLATES, CadConcept, repeats
+from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
 from surgery.methods.cad.pairs import staggered_steps
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
+from surgery.methods.concepts import TEMPLATES, repeats
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
 from surgery.record import JSON, Work, file_digest

@@ -55,20 +55,20 @@ def closed_form(
     models: Models, concepts: Sequence[DistillConcept], preserve: Sequence[str], settings: DistillSettings
 ) -> Operator:
     """The map of some concepts; the empty prompt and phrases to preserve stay."""
-    null = read_prompts(models, [""]).features[0]
+    kept = read_prompts(models, ["", *preserve]).features
+    null = kept[0]
     found, bases, scales = [], [], []
     for concept in concepts:
         features = read_prompts(models, list(concept.prompts)).features
         found.append(features.flatten(0, 1))
         bases.append(null.repeat(len(features), 1))
         scales.append(torch.full((len(found[-1]),), concept.scale))
-    kept = read_prompts(models, ["", *preserve]).features.flatten(0, 1)
     told = torch.cat(found)
     return scaled_reading(
         told.cpu(),
         torch.cat(bases).cpu(),
         torch.cat(scales),
-        kept.cpu(),
+        kept.flatten(0, 1).cpu(),
         settings.preserve_weight,
         settings.ridge,
     )

@@ -3,24 +3,22 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import prod
-from typing import Any, Final
-
-import torch
+from typing import Any
 
 from surgery.anatomy import fill
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
-from surgery.diffusion import derived_seed, device_and_dtype, sampler_faults
+from surgery.diffusion import derived_seed, sampler_faults
 from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
+from surgery.methods.concepts import TEMPLATES
 from surgery.methods.distill.door import distill
 from surgery.methods.distill.settings import ESD, DistillConcept, DistillSettings, as_json, check_distill
+from surgery.methods.training import refuse_half
 from surgery.names import split
 from surgery.recipe import Distill, Recipe, Rescaled
 from surgery.record import JSON, Work
 from surgery.store import Store
-
-TEMPLATES: Final = ("{}", "a photo of {}", "an image of {}")
 
 
 def settings_of(entry: Distill, recipe: Recipe) -> DistillSettings:
@@ -124,12 +122,8 @@ def check(entry: Distill, recipe: Recipe, base: Checkpoint, models: Any) -> Mapp
     settings = settings_of(entry, recipe)
     check_distill(concepts, settings, entry.preserve)
     names_of(entry, base)
-    _, dtype = device_and_dtype(models.unet)
-    if settings.steps and dtype != torch.float32:
-        raise MethodError(
-            f"the U-Net is loaded in {dtype}, in which small updates round to nothing; expected float32. Set "
-            "the recipe's dtype to float32, and distillation.precision to bfloat16 for faster products."
-        )
+    if settings.steps:
+        refuse_half(models.unet)
     raise_all(MethodError, sampler_faults(models, settings.sampling_steps))
     return {("distill", one.name.casefold()): one.name for one in concepts}
 

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Final, Literal, TypeAlias, get_args
 
 from surgery.errors import MethodError, raise_all
+from surgery.methods.concepts import repeats
 from surgery.methods.training import LoopSettings, loop_faults
 from surgery.record import JSON
 
@@ -111,9 +112,8 @@ def _concept_faults(concepts: Sequence[DistillConcept], preserve: Sequence[str])
     if not concepts:
         yield "there is no concept; expected at least one."
     names = [one.name.casefold() for one in concepts]
+    yield from repeats(names)
     for one in concepts:
-        if names.count(one.name.casefold()) > 1:
-            yield f"{one.name!r} is named {names.count(one.name.casefold())} times; expected once."
         if not isfinite(one.scale):
             yield f"the scale of {one.name!r} is {one.scale}; expected a finite number."
         if one.scale == 1:

@@ -74,8 +74,7 @@ def measure_constants(
     schedule = noise_schedule(models.scheduler)
     generator = generator_for(seed, "constants")
     clean = pictures.mean[:PICTURES]
-    most = len(schedule.remaining)
-    steps = [(2 * level + 1) * most // (2 * LEVELS) for level in range(LEVELS)]
+    steps = schedule.spread(LEVELS)
     noisy = {
         step: schedule.noisy(
             clean, torch.randn(clean.shape, generator=generator), torch.full((len(clean),), step)

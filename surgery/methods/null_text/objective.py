@@ -57,10 +57,10 @@ class LookObjective:
         if not len(rows):
             return None
         generator = generator_for(self.settings.seed, "held out")
-        most, total = len(self.schedule.remaining), 0.0
-        for level in range(_LEVELS):
+        total = 0.0
+        for step in self.schedule.spread(_LEVELS):
             noise = torch.randn((len(rows), *self.pictures.mean.shape[1:]), generator=generator)
-            timesteps = torch.full((len(rows),), (2 * level + 1) * most // (2 * _LEVELS))
+            timesteps = torch.full((len(rows),), step)
             for start in range(0, len(rows), self.settings.micro_batch):
                 part = slice(start, start + self.settings.micro_batch)
                 clean = self.pictures.mean[rows[part]]

@@ -1,7 +1,7 @@
 """Training as methods share it: what is trained, the loop, its state on disk, and several processes."""
 
 from surgery.methods.training.leaves import Leaves, delta_of, factors_of, weights_alone
-from surgery.methods.training.loop import Check, Company, Objective, Task, run_updates
+from surgery.methods.training.loop import Check, Company, Objective, Task, refuse_half, run_updates
 from surgery.methods.training.settings import LoopSettings, Precision, loop_faults
 from surgery.methods.training.state import State
 
@@ -17,6 +17,7 @@ __all__ = [
     "delta_of",
     "factors_of",
     "loop_faults",
+    "refuse_half",
     "run_updates",
     "weights_alone",
 ]

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any, Final, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgery.diffusion import Models, device_and_dtype
 from surgery.errors import MethodError
@@ -101,12 +101,8 @@ class _Loop:
     def __init__(self, task: Task, objective: Objective) -> None:
         self.task, self.objective = task, objective
         self.settings, self.leaves, self.company = task.settings, task.leaves, task.company
-        self.device, dtype = device_and_dtype(task.models.unet)
-        if dtype != torch.float32:
-            raise MethodError(
-                f"the U-Net is loaded in {dtype}, in which small updates round to nothing; expected float32. "
-                "Load it in float32, and say precision bfloat16 for faster products."
-            )
+        self.device, _ = device_and_dtype(task.models.unet)
+        refuse_half(task.models.unet)
         _check_precision(self.settings, self.device)
         self.optimiser = torch.optim.AdamW(
             self.leaves.parameters.values(),
@@ -253,6 +249,20 @@ class _Loop:
                 moments[kind].detach().cpu() for kind in ("exp_avg", "exp_avg_sq")
             )
         self.task.store.put(self.key, state.tensors(), state.told())
+
+
+def refuse_half(unet: nn.Module) -> None:
+    """Refuse a U-Net that is not in float32: what is trained starts from its weights.
+
+    Raises:
+        MethodError: naming its type.
+    """
+    _, dtype = device_and_dtype(unet)
+    if dtype != torch.float32:
+        raise MethodError(
+            f"the U-Net is loaded in {dtype}, in which small updates round to nothing; expected float32. "
+            "Load it in float32, and say precision bfloat16 for faster products."
+        )
 
 
 def _check_precision(settings: LoopSettings, device: torch.device) -> None:
