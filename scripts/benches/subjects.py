@@ -1,8 +1,9 @@
 """Two things in one picture: guidance by a prompt's subjects beside plain guidance and Composable Diffusion.
 
-The pairs are those that the checkpoint's training never showed together; every way draws from the same seeds,
-and the judge says in how many pictures it sees both. Differences to plain guidance come from pictures in
-pairs, with intervals over prompts.
+The pairs that judge are those that the checkpoint's training never showed together; every way draws from the
+same seeds, and the judge says in how many pictures it sees both. Each way's scale (of the guidance, or of the
+subjects beside it) is chosen beforehand on other pairs and another template. Differences to plain guidance
+come from pictures in pairs, with intervals over pairs of things.
 """
 
 from __future__ import annotations
@@ -28,13 +29,19 @@ from surgery.evaluate.statistics import difference, share
 from surgery.guidance.branches import Branch, BranchExecutor
 from surgery.guidance.concept_diffusion import INITIAL, LATER, OURS
 from surgery.guidance.guides import ConceptGuide
-from surgery.judge import Trait, load_judge
+from surgery.judge import Judge, Trait, load_judge
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.study.samples import sheet_of, write_sheet
 
+Pair = tuple[str, str]
+
 TEMPLATES: Final = ("this image shows {}", "a simple picture of {}")
-VERSION: Final = 1  # goes up when cells are made otherwise
+CHOOSING: Final = "a drawing of {}"
+GUIDANCES: Final = (2.5, 5.0, 7.5)
+WEIGHTS: Final = (0.5, 1.0, 2.0, 5.0)
+PRESETS: Final = {"subjects, published": INITIAL, "subjects, later": LATER, "subjects, ours": OURS}
+VERSION: Final = 2  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ class Way:
     """How a way guides models, given the subjects of each prompt and the prompts; its settings, for keys."""
 
     guide: Callable[[Models, Mapping[str, Sequence[str]], Sequence[str]], Guide]
-    settings: Any = None
+    settings: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,72 +73,134 @@ class ComposableGuide:
         return predict
 
 
-def two_subjects(options: argparse.Namespace) -> None:
-    """Prints the share of pictures with both, by way, and its difference to plain guidance."""
-    base = checkpoint_path(options.base)
-    models, judge = load_pipeline(base), load_judge("pocket-judge")
-    pairs = [pair for pair in held_out(base) if all(judge.labels.fault(Trait(name)) is None for name in pair)]
-    subjects = {
-        template.format(f"{first} and {second}"): (first, second)
-        for template in TEMPLATES
-        for first, second in pairs
-    }
-    prompts = [prompt for prompt in subjects for _ in range(options.samples)]
-    seeds = [derived_seed(options.seed, prompt, row % options.samples) for row, prompt in enumerate(prompts)]
-    # a pair stands in several templates
-    groups = np.repeat(np.arange(len(subjects)) % len(pairs), options.samples)
-    print(f"{len(subjects)} prompts of pairs never drawn together, {options.samples} pictures each")
-    ways = _ways(options.guidance, options.steps)
-    found = {}
-    for name, way in ways.items():
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all cells share."""
+
+    options: argparse.Namespace
+    models: Any
+    judge: Judge
+
+    def both(self, name: str, way: Way, subjects: Mapping[str, Pair], samples: int) -> np.ndarray[Any, Any]:
+        """Whether each picture shows both, prompt by prompt; kept in a file."""
+        options = self.options
+        prompts = [prompt for prompt in subjects for _ in range(samples)]
         asked: JSON = [
-            [weights_digest(models.unet), options.seed, options.steps, options.guidance, VERSION],
-            [name, repr(way.settings), options.samples, *subjects],
-            [weights_digest(models.text_encoder), judge.name],
+            [weights_digest(self.models.unet), weights_digest(self.models.text_encoder), self.judge.name],
+            [options.seed, options.steps, samples, VERSION],
+            [name, repr(way.settings), *subjects],
         ]
         place = options.out / f"{name.replace(' ', '-')}-{json_digest(asked)[:12]}.json"
 
-        def made(way: Way = way) -> Mapping[str, Any]:
-            guide = way.guide(models, subjects, prompts)
-            seen = judge.score(sample(models, prompts, seeds, steps=options.steps, batch=24, guide=guide))
+        def made() -> Mapping[str, Any]:
+            seeds = [derived_seed(options.seed, prompt, row % samples) for row, prompt in enumerate(prompts)]
+            guide = way.guide(self.models, subjects, prompts)
+            drawn = sample(self.models, prompts, seeds, steps=options.steps, batch=24, guide=guide)
+            seen = self.judge.score(drawn)
             shown = [
-                [bool(seen.shows(Trait(name))[row]) for name in subjects[prompt]]
+                [bool(seen.shows(Trait(one))[row]) for one in subjects[prompt]]
                 for row, prompt in enumerate(prompts)
             ]
             return {"shown": shown}
 
-        found[name] = np.array([all(one) for one in kept(place, made)["shown"]])
-        score = share(name, found[name], groups)
-        gain = difference(name, found["plain"], found[name], groups)
-        print(
-            f"{name:22} both {100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}], "
-            f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] against plain",
-            flush=True,
-        )
-    if options.sheet is not None:
-        shown = list(subjects)[:6]
-        columns = (0, 1, 2)
+        return np.array([all(one) for one in kept(place, made)["shown"]])
+
+    def choose(self, ways: Mapping[str, Mapping[str, Way]], pairs: Sequence[Pair]) -> dict[str, Way]:
+        """Of each way's scales the one with which most pictures show both."""
+        subjects = subjects_of(pairs, [CHOOSING])
+        print(f"choosing on {len(subjects)} prompts of other pairs, one picture each")
+        chosen = {}
+        for name, scaled in ways.items():
+            found = {scale: float(self.both(name, way, subjects, 1).mean()) for scale, way in scaled.items()}
+            best = max(found, key=lambda scale: found[scale])
+            print(f"{name:22} {', '.join(f'{scale}: {100 * one:.0f} %' for scale, one in found.items())}")
+            chosen[f"{name}, {best}"] = scaled[best]
+        return chosen
+
+    def judge_them(self, ways: Mapping[str, Way], pairs: Sequence[Pair]) -> None:
+        """Prints the share with both and its difference to the first way's."""
+        samples = self.options.samples
+        subjects = subjects_of(pairs, TEMPLATES)
+        print(f"\n{len(subjects)} prompts of pairs never drawn together, {samples} pictures each")
+        groups = np.repeat(np.arange(len(subjects)) % len(pairs), samples)  # a pair stands in all templates
+        found = {name: self.both(name, way, subjects, samples) for name, way in ways.items()}
+        first = next(iter(found.values()))
+        for name, shown in found.items():
+            score, gain = share(name, shown, groups), difference(name, first, shown, groups)
+            print(
+                f"{name:32} both {100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}], "
+                f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] against the first",
+                flush=True,
+            )
+
+    def draw_sheet(self, ways: Mapping[str, Way], pairs: Sequence[Pair], path: Path) -> None:
+        subjects = subjects_of(pairs[:6], TEMPLATES[:1])
+        shown, columns = list(subjects), (0, 1, 2)
         rows = [prompt for prompt in shown for _ in columns]
         tables = {}
         for name, way in ways.items():
-            drawn = sample(
-                models, rows, list(columns) * len(shown), steps=options.steps, batch=24,
-                guide=way.guide(models, subjects, rows),
-            )  # fmt: skip
+            guide = way.guide(self.models, subjects, rows)
+            seeds, steps = list(columns) * len(shown), self.options.steps
+            drawn = sample(self.models, rows, seeds, steps=steps, batch=24, guide=guide)
             tables[name] = drawn.reshape(len(shown), len(columns), *drawn.shape[1:])
-        write_sheet(sheet_of(tables, shown, columns), options.sheet, overwrite=True)
-        print(f"sheet: {options.sheet}")
+        write_sheet(sheet_of(tables, shown, columns), path, overwrite=True)
+        print(f"sheet: {path}")
 
 
-def _ways(guidance: float, steps: int) -> dict[str, Way]:
-    def by_subjects(settings: Any) -> Way:
-        last = None if settings.last_step is None else round(settings.last_step * steps / 50)
+def two_subjects(options: argparse.Namespace) -> None:
+    """Prints the share of pictures with both, by way, and its difference to plain guidance."""
+    base = checkpoint_path(options.base)
+    bench = Bench(options=options, models=load_pipeline(base), judge=load_judge("pocket-judge"))
+    unknown = bench.judge.labels.fault
+    pairs = [pair for pair in held_out(base) if all(unknown(Trait(name)) is None for name in pair)]
+    ways = bench.choose(_ways(options.steps), _others(pairs, options.choosing, options.seed))
+    bench.judge_them(ways, pairs)
+    if options.sheet is not None:
+        bench.draw_sheet(ways, pairs, options.sheet)
+
+
+def subjects_of(pairs: Sequence[Pair], templates: Sequence[str]) -> dict[str, Pair]:
+    """The prompts and their subjects."""
+    return {
+        template.format(f"{first} and {second}"): (first, second)
+        for template in templates
+        for first, second in pairs
+    }
+
+
+def _others(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """So many pairs of the same names that are not among these."""
+    names = sorted({name for pair in pairs for name in pair})
+    taken, generator = {frozenset(pair) for pair in pairs}, np.random.default_rng(seed)
+    found: dict[frozenset[str], Pair] = {}
+    while len(found) < count:
+        first, second = (names[place] for place in generator.choice(len(names), 2, replace=False))
+        if frozenset((first, second)) not in taken:
+            found[frozenset((first, second))] = (first, second)
+    return list(found.values())
+
+
+def _ways(steps: int) -> dict[str, dict[str, Way]]:
+    """Every way with each of its scales, by what is scaled."""
+
+    def plain(guidance: float) -> Way:
+        return Way(settings=guidance, guide=lambda models, _, prompts: PromptGuide(models, prompts, guidance))
+
+    def composable(guidance: float) -> Way:
+        return Way(
+            settings=guidance,
+            guide=lambda models, subjects, _: ComposableGuide(
+                models=models, subjects=subjects, guidance=guidance
+            ),
+        )
+
+    def by_subjects(settings: Any, weight: float) -> Way:
         own = replace(
             settings,
-            guidance=guidance,
-            weight=settings.weight * guidance / settings.guidance,
+            guidance=5.0,
+            weight=weight,
             first_step=round(settings.first_step * steps / 50),
-            last_step=last,
+            last_step=None if settings.last_step is None else round(settings.last_step * steps / 50),
         )
         return Way(
             settings=own,
@@ -139,19 +208,16 @@ def _ways(guidance: float, steps: int) -> dict[str, Way]:
         )
 
     return {
-        "plain": Way(guide=lambda models, _, prompts: PromptGuide(models, prompts, guidance)),
-        "composable": Way(
-            guide=lambda models, subjects, _: ComposableGuide(
-                models=models, subjects=subjects, guidance=guidance
-            )
-        ),
-        "subjects, published": by_subjects(INITIAL),
-        "subjects, later": by_subjects(LATER),
-        "subjects, ours": by_subjects(OURS),
+        "plain": {f"guidance {one:g}": plain(one) for one in GUIDANCES},
+        "composable": {f"guidance {one:g}": composable(one) for one in GUIDANCES},
+        **{
+            name: {f"weight {one:g}": by_subjects(settings, one) for one in WEIGHTS}
+            for name, settings in PRESETS.items()
+        },
     }
 
 
-def held_out(base: Path) -> list[tuple[str, str]]:
+def held_out(base: Path) -> list[Pair]:
     """Pairs of names that were never drawn together, as the training chose them."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
     from unet import held_out_pairs
