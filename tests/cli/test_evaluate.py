@@ -147,12 +147,12 @@ def test_a_folder_of_other_things_and_another_base_are_refused(
 
 
 def test_a_composed_patch_remembers_all_of_its_recipes() -> None:
-    from surgery.study.evaluation import _remembered
+    from surgery.study.remembered import recipes_of
 
     text = RECIPE.format(base="pocket-sd")
     part, elsewhere = {"recipe": text, "overrides": {}}, {"recipe": text + "after: [gone.safetensors]\n"}
     members = [{"provenance": part}, {"provenance": {"composed": [{"provenance": elsewhere}]}}]
-    assert [len(recipe.after) for recipe in _remembered({"composed": members})] == [0, 1]
+    assert [len(recipe.after) for recipe in recipes_of({"composed": members})] == [0, 1]
 
 
 def test_the_record_says_what_it_came_from(
@@ -218,7 +218,7 @@ def test_a_recipe_beside_what_the_patch_remembers_is_warned_of() -> None:
     from typing import Any
 
     from surgery.recipe import parse_recipe
-    from surgery.study.evaluation import _edits
+    from surgery.study.remembered import edits_of
 
     @dataclass
     class Remembering:
@@ -227,13 +227,13 @@ def test_a_recipe_beside_what_the_patch_remembers_is_warned_of() -> None:
     text = RECIPE.format(base="pocket-sd")
     both = text.replace("concepts: [", "concepts: [{source: dog, destination: moon}, ")
     remembering: Any = Remembering({"recipe": both, "overrides": {}})
-    told = _edits(remembering, parse_recipe(text), Path("patch"))
+    told = edits_of(remembering, parse_recipe(text), Path("patch"))
     assert [one.source for one in told.asked] == ["cat"]
     assert "moon" in told.preserved
     assert told.beside == ("dog",)
     (finding,) = told.findings
     assert "does not name what the patch was made to edit: dog." in finding.message
-    assert _edits(remembering, parse_recipe(both), Path("patch")).findings == ()
+    assert edits_of(remembering, parse_recipe(both), Path("patch")).findings == ()
 
 
 def test_names_of_several_axes_come_from_json(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_remembered_recipe_that_no_longer_reads_does_not_stand_in_the_way_of_t
     from typing import Any
 
     from surgery.recipe import parse_recipe
-    from surgery.study.evaluation import _edits
+    from surgery.study.remembered import edits_of
 
     @dataclass
     class Remembering:
@@ -264,7 +264,7 @@ def test_a_remembered_recipe_that_no_longer_reads_does_not_stand_in_the_way_of_t
 
     text = RECIPE.format(base="pocket-sd")
     older: Any = Remembering({"recipe": text + "nonsense: 1\n", "overrides": {}})
-    assert [one.source for one in _edits(older, parse_recipe(text), Path("patch")).asked] == ["cat"]
+    assert [one.source for one in edits_of(older, parse_recipe(text), Path("patch")).asked] == ["cat"]
     other = text.replace("A photo of", "A painting of")
     same: Any = Remembering({"recipe": other, "overrides": {}})
-    assert _edits(same, parse_recipe(text), Path("patch")).findings == ()
+    assert edits_of(same, parse_recipe(text), Path("patch")).findings == ()

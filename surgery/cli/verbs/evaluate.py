@@ -119,7 +119,8 @@ def evaluate(
 
     from surgery.evaluate import debias_text, evaluation_text, probes_text
     from surgery.judge import load_judge
-    from surgery.study.evaluation import RECORD, Wish, evaluate_edit, refuse_evaluation
+    from surgery.study.evaluated import RECORD, Wish, refuse_evaluation
+    from surgery.study.evaluation import evaluate_edit
     from surgery.study.words import read_words
 
     use_threads(threads)
