@@ -117,6 +117,26 @@ def staggered_steps(settings: AttributionSettings) -> list[tuple[tuple[int, ...]
     return found
 
 
+def sampler_rows(settings: AttributionSettings) -> int:
+    """Rows of the U-Net that a concept's paths take, or its drawn pictures; guidance takes two a step."""
+    steps = settings.sampling_steps
+    if settings.objective == "denoise":
+        return 2 * steps * settings.pictures
+    if settings.restart:
+        lengths = list(range(1, steps + 1))
+    elif settings.staggered:
+        lengths = [graded[-1] + 1 for graded, _ in staggered_steps(settings)]
+    else:
+        lengths = [graded_steps(settings)[-1] + 1] * settings.trajectories
+    if settings.pairing == "shifted":
+        return 2 * sum(lengths) + settings.pairs
+    # a matched path is looked at where it ends, and goes no further; without words, the base prompt's
+    # prediction is half of guidance
+    return 2 * sum(length - 1 for length in lengths) + (
+        len(lengths) if settings.base_prompt == "" else settings.pairs
+    )
+
+
 @torch.no_grad()
 def _walked(
     models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings, purpose: str, batch: int
@@ -217,18 +237,22 @@ class _Walker:
             latents = latents[: len(live)]
             seen = latents.to(self.dtype)
             timesteps = torch.tensor([path.way.timesteps[step] for _, path in live], device=self.device)
-            text = self._text([path for _, path in live], seen)
-            without = self.without.to(seen).repeated(len(live))
-            plain, conditional = self._predict(seen, timesteps, without, text).chunk(2)
+            # a path that ends here has no next point, and needs no prediction to go there
+            matched = self.settings.pairing == "matched"
+            going = [path for _, path in live if path.length > step + 1 or not matched]
             due = [place for place, (_, path) in enumerate(live) if step in path.way.graded]
-            if self.settings.pairing == "matched":
+            plain, conditional = self._both(seen, timesteps, going)
+            if matched:
                 target = plain if self.shared else self._base(seen, timesteps, due)
                 points += self._points(live, due, timesteps, seen, target)
+            if not going:
+                bar.update(len(live))
+                break
+            plain = plain[: len(going)]
             guided = plain + self.settings.guidance * (conditional - plain)
-            latents = self._stepped(
-                latents, guided.float(), [path.way.shares[step : step + 2] for _, path in live]
-            )
-            if self.settings.pairing == "shifted":
+            shares = [path.way.shares[step : step + 2] for path in going]
+            latents = self._stepped(latents[: len(going)], guided.float(), shares)
+            if not matched:
                 seen = latents.to(self.dtype)
                 points += self._points(live, due, timesteps, seen, self._base(seen, timesteps, due))
             bar.update(len(live))
@@ -246,6 +270,20 @@ class _Walker:
         else:
             picture, noise = (latents - gone * predicted) / left, predicted
         return clean.sqrt().float() * picture + (1 - clean).sqrt().float() * noise
+
+    def _both(self, latents: Tensor, timesteps: Tensor, going: Sequence[_Path]) -> tuple[Tensor, Tensor]:
+        """Without a prompt, of all rows if that is looked at, and with the prompts of those going on."""
+        rows = len(latents) if self.shared else len(going)
+        if not rows:
+            return latents[:0], latents[:0]
+        readings = [self.without.to(latents).repeated(rows)]
+        if going:
+            readings.append(self._text(going, latents))
+        noisy, when = (torch.cat([one[:rows], one[: len(going)]]) for one in (latents, timesteps))
+        plain, conditional = predict_under(self.models, noisy, when, together(readings)).split(
+            [rows, len(going)]
+        )
+        return plain, conditional
 
     def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
         return together([self.readings[path.concept].select([path.prompt]).to(like) for path in paths])

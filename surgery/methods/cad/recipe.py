@@ -13,7 +13,7 @@ from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.door import CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
-from surgery.methods.cad.pairs import staggered_steps
+from surgery.methods.cad.pairs import sampler_rows
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
 from surgery.methods.concepts import TEMPLATES, repeats
 from surgery.recipe import Cad, Recipe
@@ -101,7 +101,7 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
         sites=names,
         batches=(1,) * len(concepts),
         cost={
-            "unet_forwards": sum(_walked(attribution, one) for one in everyone),
+            "unet_forwards": sum(0 if one.images else sampler_rows(attribution) for one in everyone),
             "unet_backwards": sum(_graded(attribution, one) for one in everyone),
             "weights_scored": sum(prod(base.shapes[name]) for name in names),
         },
@@ -111,16 +111,6 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
 def _graded(settings: AttributionSettings, concept: CadConcept) -> int:
     """Noisy pictures of a concept that gradients are taken at."""
     return settings.graded_steps * len(concept.images) if concept.images else settings.pairs
-
-
-def _walked(settings: AttributionSettings, concept: CadConcept) -> int:
-    """Rows of the U-Net that drawing paths or pictures takes; guidance takes two a step."""
-    steps = settings.sampling_steps
-    if settings.objective == "denoise":
-        return 0 if concept.images else 2 * steps * settings.pictures
-    if settings.staggered:
-        return 2 * sum(graded[-1] + 1 for graded, _ in staggered_steps(settings))
-    return steps * (steps + 1) if settings.restart else 2 * steps * settings.trajectories
 
 
 def _meaning(concept: CadConcept) -> dict[str, JSON]:

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import derived_seed, encode_prompts, noise_schedule, predict_noise
 from surgery.methods.cad.nouns import CadConcept, Pairs
-from surgery.methods.cad.pairs import graded_steps, pairs_of, staggered_steps
+from surgery.methods.cad.pairs import graded_steps, pairs_of, sampler_rows, staggered_steps
 from surgery.methods.cad.settings import AttributionSettings
 from tests.methods.cad.conftest import CAT, QUICK
 
@@ -145,6 +145,30 @@ def predictions(models: Any, pairs: Pairs, prompt: str) -> torch.Tensor:
 def test_targets_are_what_is_predicted_for_the_base_prompt(models: Any, base: str) -> None:
     (pairs,) = pairs_of(models, [CAT], replace(QUICK, base_prompt=base))
     torch.testing.assert_close(pairs.target, predictions(models, pairs, base), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        {},
+        {"staggered": False},
+        {"base_prompt": "a photo"},
+        {"base_prompt": "a photo", "staggered": False},
+        {"pairing": "shifted", "staggered": False},
+        {"pairing": "shifted", "staggered": False, "restart": True, "graded_steps": 4},
+        {"objective": "denoise", "pictures": 3},
+    ],
+    ids=str,
+)
+def test_no_row_is_predicted_that_is_not_needed(models: Any, scheme: dict[str, Any]) -> None:
+    settings = AttributionSettings(**{"trajectories": 3, "sampling_steps": 4, "graded_steps": 2, **scheme})
+    rows = []
+    counting = models.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    try:
+        pairs_of(models, [CAT], settings, batch=2)
+    finally:
+        counting.remove()
+    assert sum(rows) == sampler_rows(settings)
 
 
 def test_shifted_points_are_one_step_cleaner_than_their_timestep(models: Any) -> None:

@@ -111,7 +111,7 @@ def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
     (step,) = plan.steps
     assert len(step.work.sites) == 32
     assert step.work.cost["unet_backwards"] == 2
-    assert step.work.cost["unet_forwards"] == 2 * 2 * 2  # two concepts, two steps, with and without
+    assert step.work.cost["unet_forwards"] == 2 * (2 + 1)  # two concepts: a step of guidance, and a look
     assert step.work.cost["weights_scored"] == step.parameters
 
 
