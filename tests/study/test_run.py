@@ -71,6 +71,28 @@ def test_a_run_writes_everything_it_promises(recipe: Recipe, tmp_path: Path, tin
     assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
 
 
+def test_one_concept_goes_from_the_text_encoder_and_from_the_u_net_in_one_recipe(
+    recipe: Recipe, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    masks = """  - cad:
+      concepts: [{source: cat}]
+      components: [unet/mid_block*]
+      controls: false
+      attribution: {trajectories: 1, sampling_steps: 2, graded_steps: 1, staggered: false}
+      selection: {ratio: 0.05}
+"""
+    text = recipe.source.replace("sample:", f"{masks}sample:")
+    both = run_recipe(parse_recipe(text, path=recipe.path), tmp_path / "both")
+    alone = run_recipe(recipe, tmp_path / "alone")
+    edited, emcid = both.patch.changes, alone.patch.changes
+    assert {name: edited[name].after for name in emcid} == {name: one.after for name, one in emcid.items()}
+    masked = set(edited) - set(emcid)
+    assert masked and all(name.startswith("unet/mid_block") for name in masked)
+    assert verify_patch(both.patch, tmp_path / "both" / "checkpoint").word == "after"
+    revert_patch(both.patch, tmp_path / "both" / "checkpoint", tmp_path / "reverted", base=tiny_pipeline)
+    assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
+
+
 def test_the_patch_remembers_the_recipe_and_no_clock_or_place(recipe: Recipe, tmp_path: Path) -> None:
     run = run_recipe(recipe, tmp_path / "out")
     provenance = load_patch(tmp_path / "out" / "patch.safetensors").provenance
