@@ -68,7 +68,8 @@ class Selection(Knobs):
     rounding: Literal["carry", "floor", "ceil"] | None = None
     """How a row's quota becomes a whole number: carried on, or down (published), or up."""
     ranking: Literal["score", "t", "retain", "damage"] | None = None
-    """What weights are ordered by: the score alone, over its error, or less what ``retain`` needs."""
+    """What weights are ordered by: the score alone; over its error; less what ``retain`` needs; or for each
+    unit of damage to what ``retain`` names."""
     retain_weight: NotNegative | None = None
     """How much the concepts in ``retain`` count in the rankings ``retain`` and ``damage``."""
     protect: Share | None = None

@@ -26,8 +26,8 @@ from surgery.methods.cad.fit import model_findings, refuse_unfit
 from surgery.methods.cad.gradients import Grading, add_to, measure
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
-from surgery.methods.cad.predict import PROBES, curvature
 from surgery.methods.cad.ranked import Ranked, rank, ranked_from
+from surgery.methods.cad.retained import Retained
 from surgery.methods.cad.settings import (
     AttributionSettings,
     SelectionSettings,
@@ -47,6 +47,7 @@ LISTED: Final = 0.1
 NOTHING: Final = CadConcept(name="nothing in particular", prompts=("a photo",), seed=0)
 HELD_OUT: Final = 2
 """Paths (or pictures) that a mask is tried on, with other noise."""
+_TINY: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,7 @@ class _Maker:
             even=settings.attribution.weighting == "even",
         )
         self.shelf = Shelf(store, models, self.grading, settings.batch)
-        self._penalty: dict[str, Tensor] | None = None
+        self._needed: dict[str, Tensor] | None = None
         self._null: float | None = None
 
     def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:
@@ -279,52 +280,51 @@ class _Maker:
                 yield name, sign * score
             return
         for name, score in attribution.scores():
-            yield name, sign / max(abs(measure), 1e-12) * score
+            yield name, sign / max(abs(measure), _TINY) * score
 
     def _spared(self, scores: Scores) -> Iterator[tuple[str, Tensor]]:
-        """The same less what the concepts to retain need; what is protected is never masked."""
-        penalty, weight = self._penalties(), self.settings.selection.retain_weight
+        """The same, what the concepts to retain need held against it; what is protected is never masked."""
+        needed, chosen = self._needed_by_others(), self.settings.selection
         for name, score in scores():
-            if name in penalty:
-                yield name, torch.where(penalty[name].isinf(), -1.0, score - weight * penalty[name])
-            else:
+            if name not in needed:
                 yield name, score
+                continue
+            need = chosen.retain_weight * needed[name]
+            spared = score / (1 + need) if chosen.ranking == "damage" else score - need
+            yield name, torch.where(needed[name].isinf(), -1.0, spared)
 
-    def _penalties(self) -> dict[str, Tensor]:
+    def _needed_by_others(self) -> dict[str, Tensor]:
         """What each weight means to the concepts to retain, infinite where it is protected; made once."""
-        if self._penalty is None:
-            self._penalty = self._retained() if self.retain else {}
-            self._clear(self.retain)
-        return self._penalty
+        if self._needed is None:
+            self._needed = self._retained() if self.retain else {}
+        return self._needed
 
     def _retained(self) -> dict[str, Tensor]:
         chosen = self.settings.selection
-        if chosen.ranking not in ("retain", "damage") and chosen.protect == 0:
-            return {}
-        absolute: dict[str, Tensor] = {}
-        damage: dict[str, Tensor] = {}
-        for concept in self.retain:
-            attribution = self._attribution(concept)
-            measure = max(abs(attribution.measured.mean), 1e-12) * len(self.retain)
-            for name, score in attribution.scores():
-                add_to(absolute, name, score.abs() / measure)
-            if chosen.ranking == "damage":
-                for name, height in self._curvature(concept).items():
-                    add_to(damage, name, height / measure)
-        penalty = {"retain": absolute, "damage": damage}.get(chosen.ranking) or {
-            name: torch.zeros_like(one) for name, one in absolute.items()
-        }
-        for name, one in absolute.items():
-            count = int(chosen.protect * one.numel())
-            if count:
-                penalty[name] = penalty[name].clone()
-                penalty[name].view(-1)[one.flatten().topk(count).indices] = torch.inf
-        return penalty
-
-    def _curvature(self, concept: CadConcept) -> dict[str, Tensor]:
-        pairs = self.shelf.pairs(concept, self.settings.attribution)
-        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "signs"))
-        return curvature(self.models, pairs, self.grading, PROBES, generator)
+        retained = Retained(
+            models=self.models,
+            concepts=self.retain,
+            attribution=self.settings.attribution,
+            grading=self.grading,
+            shelf=self.shelf,
+            store=self.store,
+        )
+        needed: dict[str, Tensor] = {}
+        if chosen.ranking == "damage":
+            needed = retained.mean("damage")
+            usual = sum(float(one.sum()) for one in needed.values()) / sum(
+                one.numel() for one in needed.values()
+            )
+            needed = {name: one / max(usual, _TINY) for name, one in needed.items()}
+        elif chosen.ranking == "retain":
+            needed = retained.mean("scores")
+        if chosen.protect > 0:
+            scores = needed if chosen.ranking == "retain" else retained.mean("scores")
+            needed = {name: needed.get(name, torch.zeros_like(one)).clone() for name, one in scores.items()}
+            for name, one in scores.items():
+                count = int(chosen.protect * one.numel())
+                needed[name].view(-1)[one.flatten().topk(count).indices] = torch.inf
+        return needed
 
     def _control(self, concept: CadConcept, mask: ComponentMask) -> Control:
         own = replace(concept, images=concept.images[-HELD_OUT:])
@@ -379,4 +379,5 @@ class _Maker:
                 self.shelf.keys.concept(one, self.settings.attribution) for one in self.retain
             ]
             meaning["retain_weight"], meaning["protect"] = chosen.retain_weight, chosen.protect
+            meaning["needs"] = 2  # goes up when they are weighed otherwise
         return meaning

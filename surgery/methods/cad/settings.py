@@ -83,7 +83,8 @@ class SelectionSettings:
             no layer is skipped; ``floor`` skips (published).
         ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;
             ``retain``, the score less ``retain_weight`` times the mean absolute score of the concepts to
-            retain; ``damage``, less ``retain_weight`` times the curvature of their predictions.
+            retain; ``damage``, the score for each unit of damage to them: over 1 + ``retain_weight`` times
+            the curvature of their predictions, whose mean over all weights is 1.
         retain_weight: See ``ranking``.
         protect: Share of the weights, those that matter most to the concepts to retain, that are never taken.
         zeros: Whether a weight with a score of exactly nothing may fill a quota (published).

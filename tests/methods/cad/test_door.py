@@ -122,12 +122,30 @@ def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
     assert not protected & set(top.index.tolist())
 
 
+def test_damage_is_what_scores_are_divided_by(models: Any) -> None:
+    bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
+    settings = with_selection(ranking="damage", retain_weight=2.0)
+    maker = _Maker(models, NAMES, settings, (bird,), None)
+    needed = maker._needed_by_others()
+    everything = torch.cat([one.flatten() for one in needed.values()])
+    assert float(everything.mean()) == pytest.approx(1.0, rel=1e-4)
+    assert bool((everything >= 0).all())
+    ranked, _ = maker._rank((CAT,), 1.0 - 1e-9)
+    before, _ = _Maker(models, NAMES, SETTINGS, (), None)._rank((CAT,), 1.0 - 1e-9)
+    for name in NAMES:
+        full = torch.full((needed[name].numel(),), torch.nan)
+        full[before.candidates[name].places] = before.candidates[name].scores
+        kept = ranked.candidates[name]
+        expected = full[kept.places] / (1 + 2.0 * needed[name].flatten()[kept.places])
+        torch.testing.assert_close(kept.scores, expected, rtol=1e-3, atol=1e-9)
+
+
 def test_a_penalty_counts_once_however_many_concepts_share_a_mask(models: Any) -> None:
     bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
     settings = replace(with_selection(ranking="retain", retain_weight=0.5), combine="sum")
     maker = _Maker(models, NAMES, settings, (bird,), None)
     plain = _Maker(models, NAMES, replace(SETTINGS, combine="sum"), (), None)
-    penalty = maker._penalties()
+    penalty = maker._needed_by_others()
     assert all(bool((one >= 0).all()) for one in penalty.values())
     ranked, _ = maker._rank((CAT, DOG), 1.0 - 1e-9)
     before, _ = plain._rank((CAT, DOG), 1.0 - 1e-9)
