@@ -69,34 +69,45 @@ def largest_of_rows(
 
 
 def largest_of_all(
-    passing: Passing, count: int, *, zeros: bool = False
-) -> Mapping[str, Int64[Tensor, " places"]]:
-    """Flat places of the ``count`` largest numbers of all tensors together, by name; of equals the first.
+    passing: Passing, count: int | Callable[[int], int], *, zeros: bool = False
+) -> Mapping[str, tuple[Int64[Tensor, " places"], Float32[Tensor, " places"]]]:
+    """The ``count`` largest numbers of all tensors together: flat places and numbers by name.
 
-    The tensors pass twice. Beside them, memory holds a histogram, what was taken, and the numbers of the one
-    bin (of 32,768) that the threshold falls into.
+    Of equals the first are taken. The tensors pass twice. Beside them, memory holds a histogram, what was
+    taken, and the numbers of the one bin (of 32,768) that the threshold falls into.
+
+    Args:
+        passing: Gives the tensors one by one.
+        count: How many, or how many of so many numbers in all.
+        zeros: Whether zeros may be taken.
 
     Raises:
         NumericsError: when the count is negative.
     """
-    if count < 0:
-        raise NumericsError(f"{count} places were asked for; a number of at least 0 was expected.")
-    total = torch.zeros(_BINS, dtype=torch.int64)
+    total, numbers = torch.zeros(_BINS, dtype=torch.int64), 0
     for _, scores in passing():
         total += histogram(scores, zeros=zeros)
-    border, above = _border(total, count)
-    names, sure, values, places = [], [], [], []
+        numbers += scores.numel()
+    wanted = count if isinstance(count, int) else count(numbers)
+    if wanted < 0:
+        raise NumericsError(f"{wanted} places were asked for; a number of at least 0 was expected.")
+    border, above = _border(total, wanted)
+    near: dict[str, tuple[Tensor, Tensor]] = {}
+    sure: list[Tensor] = []
     for name, scores in passing():
-        bins = _bins(scores, zeros)
-        inside = (bins == border).nonzero().flatten()
-        names.append(name)
-        sure.append((bins > border).nonzero().flatten())
-        values.append(scores.flatten()[inside])
-        places.append(inside)
-    chosen = _first_of_equals(torch.cat(values), count - above) if names else torch.zeros(0, dtype=torch.bool)
-    parts = chosen.split([len(part) for part in places])
-    found = zip(names, sure, places, parts, strict=True)
-    return {name: torch.cat([one, place[part]]).sort().values for name, one, place, part in found}
+        flat, bins = scores.flatten(), _bins(scores, zeros)
+        places = (bins >= border).nonzero().flatten()
+        near[name] = places, flat[places]
+        sure.append(bins[places] > border)
+    if not near:
+        return {}
+    edge = [values[~mine] for (_, values), mine in zip(near.values(), sure, strict=True)]
+    chosen = _first_of_equals(torch.cat(edge), wanted - above).split([len(one) for one in edge])
+    found = {}
+    for (name, (places, values)), mine, part in zip(near.items(), sure, chosen, strict=True):
+        mine[~mine] = part
+        found[name] = places[mine], values[mine]
+    return found
 
 
 def histogram(scores: Float32[Tensor, "*shape"], *, zeros: bool = False) -> Int64[Tensor, " bins"]:

@@ -100,8 +100,15 @@ def edited(
     change = half_change(forms, name, base)
     result = weight if change is None else add_once(weight, change)
     for form, strength in forms:
-        if isinstance(form, Replace | Rescale):
-            result = form.places.put(result, _values(form, strength, base))
+        if isinstance(form, Replace):
+            result = form.places.put(result, _replaced(form, strength, form.places.take(base)))
+    scales = [
+        (form.places, _factors(form, strength)) for form, strength in forms if isinstance(form, Rescale)
+    ]
+    for places, factors in _strongest(scales):
+        old = places.take(base)
+        scaled = round_once(old.double() * factors, base.dtype)
+        result = places.put(result, torch.where(factors == 1, old, scaled))
     if not all_finite(result) and bool((weight.isfinite() & ~result.isfinite()).any()):
         raise PatchError(
             f"tensor {name!r} would leave the range of {weight.dtype}; a smaller change was expected. "
@@ -110,14 +117,32 @@ def edited(
     return result
 
 
-def _values(form: Replace | Rescale, strength: float, base: Tensor) -> Tensor:
-    """The new values at the form's places, rounded once to the type of the weight."""
-    old = form.places.take(base)
-    if isinstance(form, Replace):
-        return _replaced(form, strength, old)
+def _factors(form: Rescale, strength: float) -> Tensor:
+    """What the weights are multiplied with (float64).
+
+    Raises:
+        PatchError: when weights that were to be made smaller would change their sign.
+    """
     factors = 1 + strength * (form.factors.double() - 1)
-    scaled = round_once(old.double() * factors, base.dtype)
-    return torch.where(factors == 1, old, scaled)
+    if bool(((form.factors >= 0) & (factors < 0)).any()):
+        most = float(1 / (1 - form.factors.double().min()))
+        raise PatchError(
+            f"at the strength {strength:g} masked weights would come out with the opposite sign; expected at "
+            f"most {most:g}, which takes all of them away."
+        )
+    return factors
+
+
+def _strongest(scales: Sequence[tuple[Places, Tensor]]) -> Sequence[tuple[Places, Tensor]]:
+    """The same with each element once: where several claim it, the smallest factor counts."""
+    if len(scales) < 2:
+        return scales
+    shape = scales[0][0].shape
+    least = torch.full(shape, torch.inf, dtype=torch.float64)
+    for places, factors in scales:
+        least = places.put(least, torch.minimum(places.take(least), factors))
+    index = least.flatten().isfinite().nonzero().flatten()
+    return [(Places("elements", shape, index), least.flatten()[index])]
 
 
 def _replaced(form: Replace, strength: float, found: Tensor) -> Tensor:
@@ -164,7 +189,8 @@ def term_faults(terms: Iterable[Term]) -> Iterator[str]:
 def conflicts(terms: Sequence[Term]) -> Iterator[str]:
     """Pairs of terms that cannot both be in one patch; each form must fit its tensor.
 
-    New and rescaled values must be alone at their places, unless two terms bring the same ones.
+    New and rescaled values must be alone at their places, unless two terms bring the same ones, or both make
+    the weights smaller.
     """
     for name in sorted({name for term in terms for name in term.delta.terms}):
         yield from _conflicts_at(terms, name)
@@ -188,9 +214,16 @@ def _contested(one: Form, other: Form, same_strength: bool) -> int:
     both = _claimed(one) & _claimed(other)
     if same_strength and isinstance(one, Replace) and isinstance(other, Replace):
         both &= _spread(one.places, one.new) != _spread(other.places, other.new)
-    if same_strength and isinstance(one, Rescale) and isinstance(other, Rescale):
-        both &= _spread(one.places, one.factors) != _spread(other.places, other.factors)
+    if isinstance(one, Rescale) and isinstance(other, Rescale):
+        if _shrinks(one) and _shrinks(other):
+            return 0  # the stronger one counts
+        if same_strength:
+            both &= _spread(one.places, one.factors) != _spread(other.places, other.factors)
     return int(both.sum())
+
+
+def _shrinks(form: Rescale) -> bool:
+    return bool(((form.factors >= 0) & (form.factors <= 1)).all())
 
 
 def _spread(places: Places, values: Tensor) -> Tensor:

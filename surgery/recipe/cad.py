@@ -90,7 +90,7 @@ class Cad(Part):
     concepts: tuple[Attributed, ...] = Field(min_length=1)
     retain: tuple[Phrase, ...] = ()
     """Names that must stay as they are, for the rankings ``retain`` and ``damage`` and for ``protect``."""
-    components: tuple[Phrase, ...] = ("ff",)
+    components: tuple[Phrase, ...] = Field(default=("ff",), min_length=1)
     """Weights that are looked at: ff, ff_out, attn2_kv, attn, conv, linear, all, text_mlp, or patterns."""
     leave_out: tuple[Phrase, ...] = ()
     """Patterns of names among them that are not."""

@@ -12,6 +12,7 @@ from surgery.anatomy.atlas import ROLES
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
+from surgery.errors import SurgeryError
 from surgery.methods.cad.door import CadSettings, MaskReport, edit
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.settings import as_json
@@ -100,18 +101,36 @@ def write_attribution(record: ConceptRecord, out: Path, *, overwrite: bool = Fal
     """Write the data and the picture into a new folder, whole or not at all.
 
     Raises:
-        SurgeryError: when ``out`` exists and ``overwrite`` is not set, or the disk refuses.
+        SurgeryError: when ``out`` exists and ``overwrite`` is not set, when it holds anything but an earlier
+            attribution, or the disk refuses.
     """
+    refuse_foreign(out)
     text = json.dumps(record.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out, overwrite=overwrite) as folder:
         write_bytes(folder / RECORD_FILE, [text.encode()])
         write_bytes(folder / MAP_FILE, [record.picture])
 
 
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder whose content is no earlier attribution: to overwrite it is to delete it.
+
+    Raises:
+        SurgeryError: naming some of what is in there.
+    """
+    held = {one.name for one in out.iterdir()} if out.is_dir() else set()
+    foreign = sorted(held - {RECORD_FILE, MAP_FILE})
+    if foreign:
+        raise SurgeryError(
+            f"{out} holds other files ({', '.join(foreign[:3])}); expected a new folder, or one of an "
+            "earlier attribution. Name another one."
+        )
+
+
 def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:
     """Shares of the score mass by block and role."""
     (facts,) = mask.facts
-    mass = sum(above - below for above, below in facts.by_tensor.values())
+    # where no weight has a score, no place has a share
+    mass = sum(above - below for above, below in facts.by_tensor.values()) or 1.0
     positive: dict[Cell, float] = {}
     negative: dict[Cell, float] = {}
     for name, (above, below) in facts.by_tensor.items():

@@ -49,7 +49,9 @@ def test_the_largest_of_all_are_those_of_all_numbers_sorted(
         yield "b", second
 
     found = largest_of_all(passing, count, zeros=zeros)
-    together = found["a"].tolist() + [12 + place for place in found["b"].tolist()]
+    together = found["a"][0].tolist() + [12 + place for place in found["b"][0].tolist()]
+    for name, one in passing():
+        assert torch.equal(found[name][1], one.flatten()[found[name][0]])
     assert together == plainly([*first.flatten().tolist(), *second.flatten().tolist()], count, zeros)
 
 
@@ -57,7 +59,18 @@ def test_a_threshold_inside_one_bin_is_exact() -> None:
     scores = 1 + torch.arange(1000, dtype=torch.float32) * 2**-23  # all in the bin of 1.0
     assert histogram(scores).max() == 1000
     found = largest_of_all(partial(iter, [("w", scores)]), 10)
-    assert found["w"].tolist() == list(range(990, 1000))
+    assert found["w"][0].tolist() == list(range(990, 1000))
+
+
+def test_a_count_may_follow_from_how_many_numbers_pass_and_they_pass_twice() -> None:
+    passes: list[None] = []
+
+    def passing() -> Iterator[tuple[str, Tensor]]:
+        passes.append(None)
+        yield "w", torch.arange(100, dtype=torch.float32)
+
+    assert largest_of_all(passing, lambda numbers: numbers // 50)["w"][0].tolist() == [98, 99]
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.004, 0.01, 0.3, 1.0])

@@ -111,6 +111,30 @@ def test_a_stranger_applies_golden_files_to_the_bit(name: str, strength: float, 
         assert ours.read(tensor).numpy().tobytes() == values.tobytes(), tensor
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_of_masks_that_overlap_the_strongest_counts_for_a_stranger_too(
+    strength: float, tmp_path: Path
+) -> None:
+    base = base_at(tmp_path / "base")
+    checkpoint, shape = open_checkpoint(base), (20, 9000)
+    parts = [([3, 5, 9], 0.5), ([5, 9, 11], 0.0), ([9, 12], 0.25)]
+    terms = [
+        Term(delta=Delta({FLAT: Rescale(elements(shape, index), torch.tensor(factor))}), source=str(factor))
+        for index, factor in parts
+    ]
+    save_patch(make_patch(terms, checkpoint), tmp_path / "patch")
+    save_patch(make_patch(terms[::-1], checkpoint), tmp_path / "turned")
+    assert (tmp_path / "patch").read_bytes() == (tmp_path / "turned").read_bytes()
+    before = checkpoint.read(FLAT)
+    theirs = stranger.apply(tmp_path / "patch", {FLAT: before.numpy()}, strength)[FLAT]
+    apply_patch(load_patch(tmp_path / "patch"), base, tmp_path / "edited", strength=strength)
+    ours = open_checkpoint(tmp_path / "edited").read(FLAT)
+    assert ours.numpy().tobytes() == theirs.tobytes()
+    if strength == 1:
+        left = (ours / before).flatten()
+        assert [float(left[place]) for place in (3, 5, 9, 11, 12, 13)] == [0.5, 0.0, 0.0, 0.0, 0.25, 1.0]
+
+
 @each_readable
 def test_a_stranger_finds_the_digests_of_golden_files(name: str, tmp_path: Path) -> None:
     metadata, tensors, types = stranger.read(GOLDEN / f"{name}.safetensors")

@@ -77,13 +77,15 @@ def _edited(
             total = total + _added(form, parts, weight) * s
     half = total.astype("<f2")
     result = np.where(half == 0, weight, (weight.astype("f8") + half.astype("f8")).astype(weight.dtype))
+    least = np.full(weight.shape, np.inf)
     for verb, mask, parts, s in later:
         old = weight[mask].astype("f8")
         if verb == "set":
             new = parts["new"].reshape(-1)
             values = new if s == 1 else (old + s * (new.astype("f8") - old)).astype(weight.dtype)
         else:
-            factors = 1 + s * (parts["factors"].astype("f8").reshape(-1) - 1)
+            factors = np.minimum(least[mask], 1 + s * (parts["factors"].astype("f8").reshape(-1) - 1))
+            least[mask] = factors
             values = np.where(factors == 1, weight[mask], (old * factors).astype(weight.dtype))
         result[mask] = values
     return result

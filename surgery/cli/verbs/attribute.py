@@ -45,7 +45,7 @@ from surgery.shelf import checkpoint_path
 @click.option(
     "--ratio",
     type=click.FloatRange(min=0, max=1, max_open=True),
-    default=0.01,
+    default=0.001,
     show_default=True,
     help="Share of the weights in the masks whose overlap is told.",
 )
@@ -54,6 +54,19 @@ from surgery.shelf import checkpoint_path
     type=click.IntRange(min=1),
     help="Paths (24 when left out), or pictures (10), of each concept.",
 )
+@click.option("--base-prompt", help="What prompts are compared with; an empty one when left out.")
+@click.option("--image", "images", type=FILE, multiple=True, help="Own picture of the concept, for denoise.")
+@click.option(
+    "--polarity",
+    type=click.Choice(["positive", "negative"]),
+    default="positive",
+    show_default=True,
+    help="Masks of what makes the concepts, or of what stands in their way.",
+)
+@click.option(
+    "--micro-batch", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of a pass."
+)
+@click.option("--checkpointing", is_flag=True, help="Less memory: compute activations again on the way back.")
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
 @click.option("--no-controls", is_flag=True, help="Do not try the masks beside random ones.")
 @click.option("--cache", type=FILE, help="Folder for parts of the work, to go on after a stop.")
@@ -72,6 +85,11 @@ def attribute(
     objective: Literal["base_gap", "denoise"],
     ratio: float,
     trajectories: int | None,
+    base_prompt: str | None,
+    images: tuple[Path, ...],
+    polarity: Literal["positive", "negative"],
+    micro_batch: int,
+    checkpointing: bool,
     seed: int,
     no_controls: bool,
     cache: Path | None,
@@ -91,30 +109,41 @@ def attribute(
     refuse_inputs(output, [place, cache])
     refuse_existing(output, overwrite)
     refuse_unwritable(output)
+    if images and (objective != "denoise" or len(concepts) > 1):
+        raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
+    if base_prompt is not None and objective == "denoise":
+        raise click.UsageError("--base-prompt belongs to the objective base_gap; denoise compares nothing.")
     import torch
 
     from surgery.methods.cad import (
-        DENOISE,
         AttributionSettings,
         CadSettings,
         SelectionSettings,
         concepts_named,
+        denoising,
     )
     from surgery.store import Store
-    from surgery.study.attribution import attribute_concepts, write_attribution
+    from surgery.study.attribution import attribute_concepts, refuse_foreign, write_attribution
 
+    refuse_foreign(output)
     use_threads(threads)
-    usual = AttributionSettings() if objective == "base_gap" else DENOISE
+    usual = AttributionSettings() if objective == "base_gap" else denoising(len(images))
     settings = CadSettings(
         attribution=replace(
-            usual, trajectories=trajectories or usual.trajectories, pictures=trajectories or usual.pictures
+            usual,
+            trajectories=trajectories or usual.trajectories,
+            pictures=trajectories or usual.pictures,
+            base_prompt=base_prompt or "",
         ),
         selection=SelectionSettings(ratio=ratio),
+        polarity=polarity,
         controls=not no_controls,
+        micro_batch=micro_batch,
+        checkpointing=checkpointing,
     )
     record = attribute_concepts(
         place,
-        concepts_named(concepts, templates, seed),
+        [replace(one, images=images) for one in concepts_named(concepts, templates, seed)],
         settings,
         components=components,
         device=chosen_device(device),

@@ -1,4 +1,4 @@
-"""What a mask does to a concept's measure on pictures it was not made from, and what a random one does."""
+"""What a mask does to a concept's measure on noise it was not made from, and what a random one does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RANDOM_MASKS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """A concept's measure on held-out pairs: unedited, with its mask, and with random masks of its size."""
+    """A concept's measure on other noise: unedited, with its mask, and with random masks of its size."""
 
     before: Measured
     after: Measured
@@ -34,6 +34,11 @@ class Control:
         """The same of the random masks, on average."""
         return self._change(sum(one.mean for one in self.random) / len(self.random))
 
+    @property
+    def random_size(self) -> float:
+        """How large the random masks' changes are on average, up or down."""
+        return sum(abs(self._change(one.mean)) for one in self.random) / len(self.random)
+
     def _change(self, mean: float) -> float:
         return (mean - self.before.mean) / max(abs(self.before.mean), 1e-30)
 
@@ -45,6 +50,7 @@ class Control:
             "random": [one.mean for one in self.random],
             "change": self.change,
             "random_change": self.random_change,
+            "random_size": self.random_size,
             "pairs": len(self.before.values),
         }
 
@@ -58,7 +64,7 @@ def control(
     *,
     micro_batch: int = 2 * MICRO_BATCH,
 ) -> Control:
-    """The measure of held-out ``pairs`` without and with a mask, and with random ones of the same size.
+    """The measure of ``pairs`` without and with a mask, and with random ones of the same size.
 
     Targets stay those of the unedited model, so that the mask's effect on the base prompt does not enter.
 

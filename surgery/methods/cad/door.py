@@ -20,6 +20,7 @@ from surgery.methods.cad.checks import (
     facts_of,
     mask_findings,
     refuse_no_gap,
+    unknown_findings,
 )
 from surgery.methods.cad.control import Control, control
 from surgery.methods.cad.fit import model_findings, refuse_unfit
@@ -34,6 +35,7 @@ from surgery.methods.cad.settings import (
     check_settings,
 )
 from surgery.methods.cad.stored import Shelf
+from surgery.methods.concepts import repeats
 from surgery.record import JSON, Finding
 from surgery.store import Store
 
@@ -44,7 +46,8 @@ Combine: TypeAlias = Literal["union", "sum", "quota"]
 
 LISTED: Final = 0.1
 """Masks of up to this ratio come from one list, unless a larger one was asked for."""
-NOTHING: Final = CadConcept(name="nothing in particular", prompts=("a photo",), seed=0)
+MADE_UP: Final = ("xqzvw", "flibbertigibbet")
+"""Words that no checkpoint knows: what a concept's measure is held against."""
 HELD_OUT: Final = 2
 """Paths (or pictures) that a mask is tried on, with other noise."""
 _TINY: Final = 1e-12
@@ -58,7 +61,7 @@ class CadSettings:
         polarity: ``positive`` takes away what makes a concept, ``negative`` what stands in its way.
         combine: What several concepts share: ``union`` masks the ratio for each, ``sum`` for the sum of their
             scores, each as a share of its concept's measure; ``quota`` an equal part of the ratio for each.
-        controls: Whether every mask is tried on held-out pairs beside random ones.
+        controls: Whether every mask is tried on pairs with other noise beside random ones.
         micro_batch: Noisy pictures in one pass forward and back.
         batch: Paths of the sampler at a time.
         checkpointing: Whether activations are computed again on the way back: slower, with less memory.
@@ -176,7 +179,10 @@ def check_edit(
         )
     if not 0 <= chosen.strength <= 1:
         faults.append(f"strength is {chosen.strength:g}; expected 0 (keep) to 1 (take all).")
-    both = {concept.name for concept in concepts} & {concept.name for concept in retain}
+    if chosen.ratio == 0:
+        faults.append("ratio is 0: nothing would be masked; expected a share above 0.")
+    faults += repeats([concept.name for concept in retain])
+    both = {concept.name.casefold() for concept in concepts} & {one.name.casefold() for one in retain}
     if both:
         faults.append(f"{', '.join(sorted(both))} is to go and to be retained; expected one of the two.")
     raise_all(MethodError, faults)
@@ -203,7 +209,7 @@ class _Maker:
         )
         self.shelf = Shelf(store, models, self.grading, settings.batch)
         self._needed: dict[str, Tensor] | None = None
-        self._null: float | None = None
+        self._nulls: dict[tuple[str, ...], float] = {}
 
     def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:
         """The mask of one concept, or of the sum of several, with what was noticed."""
@@ -214,13 +220,16 @@ class _Maker:
         wanted = ranked.wanted(ratio, chosen.rounding)
         controls = tuple(self._control(concept, mask) for concept in group) if self.settings.controls else ()
         names = tuple(concept.name for concept in group)
-        null = self._null_measure() if controls else None
+        tried = dict(zip(names, controls, strict=False))
         findings = [
             finding
             for concept, own in zip(group, facts, strict=True)
-            for finding in attribution_findings(concept.name, own, null)
+            for finding in attribution_findings(concept.name, own)
         ]
-        tried = dict(zip(names, controls, strict=False))
+        for concept in group if controls else ():
+            findings += unknown_findings(
+                concept.name, tried[concept.name].before.mean, self._null_measure(concept)
+            )
         erases = self.settings.polarity == "positive"
         findings += mask_findings(" + ".join(names), mask, wanted, self.names, tried, erases=erases)
         report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
@@ -323,7 +332,8 @@ class _Maker:
             needed = {name: needed.get(name, torch.zeros_like(one)).clone() for name, one in scores.items()}
             for name, one in scores.items():
                 count = int(chosen.protect * one.numel())
-                needed[name].view(-1)[one.flatten().topk(count).indices] = torch.inf
+                largest = one.flatten().sort(descending=True, stable=True).indices[:count]
+                needed[name].view(-1)[largest] = torch.inf
         return needed
 
     def _control(self, concept: CadConcept, mask: ComponentMask) -> Control:
@@ -340,7 +350,7 @@ class _Maker:
         )
 
     def _few(self) -> AttributionSettings:
-        """The scheme of held-out pairs: a few whole paths, matched, with the sampler's own timesteps."""
+        """The scheme of a mask's trial: a few whole paths, matched, with the sampler's own timesteps."""
         own = self.settings.attribution
         usual = own.staggered or own.objective == "denoise"
         return replace(
@@ -354,14 +364,24 @@ class _Maker:
             graded_steps=10 if usual else min(10, own.graded_steps),
         )
 
-    def _null_measure(self) -> float | None:
-        """The measure of a prompt without a concept; none of ``denoise``, whose measure knows no base."""
+    def _null_measure(self, concept: CadConcept) -> float | None:
+        """The measure with made-up words in the concept's place, by the scheme of its trial.
+
+        None of ``denoise``, whose measure knows no base, and where no prompt says the concept's name.
+        """
         if self.settings.attribution.objective == "denoise":
             return None
-        if self._null is None:
-            pairs = self.shelf.pairs(NOTHING, self._few(), "control")
-            self._null = measure(self.models, pairs, {}, 2 * self.settings.micro_batch).mean
-        return self._null
+        named = [prompt for prompt in concept.prompts if concept.name in prompt]
+        prompts = tuple(
+            named[number % len(named)].replace(concept.name, word)
+            for number, word in enumerate(MADE_UP)
+            if named
+        )
+        if prompts and prompts not in self._nulls:
+            nothing = CadConcept(name="made-up words", prompts=prompts, seed=0)
+            pairs = self.shelf.pairs(nothing, self._few(), "control")
+            self._nulls[prompts] = measure(self.models, pairs, {}, 2 * self.settings.micro_batch).mean
+        return self._nulls.get(prompts)
 
     def _meaning(self, group: tuple[CadConcept, ...], most: float) -> dict[str, JSON]:
         chosen = self.settings.selection

@@ -55,10 +55,10 @@ class ComponentMask:
 
 
 def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:
-    """The change that takes the share ``strength`` of every masked weight away: W · ∏(1 - sⱼ).
+    """The change that takes the share ``strength`` of every masked weight away: W · min(1 - sⱼ).
 
-    Where masks overlap, what one leaves the next takes its share of: two masks of strength 1 leave nothing,
-    and never the opposite of the weight, as the sum of two differences -w would.
+    Where masks overlap, the strongest counts, as in patches: a mask taken twice is taken once, and two of
+    strength 1 leave nothing, and never the opposite of the weight, as the sum of two differences -w would.
 
     Raises:
         MethodError: when a strength is not between 0 and 1.
@@ -69,7 +69,7 @@ def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:
             raise MethodError(f"a mask has the strength {strength}; expected 0 (keep) to 1 (take all).")
         for name, places in mask.places.items():
             held = factors.get(name)
-            factors[name] = _times(held, places, 1 - strength) if held else _alone(places, 1 - strength)
+            factors[name] = _joined(held, places, 1 - strength) if held else _alone(places, 1 - strength)
     terms = {}
     for name, (places, values) in sorted(factors.items()):
         alike = len(values) and bool((values == values[0]).all())
@@ -81,13 +81,14 @@ def _alone(places: Places, factor: float) -> tuple[Places, Tensor]:
     return places, torch.full((len(_index(places)),), factor)
 
 
-def _times(held: tuple[Places, Tensor], places: Places, factor: float) -> tuple[Places, Tensor]:
-    """Both together: the product of the factors where they overlap."""
+def _joined(held: tuple[Places, Tensor], places: Places, factor: float) -> tuple[Places, Tensor]:
+    """Both together: the smallest factor where they overlap."""
     joined = torch.cat([_index(held[0]), _index(places)])
     index, where = joined.unique(return_inverse=True)
     values = torch.ones(len(index))
     values[where[: len(held[1])]] = held[1]
-    values[where[len(held[1]) :]] *= factor  # each place once in a mask
+    mine = where[len(held[1]) :]  # each place once in a mask
+    values[mine] = values[mine].clamp(max=factor)
     return Places("elements", places.shape, index), values
 
 

@@ -43,7 +43,7 @@ def concepts_named(
     Raises:
         MethodError: when a name comes twice, is empty, or a template has no one place for it.
     """
-    faults = repeats(names)
+    faults = repeats([name.casefold() for name in names])
     faults += [
         f"{name!r} is no name of a concept; expected a word or more." for name in names if not name.strip()
     ]

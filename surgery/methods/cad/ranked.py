@@ -1,6 +1,6 @@
 """The best candidates for a mask with their scores, found once: every smaller mask is a part of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -156,12 +156,15 @@ def rank(scores: Scores, rule: Rule, ratio: float, *, zeros: bool = False) -> Ra
 
 
 def _rank_all(scores: Scores, ratio: float, zeros: bool) -> Ranked:
-    shapes = {name: tuple(one.shape) for name, one in scores()}
-    count = int(quotas(1, _total(shapes), ratio, "ceil"))
-    places = largest_of_all(scores, count, zeros=zeros)
-    candidates = {
-        name: Candidates(places=places[name], scores=one.flatten()[places[name]]) for name, one in scores()
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def passing() -> Iterator[tuple[str, Tensor]]:
+        for name, one in scores():
+            shapes[name] = tuple(one.shape)
+            yield name, one
+
+    best = largest_of_all(passing, lambda total: int(quotas(1, total, ratio, "ceil")), zeros=zeros)
+    candidates = {name: Candidates(places=places, scores=values) for name, (places, values) in best.items()}
     return Ranked(rule="global", ratio=ratio, zeros=zeros, shapes=shapes, candidates=candidates)
 
 

@@ -40,7 +40,7 @@ class Retained:
         """The mean over the concepts, each as a share of its own measure.
 
         ``scores`` are the sizes of a concept's scores, ``damage`` the curvature of its predictions: what a
-        weight's loss costs, to the second order (section 8.1 of the study).
+        weight's loss costs, to the second order (section 9 of the study).
         """
         total, done = self._newest(kind)
         rest = list(self.concepts[done:])

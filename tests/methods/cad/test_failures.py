@@ -12,27 +12,31 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Delta, Places, Rescale
 from surgery.errors import MethodError, PatchError
-from surgery.methods.cad.checks import Facts, attribution_findings, mask_findings
+from surgery.methods.cad.checks import Facts, attribution_findings, mask_findings, unknown_findings
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import CadSettings, edit
 from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure
 from surgery.methods.cad.masks import ComponentMask
-from surgery.methods.cad.nouns import CadConcept, Measured, Pairs
+from surgery.methods.cad.nouns import CadConcept, Measured, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
-from surgery.methods.cad.settings import SelectionSettings
+from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
 from surgery.patch import Term, apply_patch, load_patch, make_patch, save_patch
 from surgery.record import Finding
+from surgery.shelf import checkpoint_path
 from tests.methods.cad.conftest import CAT, NAMES, QUICK
+from tests.support.tiny import build_tiny
 
 SETTINGS = CadSettings(attribution=QUICK, selection=SelectionSettings(ratio=0.05), controls=False)
 GOOD = Facts(
     measure=2.0,
     deviation=0.1,
     pairs=4,
-    by_timestep={10: 1.0, 20: 1.1, 30: 0.9, 40: 1.0},
+    by_timestep={100: 1.0, 300: 1.1, 600: 0.9, 900: 1.0},
     positive=0.5,
     zeros=0.0,
     empty=(),
@@ -164,6 +168,29 @@ def test_a_patch_on_another_base(models: Any, tiny_pipeline: Path, tmp_path: Pat
     apply_patch(load_patch(place), tiny_pipeline, once)
     with pytest.raises(PatchError, match="already"):
         apply_patch(load_patch(place), once, tmp_path / "twice")
+    other = build_tiny(tmp_path / "another", dtype=torch.float16, seed=1)
+    with pytest.raises(PatchError, match="Is it another base"):
+        apply_patch(load_patch(place), other, tmp_path / "edited")
+
+
+@pytest.mark.parametrize("strength", [1.5, 2.0])
+def test_no_strength_turns_the_sign_of_what_is_masked(
+    models: Any, tiny_pipeline: Path, tmp_path: Path, strength: float
+) -> None:
+    base = open_checkpoint(tiny_pipeline)
+    name = next(one for one in sorted(base.shapes) if one.startswith("unet/") and "ff.net.2.weight" in one)
+    places = Places("elements", base.shapes[name], torch.tensor([1, 5]))
+    patch = make_patch([Term(delta=Delta({name: Rescale(places, torch.tensor(0.0))}), source="mask")], base)
+    with pytest.raises(PatchError, match="opposite sign; expected at most 1,"):
+        apply_patch(patch, tiny_pipeline, tmp_path / "edited", strength=strength)
+    assert not (tmp_path / "edited").exists()
+
+
+def test_a_mask_of_a_few_weights_is_seen_where_it_is_baked_in(models: Any) -> None:
+    baked = with_unet(models)
+    parameter(baked, NAMES[0]).data.view(-1)[[3, 50, 90, 100, 120]] = 0
+    assert "masked-already" in kinds(edited(baked).findings)
+    assert "masked-already" not in kinds(edited(models).findings)
 
 
 # what can go on is noticed
@@ -182,7 +209,7 @@ def test_nothing_is_noticed_where_nothing_is_wrong() -> None:
     [
         ("no-gradient", {"empty": ("unet/a.weight",)}),
         ("underflow", {"zeros": 0.002}),
-        ("one-timestep", {"by_timestep": {10: 5.0, 20: 1.0, 30: 1.0}}),
+        ("one-timestep", {"by_timestep": {510: 2.5, 520: 2.5, 120: 1.0, 730: 1.0}}),
         ("masked-already", {"masked_already": {"unet/a.weight": 0.01}}),
     ],
 )
@@ -190,10 +217,20 @@ def test_suspicious_numbers(kind: str, changes: Mapping[str, Any]) -> None:
     assert found_in(**changes) == {kind}
 
 
-@pytest.mark.parametrize(("null", "unknown"), [(1.9, False), (2.1, True)])
-def test_a_concept_that_measures_no_more_than_none(null: float, unknown: bool) -> None:
-    found = kinds(attribution_findings("cat", GOOD, null))
-    assert ("unknown-concept" in found) == unknown
+@pytest.mark.parametrize(("made_up", "unknown"), [(1.5, False), (2.1, True), (None, False)])
+def test_a_concept_that_measures_no_more_than_made_up_words(made_up: float | None, unknown: bool) -> None:
+    found = kinds(unknown_findings("cat", 2.0, made_up))
+    assert found == ({"unknown-concept"} if unknown else set())
+
+
+@pytest.mark.slow
+def test_pocket_sd_knows_rainbows_and_no_made_up_word() -> None:
+    models = load_pipeline(checkpoint_path("pocket-sd"))
+    names = components_of(open_checkpoint(checkpoint_path("pocket-sd")).shapes, ["unet/mid_block*.ff.net.2*"])
+    quick = AttributionSettings(trajectories=1, sampling_steps=4, graded_steps=1, staggered=False)
+    settings = CadSettings(attribution=quick, selection=SelectionSettings(ratio=0.01))
+    found = edit(models, concepts_named(["rainbow", "brillig"]), names, settings).findings
+    assert [one.subject for one in found if one.kind == "unknown-concept"] == ["brillig"]
 
 
 def test_gradients_too_small_for_their_type(models: Any) -> None:

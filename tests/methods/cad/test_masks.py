@@ -57,9 +57,10 @@ def test_a_mask_takes_its_strength_of_every_weight() -> None:
     assert factors((mask(1, 5), 0.25)) == {1: 0.75, 5: 0.75}
 
 
-def test_overlapping_masks_multiply_and_never_turn_a_weight_round() -> None:
+def test_of_overlapping_masks_the_strongest_counts_and_no_weight_is_turned_round() -> None:
     assert factors((mask(1, 2), 1.0), (mask(2, 3), 1.0)) == {1: 0.0, 2: 0.0, 3: 0.0}
-    assert factors((mask(1, 2), 0.5), (mask(2, 3), 0.5)) == {1: 0.5, 2: 0.25, 3: 0.5}
+    assert factors((mask(1, 2), 0.5), (mask(2, 3), 0.5)) == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert factors((mask(1, 2), 0.25), (mask(2, 3), 0.5)) == {1: 0.75, 2: 0.5, 3: 0.5}
 
 
 def test_one_factor_for_all_is_stored_once() -> None:
