@@ -11,9 +11,10 @@ from surgery.errors import MethodError, raise_all
 from surgery.execute.earlier import digests_of, keys_of
 from surgery.methods import Outcome, method
 from surgery.patch import Patch, Term, make_patch
+from surgery.patch.terms import shared_masks
 from surgery.plan import Plan, build_plan
 from surgery.recipe import Edit, Recipe
-from surgery.record import JSON
+from surgery.record import JSON, Finding
 from surgery.store import Store
 
 _log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Computed:
     patch: Patch
     outcomes: tuple[Outcome, ...]
     elapsed_s: tuple[float, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def plan_recipe(recipe: Recipe, base: Checkpoint) -> Plan:
@@ -87,6 +89,7 @@ def compute_patch(
         SurgeryError: when an edit cannot be computed.
     """
     outcomes, terms, elapsed = [], [], []
+    labels: list[str] = []
     earlier = keys_of(recipe, base)
     for step, (name, entry) in zip(plan.steps, map(_only, (tuned or recipe).edits), strict=True):
         started = time.monotonic()
@@ -96,9 +99,22 @@ def compute_patch(
         outcomes.append(outcome)
         if outcome.delta.terms:
             terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
+            labels.append(f"edits[{step.number - 1}] ({_kind_of(name, entry)})")
     keys = [*(key for outcome in outcomes for key in outcome.keys), *earlier]
     patch = make_patch(terms, base, {**provenance(recipe, plan), **({"keys": keys} if keys else {})})
-    return Computed(patch=patch, outcomes=tuple(outcomes), elapsed_s=tuple(elapsed))
+    findings = tuple(
+        Finding(
+            kind="shared-masks",
+            subject=f"{labels[first]} and {labels[second]}",
+            message=f"both mask {count} weights, of which the stronger mask counts; what one takes away the "
+            "other cannot bring back.",
+            severity="warning",
+        )
+        for first, second, count in shared_masks(terms)
+    )
+    for finding in findings:
+        _log.warning("%s: %s", finding.subject, finding.message)
+    return Computed(patch=patch, outcomes=tuple(outcomes), elapsed_s=tuple(elapsed), findings=findings)
 
 
 def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
@@ -112,6 +128,12 @@ def provenance(recipe: Recipe, plan: Plan) -> Mapping[str, JSON]:
         "plan": plan.identity,
         "base": plan.base,
     }
+
+
+def _kind_of(name: str, entry: Any) -> str:
+    """A method and what it was asked to do, for people."""
+    kind = getattr(entry, "kind", None)
+    return name if kind is None else f"{name} {kind}"
 
 
 def _only(edit: Edit) -> tuple[str, Any]:

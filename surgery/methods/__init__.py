@@ -81,6 +81,7 @@ class Outcome:
         keys: What it wrote at, as plain data for the patch to carry, so that a later edit leaves it there.
         report: Per edit and per layer figures, plain data.
         findings: What a person should know.
+        lines: What the run tells people when it is done.
     """
 
     delta: Delta
@@ -89,6 +90,7 @@ class Outcome:
     keys: tuple[JSON, ...] = ()
     report: Mapping[str, JSON] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    lines: tuple[str, ...] = ()
 
 
 class Method(Protocol):

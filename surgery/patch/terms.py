@@ -196,6 +196,20 @@ def conflicts(terms: Sequence[Term]) -> Iterator[str]:
         yield from _conflicts_at(terms, name)
 
 
+def shared_masks(terms: Sequence[Term]) -> Iterator[tuple[int, int, int]]:
+    """Places of two terms that both rescale some elements, and how many; the stronger one counts there."""
+    for (first, one), (second, other) in combinations(enumerate(terms), 2):
+        mine, theirs = one.delta.terms, other.delta.terms
+        shared = [
+            (mine[name], theirs[name])
+            for name in mine.keys() & theirs.keys()
+            if isinstance(mine[name], Rescale) and isinstance(theirs[name], Rescale)
+        ]
+        count = sum(int((_claimed(a) & _claimed(b)).sum()) for a, b in shared)
+        if count:
+            yield first, second, count
+
+
 def _conflicts_at(terms: Iterable[Term], name: str) -> Iterator[str]:
     parties = [(term, term.delta.terms[name]) for term in terms if name in term.delta.terms]
     for (first, one), (second, other) in combinations(parties, 2):

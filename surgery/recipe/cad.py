@@ -65,6 +65,8 @@ class Selection(Knobs):
     """What has a quota: each row of a weight, each weight, or all together."""
     ratio: Share | None = None
     """Share of the weights that may be masked."""
+    count: Count | None = None
+    """So many weights, in the ratio's place."""
     rounding: Literal["carry", "floor", "ceil"] | None = None
     """How a row's quota becomes a whole number: carried on, or down (published), or up."""
     ranking: Literal["score", "t", "retain", "damage"] | None = None
@@ -130,7 +132,21 @@ def cad_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
             if concept.images:
                 hint = "Set attribution.objective to denoise, or leave them out."
                 yield ("concepts", number, "images"), f"objective 'base_gap' reads no pictures. {hint}"
+    yield from _name_faults(cad)
+    if cad.selection.ratio is not None and cad.selection.count is not None:
+        yield ("selection", "count"), "takes the ratio's place. Give one of the two."
+    if cad.selection.ranking in ("retain", "damage") and not cad.retain:
+        yield ("selection", "ranking"), "looks at concepts that must stay. Name them under retain."
     reads = cad.selection.ranking in ("retain", "damage") or (cad.selection.protect or 0) > 0
     if cad.retain and not reads:
         hint = "Set selection.ranking to retain or damage, or selection.protect."
         yield ("retain",), f"nothing reads the names. {hint}"
+
+
+def _name_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    names = [concept.source.casefold() for concept in cad.concepts]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield ("concepts", number, "source"), "stands there twice; expected each concept once."
+        if name in {one.casefold() for one in cad.retain}:
+            yield ("concepts", number, "source"), "is to go and to be retained; expected one of the two."

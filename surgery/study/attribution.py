@@ -42,11 +42,7 @@ class ConceptRecord:
                 f"{block} {role} {100 * one.positive[block, role]:.0f} %" for block, role in best
             )
             yield f"{one.name}: most of it in {where}"
-            for control in mask.controls:
-                yield (
-                    f"  a mask of {mask.mask.count:,} weights changes its measure by "
-                    f"{100 * control.change:+.0f} %, random ones by {100 * control.random_change:+.0f} %"
-                )
+            yield from mask.lines()
 
 
 def attribute_concepts(

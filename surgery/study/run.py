@@ -57,6 +57,7 @@ class Run:
     balance: DebiasEffect | None
     findings: tuple[Finding, ...]
     record: Mapping[str, JSON]
+    lines: tuple[str, ...] = ()
 
 
 class _Clock:
@@ -169,7 +170,7 @@ def _carry_out(
             balance = measure_debiased(
                 recipe, computed.outcomes, words, models, computed.patch, judge, store, batch=batch
             )
-    noticed = [finding for outcome in computed.outcomes for finding in outcome.findings]
+    noticed = [*computed.findings, *(one for outcome in computed.outcomes for one in outcome.findings)]
     findings = (*tuned.findings, *noticed, *unwritten, *unmeasured, *dict.fromkeys(halved))
     record = _record(recipe, plan, computed, effect, findings, clock.elapsed_s, device)
     if judge is not None:
@@ -187,6 +188,7 @@ def _carry_out(
         balance=balance,
         findings=findings,
         record=record,
+        lines=tuple(line for outcome in computed.outcomes for line in outcome.lines),
     )
 
 

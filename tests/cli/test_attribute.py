@@ -1,11 +1,15 @@
 """The verb that tells where concepts live: its data, its picture, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Call
+from tests.conftest import BuildTiny
 
 QUICK = ("--trajectories", 1, "--no-controls", "--ratio", 0.02)
 
@@ -50,3 +54,49 @@ def test_attribute_refuses_what_names_nothing(surgery: Call, tiny_pipeline: Path
         assert said in done.err
     assert not (tmp_path / "out").exists()
     assert surgery("attribute", tiny_pipeline, "cat", "-o", tiny_pipeline, "--overwrite").code == 1
+
+
+def test_attribute_overwrites_nothing_but_an_attribution(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    done = surgery("attribute", tiny_pipeline, "cat", *QUICK, "-o", out, "--overwrite")
+    assert done.code == 1
+    assert "holds other files (thesis.txt)" in done.err
+    assert (out / "thesis.txt").read_text() == "years of work"
+    (out / "thesis.txt").unlink()
+    assert surgery("attribute", tiny_pipeline, "cat", *QUICK, "-o", out, "--overwrite").code == 0
+    assert surgery("attribute", tiny_pipeline, "cat", *QUICK, "-o", out, "--overwrite").code == 0
+
+
+def test_attribute_of_weights_that_are_nothing_says_so(
+    surgery: Call, tiny_in: BuildTiny, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_in(torch.float32), base)
+    (file,) = (base / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    name = "mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"
+    save_file({**tensors, name: torch.zeros_like(tensors[name])}, file, {"format": "pt"})
+    args = ("--components", f"unet/{name}", "--json", "-o", tmp_path / "out")
+    found = surgery("attribute", base, "cat", *QUICK, *args).json
+    assert {one["kind"] for one in found["findings"]} >= {"no-gradient", "masked-already"}
+    assert found["concepts"][0]["positive"] == {"mid": {"mlp_out": 0.0}}
+
+
+def test_attribute_of_own_pictures_looks_for_what_stands_in_the_way(
+    surgery: Call, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    pictures = [word for number in range(3) for word in ("--image", tmp_path / f"{number}.png")]
+    how = ("--polarity", "negative", "--micro-batch", 8, "--checkpointing", "--components", "ff_out")
+    args = ("--objective", "denoise", *pictures, *how, "--json", "-o", tmp_path / "out")
+    found = surgery("attribute", tiny_pipeline, "cat", *QUICK, *args).json
+    assert found["settings"]["polarity"] == "negative"
+    assert found["concepts"][0]["attribution"][0]["pairs"] == 201
+    done = surgery("attribute", tiny_pipeline, "cat", "dog", *QUICK, *args)
+    assert done.code == 2
+    assert "--image is for one concept" in done.err

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
-from surgery.patch import load_patch, patch_digest, save_patch
+from surgery.checkpoint import open_checkpoint
+from surgery.delta import Delta, Places, Rescale
+from surgery.patch import Term, load_patch, make_patch, patch_digest, save_patch
 from tests.cli.conftest import Call
 from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, contents, small_weights, write_folder
 from tests.support.patches import random_patch
@@ -165,6 +168,23 @@ def test_an_edit_that_a_loader_loses_gives_3(
     dropped = surgery("simulate", "kohya", out, "--base", base, "--json")
     assert dropped.code == 3
     assert dropped.json["lost"] == {FC2_NAME: "dropped", BIAS: "dropped"}
+
+
+def test_a_mask_is_named_and_so_is_what_carries_it(surgery: Call, base: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    places = Places("elements", checkpoint.shapes[TO_K_NAME], torch.tensor([0, 3]))
+    mask = make_patch(
+        [Term(delta=Delta({TO_K_NAME: Rescale(places, torch.tensor(0.0))}), source="cad")], checkpoint
+    )
+    save_patch(mask, tmp_path / "mask.safetensors")
+    done = surgery("simulate", "a1111", tmp_path / "mask.safetensors")
+    assert done.code == 1
+    assert "is a patch of masks" in done.err
+    assert "opposite sign" in done.err
+    for target in ("universal-lora", "lycoris", "comfy"):
+        out = tmp_path / f"{target}.safetensors"
+        made = surgery("export", tmp_path / "mask.safetensors", "--to", target, "--base", base, "-o", out)
+        assert made.code == 0
 
 
 def test_an_unknown_loader_is_answered_with_the_nearest(surgery: Call, lora: Path) -> None:

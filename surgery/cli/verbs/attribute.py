@@ -105,14 +105,14 @@ def attribute(
 
     Nothing is edited. Recipes with 'cad' take such weights away.
     """
-    place = checkpoint_path(base)
-    refuse_inputs(output, [place, cache])
-    refuse_existing(output, overwrite)
-    refuse_unwritable(output)
     if images and (objective != "denoise" or len(concepts) > 1):
         raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
     if base_prompt is not None and objective == "denoise":
         raise click.UsageError("--base-prompt belongs to the objective base_gap; denoise compares nothing.")
+    place = checkpoint_path(base)
+    refuse_inputs(output, [place, cache])
+    refuse_existing(output, overwrite)
+    refuse_unwritable(output)
     import torch
 
     from surgery.methods.cad import (

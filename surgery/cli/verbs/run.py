@@ -104,6 +104,8 @@ def run(
         record: JSON = finished.record
         print_json(record)
         return
+    for line in finished.lines:
+        print(line)
     if finished.effect is not None:
         print(as_text(finished.effect))
     if finished.balance is not None:

@@ -158,6 +158,8 @@ def read_contents(
     entries = {entry.key: entry for entry in header.entries}
     parts = _grouped(entries)
     if not any(found.keys() - {"unknown", "alpha"} for found in parts.values()):
+        if "sdpatch.manifest" in header.metadata:
+            raise PatchError(_no_loader_s(path, header.metadata["sdpatch.manifest"]))
         shown = ", ".join(brief(key) for key in list(entries)[:3]) or "none"
         raise PatchError(
             f"{path} holds nothing that a loader of LoRA files looks for (its keys: {shown}); keys such as "
@@ -182,6 +184,20 @@ def read_contents(
         alphas={m.key: float(read_tensor(entries[m.parts["alpha"]])) for m in modules if "alpha" in m.parts},
         shapes=shapes,
     )
+
+
+def _no_loader_s(path: Path, manifest: str) -> str:
+    """Why no loader reads a patch that is not laid out as a LoRA, and what it can be exported to."""
+    masks = '"scale_' in manifest
+    what = "masks: shares that weights are multiplied with" if masks else "changes that are no factors"
+    told = (
+        f"{path} is a patch of {what}; no loader of LoRA files knows them. Export it: every program loads a "
+        "'checkpoint' or a 'variant'; beside its checkpoint, 'comfy' sets the weights in ComfyUI, 'lycoris' "
+        "adds their difference where such files are read, and 'universal-lora' is factors for the others."
+    )
+    if masks:
+        told += " Load a difference at strength 1: at 2, masked weights come out with the opposite sign."
+    return told
 
 
 def _changes(modules: Iterable[Module]) -> Iterator[Change]:

@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from surgery.anatomy import weights_of
 from surgery.delta import Delta
-from surgery.diffusion import Models, derived_seed
+from surgery.diffusion import Models
 from surgery.errors import MethodError, raise_all
 from surgery.methods.cad.attribution import Attribution, Scores
 from surgery.methods.cad.checks import (
@@ -22,9 +23,9 @@ from surgery.methods.cad.checks import (
     refuse_no_gap,
     unknown_findings,
 )
-from surgery.methods.cad.control import Control, control
+from surgery.methods.cad.control import Control
 from surgery.methods.cad.fit import model_findings, refuse_unfit
-from surgery.methods.cad.gradients import Grading, add_to, measure
+from surgery.methods.cad.gradients import Grading, add_to
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.ranked import Ranked, rank, ranked_from
@@ -35,6 +36,7 @@ from surgery.methods.cad.settings import (
     check_settings,
 )
 from surgery.methods.cad.stored import Shelf
+from surgery.methods.cad.trial import Trial
 from surgery.methods.concepts import repeats
 from surgery.record import JSON, Finding
 from surgery.store import Store
@@ -46,10 +48,6 @@ Combine: TypeAlias = Literal["union", "sum", "quota"]
 
 LISTED: Final = 0.1
 """Masks of up to this ratio come from one list, unless a larger one was asked for."""
-MADE_UP: Final = ("xqzvw", "flibbertigibbet")
-"""Words that no checkpoint knows: what a concept's measure is held against."""
-HELD_OUT: Final = 2
-"""Paths (or pictures) that a mask is tried on, with other noise."""
 _TINY: Final = 1e-12
 
 
@@ -86,6 +84,14 @@ class MaskReport:
     wanted: int
     facts: tuple[Facts, ...]
     controls: tuple[Control, ...]
+
+    def lines(self) -> Iterator[str]:
+        """For people: what it does to each concept, and what random masks do."""
+        for name, one in zip(self.concepts, self.controls, strict=False):
+            yield (
+                f"{name}: a mask of {self.mask.count:,} weights changes its measure by "
+                f"{100 * one.change:+.0f} %, random ones by {100 * one.random_change:+.0f} %"
+            )
 
     def as_json(self) -> dict[str, JSON]:
         """As plain data."""
@@ -143,6 +149,7 @@ def edit(
     check_edit(concepts, settings, retain)
     refuse_unfit(models, names, settings.attribution)
     maker = _Maker(models, names, settings, tuple(retain), store)
+    maker.shelf.share_batches(concepts, settings.attribution)
     reports, findings = [], list(model_findings(models, concepts))
     for group in [tuple(concepts)] if settings.combine == "sum" else [(concept,) for concept in concepts]:
         report, found = maker.report(group, len(concepts))
@@ -201,6 +208,7 @@ class _Maker:
     ) -> None:
         self.models, self.names, self.settings = models, names, settings
         self.retain, self.store = retain, store
+        self.weights = weights_of(models, names)
         self.grading = Grading(
             names=names,
             micro_batch=settings.micro_batch,
@@ -208,17 +216,19 @@ class _Maker:
             even=settings.attribution.weighting == "even",
         )
         self.shelf = Shelf(store, models, self.grading, settings.batch)
+        self.trial = Trial(models, settings.attribution, settings.micro_batch, self.shelf)
         self._needed: dict[str, Tensor] | None = None
-        self._nulls: dict[tuple[str, ...], float] = {}
 
     def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:
         """The mask of one concept, or of the sum of several, with what was noticed."""
         chosen = self.settings.selection
-        ratio = chosen.ratio / among if self.settings.combine == "quota" else chosen.ratio
+        ratio = self._ratio()
+        ratio = ratio / among if self.settings.combine == "quota" else ratio
         ranked, facts = self._ranked(group, ratio)
         mask = ranked.mask(ratio, chosen.rounding)
         wanted = ranked.wanted(ratio, chosen.rounding)
-        controls = tuple(self._control(concept, mask) for concept in group) if self.settings.controls else ()
+        tries = partial(self.trial.control, mask=mask, strength=chosen.strength)
+        controls = tuple(tries(concept) for concept in group) if self.settings.controls else ()
         names = tuple(concept.name for concept in group)
         tried = dict(zip(names, controls, strict=False))
         findings = [
@@ -228,12 +238,21 @@ class _Maker:
         ]
         for concept in group if controls else ():
             findings += unknown_findings(
-                concept.name, tried[concept.name].before.mean, self._null_measure(concept)
+                concept.name, tried[concept.name].before.mean, self.trial.made_up(concept)
             )
         erases = self.settings.polarity == "positive"
         findings += mask_findings(" + ".join(names), mask, wanted, self.names, tried, erases=erases)
         report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
         return report, findings
+
+    def _ratio(self) -> float:
+        """The share that is asked for, or that a count is."""
+        chosen, total = self.settings.selection, sum(weight.numel() for weight in self.weights.values())
+        if chosen.count is None:
+            return chosen.ratio
+        if chosen.count > total:
+            raise MethodError(f"count is {chosen.count}; the weights looked at are {total}. Ask for fewer.")
+        return chosen.count / total
 
     def _ranked(self, group: tuple[CadConcept, ...], ratio: float) -> tuple[Ranked, tuple[Facts, ...]]:
         most = max(LISTED, ratio)
@@ -335,53 +354,6 @@ class _Maker:
                 largest = one.flatten().sort(descending=True, stable=True).indices[:count]
                 needed[name].view(-1)[largest] = torch.inf
         return needed
-
-    def _control(self, concept: CadConcept, mask: ComponentMask) -> Control:
-        own = replace(concept, images=concept.images[-HELD_OUT:])
-        pairs = self.shelf.pairs(own, self._few(), "control")
-        generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
-        return control(
-            self.models,
-            pairs,
-            mask,
-            self.settings.selection.strength,
-            generator,
-            micro_batch=2 * self.settings.micro_batch,
-        )
-
-    def _few(self) -> AttributionSettings:
-        """The scheme of a mask's trial: a few whole paths, matched, with the sampler's own timesteps."""
-        own = self.settings.attribution
-        usual = own.staggered or own.objective == "denoise"
-        return replace(
-            own,
-            trajectories=HELD_OUT,
-            pictures=HELD_OUT,
-            restart=False,
-            staggered=False,
-            pairing="matched",
-            sampling_steps=min(20, own.sampling_steps) if not own.staggered else 20,
-            graded_steps=10 if usual else min(10, own.graded_steps),
-        )
-
-    def _null_measure(self, concept: CadConcept) -> float | None:
-        """The measure with made-up words in the concept's place, by the scheme of its trial.
-
-        None of ``denoise``, whose measure knows no base, and where no prompt says the concept's name.
-        """
-        if self.settings.attribution.objective == "denoise":
-            return None
-        named = [prompt for prompt in concept.prompts if concept.name in prompt]
-        prompts = tuple(
-            named[number % len(named)].replace(concept.name, word)
-            for number, word in enumerate(MADE_UP)
-            if named
-        )
-        if prompts and prompts not in self._nulls:
-            nothing = CadConcept(name="made-up words", prompts=prompts, seed=0)
-            pairs = self.shelf.pairs(nothing, self._few(), "control")
-            self._nulls[prompts] = measure(self.models, pairs, {}, 2 * self.settings.micro_batch).mean
-        return self._nulls.get(prompts)
 
     def _meaning(self, group: tuple[CadConcept, ...], most: float) -> dict[str, JSON]:
         chosen = self.settings.selection

@@ -8,13 +8,15 @@ from typing import Any
 from surgery.anatomy import fill
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
-from surgery.diffusion import derived_seed
+from surgery.diffusion import derived_seed, load_picture
 from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.door import CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
 from surgery.methods.cad.pairs import sampler_rows
+from surgery.methods.cad.retained import PROBES
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
+from surgery.methods.cad.trial import trial_rows
 from surgery.methods.concepts import TEMPLATES, repeats
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
@@ -95,14 +97,17 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
         "passes": [settings.micro_batch, settings.batch, settings.checkpointing],
     }
     everyone = (*concepts, *kept)
+    drawn = [one for one in everyone if not one.images]
+    trials = trial_rows(attribution, len(concepts), drawn=bool(drawn)) if settings.controls else 0
+    probed = len(kept) * attribution.pairs * PROBES if settings.selection.ranking == "damage" else 0
     return Work(
         method="cad",
         meaning=meaning,
         sites=names,
         batches=(1,) * len(concepts),
         cost={
-            "unet_forwards": sum(0 if one.images else sampler_rows(attribution) for one in everyone),
-            "unet_backwards": sum(_graded(attribution, one) for one in everyone),
+            "unet_forwards": len(drawn) * sampler_rows(attribution) + trials,
+            "unet_backwards": sum(_graded(attribution, one) for one in everyone) + probed,
             "weights_scored": sum(prod(base.shapes[name]) for name in names),
         },
     )
@@ -132,6 +137,9 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     components_of(base.shapes, entry.components, entry.leave_out)
     names = [concept.name.casefold() for concept in concepts]
     raise_all(MethodError, repeats(names))
+    for concept in concepts:
+        for path in concept.images:
+            load_picture(path, 8, 8)  # a broken one is said before hours of work
     return {("cad", entry.kind, name): concept.name for name, concept in zip(names, concepts, strict=True)}
 
 
@@ -158,4 +166,5 @@ def run(
             "masks": [mask.as_json() for mask in result.masks],
         },
         findings=result.findings,
+        lines=tuple(line for mask in result.masks for line in mask.lines()),
     )

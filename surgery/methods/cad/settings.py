@@ -79,6 +79,7 @@ class SelectionSettings:
     Attributes:
         rule: Whether rows, tensors or all weights together have a quota.
         ratio: Share of the weights, at most; those that speak against the concept are never taken.
+        count: So many weights in the ratio's place.
         rounding: How a row's quota becomes whole: ``carry`` hands what is left over to the next row, so that
             no layer is skipped; ``floor`` skips (published).
         ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;
@@ -93,6 +94,7 @@ class SelectionSettings:
 
     rule: Rule = "row"
     ratio: float = 0.001
+    count: int | None = None
     rounding: Rounding = "carry"
     ranking: Ranking = "score"
     retain_weight: float = 1.0
@@ -154,6 +156,8 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
         )
     if attribution.pairing == "shifted" and attribution.objective == "denoise":
         faults.append("pairing 'shifted' belongs to paths of the sampler; denoise knows the noise it added.")
+    if selection.count is not None and selection.count < 1:
+        faults.append(f"count is {selection.count}; expected 1 or more.")
     if selection.ranking == "t" and not attribution.standard_errors:
         faults.append("ranking 't' divides by standard errors; set standard_errors to true.")
     if attribution.standard_errors and attribution.samples < 2:

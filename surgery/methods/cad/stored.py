@@ -1,6 +1,7 @@
 """Attributions in a store: keys that name all they depend on, and sums that a killed run goes on from."""
 
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from surgery.store import Store
 
 EVERY_S: Final = 60.0
 """Large sums are written no more often: a killed run loses so much."""
+_FIELDS: Final = ("noisy", "timesteps", "target", "prompt", "sample")
 SMALL_BYTES: Final = 50_000_000
 """Smaller ones are written after every path."""
 
@@ -29,6 +31,8 @@ class Keys:
     def __init__(self, models: Models, grading: Grading, batch: int) -> None:
         self._models, self._grading, self._batch = models, grading, batch
         self._known: dict[tuple[CadConcept, AttributionSettings], dict[str, JSON]] = {}
+        self.among: dict[CadConcept, tuple[CadConcept, ...]] = {}
+        """Concepts that draw their paths in one batch with others, which changes last bits."""
 
     @cached_property
     def _common(self) -> dict[str, JSON]:
@@ -66,7 +70,12 @@ class Keys:
             "prompts": list(concept.prompts),
             "images": [file_digest(path) for path in concept.images],
             "seed": concept.seed,
+            **({"among": [_told(one) for one in self.among[concept]]} if concept in self.among else {}),
         }
+
+
+def _told(concept: CadConcept) -> list[JSON]:
+    return [concept.name, concept.seed, *concept.prompts]
 
 
 class Shelf:
@@ -79,11 +88,24 @@ class Shelf:
     def __init__(self, store: Store | None, models: Models, grading: Grading, batch: int) -> None:
         self.keys = Keys(models, grading, batch)
         self._store, self._models, self._grading, self._batch = store, models, grading, batch
+        self._held: dict[tuple[CadConcept, ...], list[Pairs]] = {}
+
+    def share_batches(self, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
+        """Let concepts draw their paths together where those of several fill one batch of the sampler."""
+        size = self._batch // settings.samples
+        for start in range(0, len(concepts), size) if size > 1 and settings.objective == "base_gap" else ():
+            group = tuple(concepts[start : start + size])
+            self.keys.among.update(dict.fromkeys(group, group) if len(group) > 1 else {})
 
     def pairs(
         self, concept: CadConcept, settings: AttributionSettings, purpose: str = "attribution"
     ) -> Pairs:
         """The concept's noisy pictures, drawn once."""
+        group = self.keys.among.get(concept)
+        if group is not None and purpose == "attribution":
+            if group not in self._held:
+                self._held[group] = self._together(group, settings)
+            return self._held[group][group.index(concept)]
         if self._store is None:
             return self._draw(concept, settings, purpose)
         meaning: dict[str, JSON] = {
@@ -94,11 +116,35 @@ class Shelf:
 
         def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
             drawn = self._draw(concept, settings, purpose)
-            fields = ("noisy", "timesteps", "target", "prompt", "sample")
-            return {name: getattr(drawn, name) for name in fields}, {"towards": drawn.towards}
+            return {name: getattr(drawn, name) for name in _FIELDS}, {"towards": drawn.towards}
 
         held = self._store.remember(self._store.key(meaning), compute)
         return Pairs(**held.tensors(), prompts=concept.prompts, towards=held.data["towards"])
+
+    def _together(self, group: tuple[CadConcept, ...], settings: AttributionSettings) -> list[Pairs]:
+        """The pairs of concepts that share the sampler's batches."""
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
+            drawn = pairs_of(self._models, group, settings, batch=self._batch)
+            tensors = {
+                f"{number}/{name}": getattr(one, name) for number, one in enumerate(drawn) for name in _FIELDS
+            }
+            return tensors, {"towards": drawn[0].towards}
+
+        if self._store is None:
+            tensors, data = compute()
+        else:
+            told: list[JSON] = [dict(self.keys.concept(one, settings)) for one in group]
+            held = self._store.remember(self._store.key({"what": "cad pairs", "concepts": told}), compute)
+            tensors, data = held.tensors(), dict(held.data)
+        return [
+            Pairs(
+                **{name: tensors[f"{number}/{name}"] for name in _FIELDS},
+                prompts=one.prompts,
+                towards=data["towards"],  # type: ignore[arg-type]  # a whole number
+            )
+            for number, one in enumerate(group)
+        ]
 
     def _draw(self, concept: CadConcept, settings: AttributionSettings, purpose: str) -> Pairs:
         return pairs_of(self._models, [concept], settings, purpose=purpose, batch=self._batch)[0]

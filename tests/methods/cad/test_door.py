@@ -122,6 +122,40 @@ def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
     assert not protected & set(top.index.tolist())
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_concepts_whose_paths_fit_into_one_batch_draw_them_together(
+    models: Any, tmp_path: Path, kept: bool
+) -> None:
+    settings = replace(SETTINGS, controls=False, batch=8)
+    counts: list[int] = []
+    counting = models.unet.register_forward_pre_hook(
+        lambda _, given: counts.append(len(given[0])) if not torch.is_grad_enabled() else None
+    )
+    store = Store(tmp_path) if kept else None
+    try:
+        together = edit(models, [CAT, DOG], NAMES, settings, store=store)
+        shared, counts[:] = list(counts), []
+        alone = [edit(models, [one], NAMES, settings) for one in (CAT, DOG)]
+        apart = list(counts)
+        counts.clear()
+        again = edit(models, [CAT, DOG], NAMES, settings, store=store)
+    finally:
+        counting.remove()
+    assert sum(shared) == sum(apart)
+    assert len(shared) == len(apart) / 2
+    assert bool(counts) != kept
+    assert places(again) == places(together)
+    both = places(alone[0]) | places(alone[1])
+    assert len(places(together) & both) > 0.98 * len(both)
+
+
+def test_a_count_takes_the_ratio_s_place(models: Any) -> None:
+    counted = edit(models, [CAT], NAMES, with_selection(rule="global", count=37))
+    assert counted.masks[0].mask.count == 37
+    with pytest.raises(MethodError, match="count is 100000000; the weights looked at are"):
+        edit(models, [CAT], NAMES, with_selection(count=100_000_000))
+
+
 def test_damage_is_what_scores_are_divided_by(models: Any) -> None:
     bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
     settings = with_selection(ranking="damage", retain_weight=2.0)

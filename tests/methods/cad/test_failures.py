@@ -276,6 +276,15 @@ def test_a_mask_no_better_than_a_random_one() -> None:
 
     assert found(0.6) == {"no-better-than-random"}
     assert not found(0.99)
+    # two changes of opposite sign are no small change
+    wild = Control(
+        before=before,
+        after=replace(before, values=before.values * 0.95),
+        random=tuple(replace(before, values=before.values * one) for one in (1.8, 0.2)),
+    )
+    assert (round(wild.random_change, 6), round(wild.random_size, 6)) == (0.0, 0.8)
+    noticed = list(mask_findings("cat", mask, 1, list(mask.places), {"cat": wild}))
+    assert kinds(noticed) == {"no-better-than-random"}
 
 
 # what would go wrong elsewhere does not here

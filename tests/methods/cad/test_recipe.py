@@ -9,10 +9,12 @@ from pydantic import BaseModel
 
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
-from surgery.errors import MethodError, RecipeError
+from surgery.delta import Form, Rescale
+from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
 from surgery.methods.cad.recipe import concepts_of, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
+from surgery.methods.cad.trial import trial_rows
 from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
 from surgery.recipe import Cad, Recipe, parse_recipe
 from surgery.recipe.cad import Attribution, Selection
@@ -73,6 +75,11 @@ def test_published_presets_ask_with_the_bare_name() -> None:
         ({"attribution": "{pictures: 3}"}, "attribution.pictures: belongs to objective 'denoise'"),
         ({"kind": "amplify", "attribution": "{restart: true}"}, "restart: belongs to objective 'base_gap'"),
         ({"retain": "[fish]"}, "retain: nothing reads the names"),
+        ({"selection": "{ratio: 0.1, count: 5}"}, "count: takes the ratio's place"),
+        ({"selection": "{ranking: damage}"}, "ranking: looks at concepts that must stay"),
+        ({"selection": "{protect: 0.1}", "retain": "[Cat]"}, "is to go and to be retained"),
+        ({"concepts": "[{source: cat}, {source: Cat}]"}, "stands there twice"),
+        ({"components": "[]"}, "components"),
     ],
 )
 def test_keys_that_nothing_reads_are_refused(changes: dict[str, str], message: str) -> None:
@@ -109,16 +116,48 @@ def test_a_missing_picture_is_named() -> None:
 def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
     plan = plan_recipe(parsed(tiny_pipeline), open_checkpoint(tiny_pipeline))
     (step,) = plan.steps
+    scheme = AttributionSettings(trajectories=1, sampling_steps=2, graded_steps=1, staggered=False)
     assert len(step.work.sites) == 32
     assert step.work.cost["unet_backwards"] == 2
-    assert step.work.cost["unet_forwards"] == 2 * (2 + 1)  # two concepts: a step of guidance, and a look
+    assert step.work.cost["unet_forwards"] == 2 * (2 + 1) + trial_rows(scheme, 2)
     assert step.work.cost["weights_scored"] == step.parameters
 
 
-def test_a_concept_named_twice_is_refused(tiny_pipeline: Path) -> None:
-    twice = parsed(tiny_pipeline, concepts="[{source: cat}, {source: Cat}]")
-    with pytest.raises(MethodError, match="'cat' is named 2 times"):
-        check_edits(twice, open_checkpoint(tiny_pipeline), small_pipeline(tiny_pipeline))
+def test_a_broken_picture_is_said_before_any_work(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    changes = {
+        "edits[0].cad.kind": "amplify",
+        "edits[0].cad.attribution": "{}",
+        "edits[0].cad.concepts": "[{source: cat, images: [broken.png]}]",
+    }
+    text = TEXT.format(base=tiny_pipeline)
+    recipe = parse_recipe(text, path=tmp_path / "recipe.yaml", overrides=changes)
+    with pytest.raises(SurgeryError, match=r"broken\.png"):
+        check_edits(recipe, open_checkpoint(tiny_pipeline), small_pipeline(tiny_pipeline))
+
+
+def test_a_weight_that_two_edits_mask_is_told(tiny_pipeline: Path) -> None:
+    base = open_checkpoint(tiny_pipeline)
+    text = TEXT.format(base=tiny_pipeline)
+    both = text + text[text.index("  - cad:") :].replace("cat", "fish").replace("dog", "bird")
+    keys = {"components": "['unet/mid_block*']", "controls": "false"}
+    changes = {f"edits[{number}].cad.{key}": value for number in (0, 1) for key, value in keys.items()}
+    changes["edits[1].cad.selection"] = "{ratio: 0.5, strength: 0.5}"
+    recipe = parse_recipe(both, overrides=changes)
+    models = load_pipeline(tiny_pipeline)
+    computed = compute_patch(recipe, plan_recipe(recipe, base), base, models, None)
+    (finding,) = computed.findings
+    assert finding.subject == "edits[0] (cad erase) and edits[1] (cad erase)"
+    first, second = (outcome.delta.terms for outcome in computed.outcomes)
+    shared = sum(len(indices(first[name]) & indices(second[name])) for name in first)
+    assert shared > 0
+    assert f"both mask {shared} weights" in finding.message
+
+
+def indices(form: Form) -> set[int]:
+    assert isinstance(form, Rescale)
+    assert form.places.index is not None
+    return set(form.places.index.tolist())
 
 
 def test_the_patch_of_a_mask_is_applied_and_taken_out_to_the_byte(
