@@ -101,7 +101,13 @@ def compute_patch(
             terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
             labels.append(f"edits[{step.number - 1}] ({_kind_of(name, entry)})")
     keys = [*(key for outcome in outcomes for key in outcome.keys), *earlier]
-    patch = make_patch(terms, base, {**provenance(recipe, plan), **({"keys": keys} if keys else {})})
+    made = [dict(outcome.made) for outcome in outcomes if outcome.made]
+    told = {
+        **provenance(recipe, plan),
+        **({"keys": keys} if keys else {}),
+        **({"made": made} if made else {}),
+    }
+    patch = make_patch(terms, base, told)
     findings = tuple(
         Finding(
             kind="shared-masks",

@@ -82,6 +82,8 @@ class Outcome:
         report: Per edit and per layer figures, plain data.
         findings: What a person should know.
         lines: What the run tells people when it is done.
+        made: How it was made, as plain data for the patch to remember beside the recipe: what the recipe left
+            to defaults, and what was measured.
     """
 
     delta: Delta
@@ -91,6 +93,7 @@ class Outcome:
     report: Mapping[str, JSON] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     lines: tuple[str, ...] = ()
+    made: Mapping[str, JSON] = field(default_factory=dict)
 
 
 class Method(Protocol):

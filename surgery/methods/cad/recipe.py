@@ -167,4 +167,19 @@ def run(
         },
         findings=result.findings,
         lines=tuple(line for mask in result.masks for line in mask.lines()),
+        made={
+            "method": "cad",
+            "polarity": settings.polarity,
+            "sign": "a positive score: without the weight, the measure falls",
+            "attribution": as_json(settings.attribution),
+            "selection": as_json(settings.selection),
+            "masks": [
+                {
+                    "concepts": list(mask.concepts),
+                    "weights": mask.mask.count,
+                    "measures": [[one.measure, one.deviation, one.pairs] for one in mask.facts],
+                }
+                for mask in result.masks
+            ],
+        },
     )

@@ -177,3 +177,8 @@ def test_the_patch_of_a_mask_is_applied_and_taken_out_to_the_byte(
     assert contents(tmp_path / "reverted") == contents(tiny_pipeline)
     masks: Any = computed.outcomes[0].report["masks"]
     assert [mask["concepts"] for mask in masks] == [["cat"], ["dog"]]
+    made: Any = patch.provenance["made"]
+    assert [one["attribution"]["objective"] for one in made] == ["base_gap"]
+    assert sum(mask["weights"] for mask in made[0]["masks"]) >= sum(
+        change.changed for change in patch.changes.values()
+    )
