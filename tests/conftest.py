@@ -13,6 +13,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("surgery")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands take longest, and one process does all of them: it begins with them."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 BuildTiny = Callable[[torch.dtype], Path]
 
 
