@@ -204,7 +204,8 @@ def mask_findings(
                 "wrong-way",
                 concept,
                 f"the mask {word} the measure, by {100 * control.change:+.0f} % on other noise: so many "
-                "weights at once do not do what each of them would. Take a smaller ratio, or less strength.",
+                "weights at once do not do what each of them would. Pictures may lose the concept all the "
+                "same: look at them, and if others suffer, take a smaller ratio, or less strength.",
             )
         elif mask.count and control.random_size >= _IDLE * abs(control.change):
             yield _idle(concept, control)
