@@ -208,7 +208,6 @@ class _Maker:
     ) -> None:
         self.models, self.names, self.settings = models, names, settings
         self.retain, self.store = retain, store
-        self.weights = weights_of(models, names)
         self.grading = Grading(
             names=names,
             micro_batch=settings.micro_batch,
@@ -247,9 +246,10 @@ class _Maker:
 
     def _ratio(self) -> float:
         """The share that is asked for, or that a count is."""
-        chosen, total = self.settings.selection, sum(weight.numel() for weight in self.weights.values())
+        chosen = self.settings.selection
         if chosen.count is None:
             return chosen.ratio
+        total = sum(weight.numel() for weight in weights_of(self.models, self.names).values())
         if chosen.count > total:
             raise MethodError(f"count is {chosen.count}; the weights looked at are {total}. Ask for fewer.")
         return chosen.count / total

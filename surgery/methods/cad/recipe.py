@@ -9,7 +9,6 @@ from surgery.anatomy import fill
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
 from surgery.diffusion import derived_seed, load_picture
-from surgery.errors import MethodError, raise_all
 from surgery.methods import Outcome, Replacement
 from surgery.methods.cad.door import CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
@@ -17,7 +16,7 @@ from surgery.methods.cad.pairs import sampler_rows
 from surgery.methods.cad.retained import PROBES
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
 from surgery.methods.cad.trial import trial_rows
-from surgery.methods.concepts import TEMPLATES, repeats
+from surgery.methods.concepts import TEMPLATES
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
 from surgery.record import JSON, Work, file_digest
@@ -130,13 +129,12 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     """Refuse faulty concepts and settings before any work; labels by the names in lower case.
 
     Raises:
-        MethodError: as ``door.edit``, and for a concept that is named twice.
+        MethodError: as ``door.edit``.
     """
     concepts = concepts_of(entry, recipe)
     check_edit(concepts, settings_of(entry), retained(entry, recipe))
     components_of(base.shapes, entry.components, entry.leave_out)
     names = [concept.name.casefold() for concept in concepts]
-    raise_all(MethodError, repeats(names))
     for concept in concepts:
         for path in concept.images:
             load_picture(path, 8, 8)  # a broken one is said before hours of work

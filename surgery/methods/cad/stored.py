@@ -88,7 +88,7 @@ class Shelf:
     def __init__(self, store: Store | None, models: Models, grading: Grading, batch: int) -> None:
         self.keys = Keys(models, grading, batch)
         self._store, self._models, self._grading, self._batch = store, models, grading, batch
-        self._held: dict[tuple[CadConcept, ...], list[Pairs]] = {}
+        self._held: dict[tuple[tuple[CadConcept, ...], AttributionSettings, str], list[Pairs]] = {}
 
     def share_batches(self, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
         """Let concepts draw their paths together where those of several fill one batch of the sampler."""
@@ -100,54 +100,40 @@ class Shelf:
     def pairs(
         self, concept: CadConcept, settings: AttributionSettings, purpose: str = "attribution"
     ) -> Pairs:
-        """The concept's noisy pictures, drawn once."""
-        group = self.keys.among.get(concept)
-        if group is not None and purpose == "attribution":
-            if group not in self._held:
-                self._held[group] = self._together(group, settings)
-            return self._held[group][group.index(concept)]
-        if self._store is None:
-            return self._draw(concept, settings, purpose)
-        meaning: dict[str, JSON] = {
-            "what": "cad pairs",
-            "purpose": purpose,
-            "concept": self.keys.concept(concept, settings),
-        }
+        """The concept's noisy pictures, drawn once; with others', where it shares the sampler's batches."""
+        group = self.keys.among.get(concept, (concept,)) if purpose == "attribution" else (concept,)
+        which = (group, settings, purpose)
+        if which not in self._held:
+            self._held[which] = self._drawn(*which)
+        return self._held[which][group.index(concept)]
+
+    def _drawn(
+        self, group: tuple[CadConcept, ...], settings: AttributionSettings, purpose: str
+    ) -> list[Pairs]:
+        def draw() -> list[Pairs]:
+            return pairs_of(self._models, group, settings, purpose=purpose, batch=self._batch)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
-            drawn = self._draw(concept, settings, purpose)
-            return {name: getattr(drawn, name) for name in _FIELDS}, {"towards": drawn.towards}
-
-        held = self._store.remember(self._store.key(meaning), compute)
-        return Pairs(**held.tensors(), prompts=concept.prompts, towards=held.data["towards"])
-
-    def _together(self, group: tuple[CadConcept, ...], settings: AttributionSettings) -> list[Pairs]:
-        """The pairs of concepts that share the sampler's batches."""
-
-        def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
-            drawn = pairs_of(self._models, group, settings, batch=self._batch)
+            found = draw()
             tensors = {
-                f"{number}/{name}": getattr(one, name) for number, one in enumerate(drawn) for name in _FIELDS
+                f"{number}/{name}": getattr(one, name) for number, one in enumerate(found) for name in _FIELDS
             }
-            return tensors, {"towards": drawn[0].towards}
+            return tensors, {"towards": found[0].towards}
 
         if self._store is None:
-            tensors, data = compute()
-        else:
-            told: list[JSON] = [dict(self.keys.concept(one, settings)) for one in group]
-            held = self._store.remember(self._store.key({"what": "cad pairs", "concepts": told}), compute)
-            tensors, data = held.tensors(), dict(held.data)
+            return draw()
+        told: list[JSON] = [dict(self.keys.concept(one, settings)) for one in group]
+        meaning: dict[str, JSON] = {"what": "cad pairs", "purpose": purpose, "concepts": told}
+        held = self._store.remember(self._store.key(meaning), compute)
+        tensors = held.tensors()
         return [
             Pairs(
                 **{name: tensors[f"{number}/{name}"] for name in _FIELDS},
                 prompts=one.prompts,
-                towards=data["towards"],  # type: ignore[arg-type]  # a whole number
+                towards=held.data["towards"],
             )
             for number, one in enumerate(group)
         ]
-
-    def _draw(self, concept: CadConcept, settings: AttributionSettings, purpose: str) -> Pairs:
-        return pairs_of(self._models, [concept], settings, purpose=purpose, batch=self._batch)[0]
 
     def attribution(self, concept: CadConcept, settings: AttributionSettings) -> Attribution:
         """The concept's attribution, gone on with where a stopped run left it."""
