@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 from pydantic import Field
 
 from surgery.recipe.model import Knobs, Part
-from surgery.recipe.parameters import Count, NotNegative, Phrase, Seed, Share, Template
+from surgery.recipe.parameters import Count, Left, NotNegative, Phrase, Seed, Share, Template
 
 CadPreset: TypeAlias = Literal["published-erase", "published-amplify"]
 CadKind: TypeAlias = Literal["erase", "amplify"]
@@ -67,6 +67,8 @@ class Selection(Knobs):
     """Share of the weights that may be masked."""
     count: Count | None = None
     """So many weights, in the ratio's place."""
+    left: Left | None = None
+    """In the ratio's place the smallest mask that leaves so much of the concept's direction: 0 is none of it."""
     rounding: Literal["carry", "floor", "ceil"] | None = None
     """How a row's quota becomes a whole number: carried on, or down (published), or up."""
     ranking: Literal["score", "t", "retain", "damage"] | None = None
@@ -133,14 +135,22 @@ def cad_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 hint = "Set attribution.objective to denoise, or leave them out."
                 yield ("concepts", number, "images"), f"objective 'base_gap' reads no pictures. {hint}"
     yield from _name_faults(cad)
-    if cad.selection.ratio is not None and cad.selection.count is not None:
-        yield ("selection", "count"), "takes the ratio's place. Give one of the two."
+    yield from _size_faults(cad)
     if cad.selection.ranking in ("retain", "damage") and not cad.retain:
         yield ("selection", "ranking"), "looks at concepts that must stay. Name them under retain."
     reads = cad.selection.ranking in ("retain", "damage") or (cad.selection.protect or 0) > 0
     if cad.retain and not reads:
         hint = "Set selection.ranking to retain or damage, or selection.protect."
         yield ("retain",), f"nothing reads the names. {hint}"
+
+
+def _size_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    chosen = cad.selection
+    for name in ("count", "left"):
+        if chosen.ratio is not None and getattr(chosen, name) is not None:
+            yield ("selection", name), "takes the ratio's place. Give one of the two."
+    if chosen.left is not None and cad.kind == "amplify":
+        yield ("selection", "left"), "is how far a concept is erased. Give a ratio or a count."
 
 
 def _name_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:

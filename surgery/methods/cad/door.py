@@ -47,7 +47,7 @@ Polarity: TypeAlias = Literal["positive", "negative"]
 Combine: TypeAlias = Literal["union", "sum", "quota"]
 
 LISTED: Final = 0.1
-"""Masks of up to this ratio come from one list, unless a larger one was asked for."""
+"""Masks of up to this ratio come from one list, unless a larger one was asked for; grown ones end here."""
 _TINY: Final = 1e-12
 
 
@@ -88,10 +88,7 @@ class MaskReport:
     def lines(self) -> Iterator[str]:
         """For people: what it does to each concept, and what random masks do."""
         for name, one in zip(self.concepts, self.controls, strict=False):
-            yield (
-                f"{name}: a mask of {self.mask.count:,} weights changes its measure by "
-                f"{100 * one.change:+.0f} %, random ones by {100 * one.random_change:+.0f} %"
-            )
+            yield f"{name}: a mask of {self.mask.count:,} weights {one.line()}"
 
     def as_json(self) -> dict[str, JSON]:
         """As plain data."""
@@ -188,6 +185,10 @@ def check_edit(
         faults.append(f"strength is {chosen.strength:g}; expected 0 (keep) to 1 (take all).")
     if chosen.ratio == 0:
         faults.append("ratio is 0: nothing would be masked; expected a share above 0.")
+    if chosen.left is not None and settings.polarity == "negative":
+        faults.append("left is how far a concept is erased; masks of the other polarity need a ratio or count.")
+    if chosen.left is not None and settings.combine == "quota":
+        faults.append("combine 'quota' parts a ratio, and left looks for one; use union or sum.")
     faults += repeats([concept.name for concept in retain])
     both = {concept.name.casefold() for concept in concepts} & {one.name.casefold() for one in retain}
     if both:
@@ -224,6 +225,9 @@ class _Maker:
         ratio = self._ratio()
         ratio = ratio / among if self.settings.combine == "quota" else ratio
         ranked, facts = self._ranked(group, ratio)
+        if chosen.left is not None:
+            masks = partial(ranked.mask, rounding=chosen.rounding)
+            ratio = self.trial.ratio(group, masks, chosen.strength, chosen.left, ratio)
         mask = ranked.mask(ratio, chosen.rounding)
         wanted = ranked.wanted(ratio, chosen.rounding)
         tries = partial(self.trial.control, mask=mask, strength=chosen.strength)
@@ -240,13 +244,17 @@ class _Maker:
                 concept.name, tried[concept.name].before.mean, self.trial.made_up(concept)
             )
         erases = self.settings.polarity == "positive"
-        findings += mask_findings(" + ".join(names), mask, wanted, self.names, tried, erases=erases)
+        findings += mask_findings(
+            " + ".join(names), mask, wanted, self.names, tried, erases=erases, asked=chosen.left
+        )
         report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
         return report, findings
 
     def _ratio(self) -> float:
-        """The share that is asked for, or that a count is."""
+        """The share that is asked for, or that a count is, or up to which one is looked for."""
         chosen = self.settings.selection
+        if chosen.left is not None:
+            return LISTED
         if chosen.count is None:
             return chosen.ratio
         total = sum(weight.numel() for weight in weights_of(self.models, self.names).values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from surgery.anatomy import standing_in, weights_of
@@ -107,18 +108,33 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
 
 
 @torch.no_grad()
-def measure(
+def predictions(
     models: Models, pairs: Pairs, changed: Mapping[str, Tensor], micro_batch: int = 2 * MICRO_BATCH
-) -> Measured:
-    """The measure of some pairs with other values in the place of some weights; targets stay as they are."""
+) -> Float[Tensor, "pairs channels height width"]:
+    """What the U-Net predicts for the concept's prompts with other values in the place of some weights."""
     device, _ = device_and_dtype(models.unet)
     values = {name: value.to(device) for name, value in changed.items()}
     with resident(models.unet), standing_in(models, values):
         reader = _Reader(models, pairs, in_graph=False)
-        found = [_measure(models, part, reader).cpu() for part in _parts(pairs, micro_batch)]
-    measured = Measured(values=torch.cat(found), timesteps=pairs.timesteps, sample=pairs.sample)
-    _refuse_no_number(measured)
-    return measured
+        return torch.cat([_predict(models, part, reader).cpu() for part in _parts(pairs, micro_batch)])
+
+
+def measure(
+    models: Models, pairs: Pairs, changed: Mapping[str, Tensor], micro_batch: int = 2 * MICRO_BATCH
+) -> Measured:
+    """The measure of some pairs with other values in the place of some weights; targets stay as they are."""
+    return measured(pairs, predictions(models, pairs, changed, micro_batch))
+
+
+def measured(pairs: Pairs, predicted: Float[Tensor, "pairs channels height width"]) -> Measured:
+    """The measure of some pairs whose predictions are known.
+
+    Raises:
+        MethodError: when it is not finite.
+    """
+    found = Measured(values=_distances(pairs, predicted), timesteps=pairs.timesteps, sample=pairs.sample)
+    _refuse_no_number(found)
+    return found
 
 
 def squared_derivatives(
@@ -188,8 +204,12 @@ def _predict(models: Models, part: Pairs, reader: _Reader) -> Tensor:
 
 
 def _measure(models: Models, part: Pairs, reader: _Reader) -> Tensor:
-    """The measure of each pair: the sum of squared distances, towards or away from the target."""
-    predicted = _predict(models, part, reader)
+    """The measure of each pair, in the graph."""
+    return _distances(part, _predict(models, part, reader))
+
+
+def _distances(part: Pairs, predicted: Tensor) -> Tensor:
+    """The sum of squared distances, towards or away from the target, of each pair."""
     return part.towards * (predicted - part.target.to(predicted)).square().flatten(1).sum(1)
 
 

@@ -10,12 +10,12 @@ from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
 from surgery.diffusion import derived_seed, load_picture
 from surgery.methods import Outcome, Replacement
-from surgery.methods.cad.door import CadSettings, check_edit, edit
+from surgery.methods.cad.door import LISTED, CadSettings, check_edit, edit
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
 from surgery.methods.cad.pairs import sampler_rows
 from surgery.methods.cad.retained import PROBES
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
-from surgery.methods.cad.trial import trial_rows
+from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.methods.concepts import TEMPLATES
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
@@ -98,6 +98,8 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
     everyone = (*concepts, *kept)
     drawn = [one for one in everyone if not one.images]
     trials = trial_rows(attribution, len(concepts), drawn=bool(drawn)) if settings.controls else 0
+    if settings.selection.left is not None:
+        trials += growing_rows(attribution, len(concepts), LISTED, tried=settings.controls)
     probed = len(kept) * attribution.pairs * PROBES if settings.selection.ranking == "damage" else 0
     return Work(
         method="cad",
@@ -175,6 +177,7 @@ def run(
                 {
                     "concepts": list(mask.concepts),
                     "weights": mask.mask.count,
+                    "left": [one.left for one in mask.controls],
                     "measures": [[one.measure, one.deviation, one.pairs] for one in mask.facts],
                 }
                 for mask in result.masks

@@ -80,6 +80,9 @@ class SelectionSettings:
         rule: Whether rows, tensors or all weights together have a quota.
         ratio: Share of the weights, at most; those that speak against the concept are never taken.
         count: So many weights in the ratio's place.
+        left: In the ratio's place the smallest mask that leaves no more than this of the concept's direction,
+            looked for on other noise (``control.left_of``). On pocket-sd the first mask that takes a concept out
+            of the pictures leaves -24 to 20 %, whatever the rule.
         rounding: How a row's quota becomes whole: ``carry`` hands what is left over to the next row, so that
             no layer is skipped; ``floor`` skips (published).
         ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;
@@ -95,6 +98,7 @@ class SelectionSettings:
     rule: Rule = "row"
     ratio: float = 0.001
     count: int | None = None
+    left: float | None = None
     rounding: Rounding = "carry"
     ranking: Ranking = "score"
     retain_weight: float = 1.0
@@ -158,11 +162,29 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
         faults.append("pairing 'shifted' belongs to paths of the sampler; denoise knows the noise it added.")
     if selection.count is not None and selection.count < 1:
         faults.append(f"count is {selection.count}; expected 1 or more.")
+    if selection.left is not None:
+        faults += _left_faults(attribution, selection, selection.left)
     if selection.ranking == "t" and not attribution.standard_errors:
         faults.append("ranking 't' divides by standard errors; set standard_errors to true.")
     if attribution.standard_errors and attribution.samples < 2:
         faults.append("standard errors need two paths (pictures) or more; one was asked for.")
     raise_all(MethodError, faults)
+
+
+def _left_faults(
+    attribution: AttributionSettings, selection: SelectionSettings, left: float
+) -> list[str]:
+    faults = []
+    if not -1 <= left < 1:
+        faults.append(f"left is {left:g}; expected at least -1, below 1 (nothing changed). Try 0.")
+    if selection.count is not None:
+        faults.append("left and count say both how large masks are; expected one of the two.")
+    if attribution.objective == "denoise":
+        faults.append(
+            "left is about the way from the base prompt to the concept, and denoise knows no base prompt; "
+            "give a ratio or a count, or set the objective to base_gap."
+        )
+    return faults
 
 
 def _ranges(attribution: AttributionSettings, selection: SelectionSettings) -> list[str]:

@@ -1,12 +1,15 @@
-"""Masks tried on other noise, beside random ones; and what made-up words measure."""
+"""Masks tried on other noise, beside random ones, or grown there until enough is gone; made-up words."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 import torch
 
+from surgery import progress
 from surgery.diffusion import Models, derived_seed
-from surgery.methods.cad.control import RANDOM_MASKS, Control, control
+from surgery.methods.cad.control import RANDOM_MASKS, Control, HeldOut
 from surgery.methods.cad.gradients import measure
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept
@@ -18,6 +21,11 @@ PATHS: Final = 2
 """Paths (or pictures) that a mask is tried on."""
 MADE_UP: Final = ("xqzvw", "flibbertigibbet")
 """Words that no checkpoint knows: what a concept's measure is held against."""
+FIRST: Final = 1e-5
+"""Ratio that a mask grows from, to four times its size each time."""
+NARROWED: Final = 2
+"""Ratios tried between the last that leaves too much and the first that does not: where a straight line says,
+and half way."""
 
 
 def trial_scheme(attribution: AttributionSettings) -> AttributionSettings:
@@ -43,6 +51,45 @@ def trial_rows(attribution: AttributionSettings, concepts: int, *, drawn: bool =
     return concepts * (paths + (2 + RANDOM_MASKS) * scheme.pairs) + made_up
 
 
+def growing_rows(attribution: AttributionSettings, concepts: int, most: float, *, tried: bool) -> int:
+    """Rows that growing the masks of so many concepts takes at most; they share the paths of their trials."""
+    scheme = trial_scheme(attribution)
+    paths = 0 if tried else sampler_rows(scheme)
+    return concepts * (paths + ratios_tried(most) * scheme.pairs)
+
+
+def ratios_tried(most: float) -> int:
+    """How many ratios up to a largest one ``smallest`` tries, at most."""
+    return 1 + max(0, math.ceil(math.log(most / FIRST, 4))) + NARROWED
+
+
+def smallest(left: Callable[[float], float], wanted: float, most: float) -> float:
+    """The smallest ratio found that leaves no more than is wanted; where none does, the one that leaves least.
+
+    Args:
+        left: What a ratio leaves.
+        wanted: What it may leave.
+        most: The largest ratio.
+    """
+    ratio, tried = min(FIRST, most), {0.0: 1.0}
+    while True:
+        tried[ratio] = left(ratio)
+        if tried[ratio] <= wanted or ratio >= most:
+            break
+        ratio = min(4 * ratio, most)
+    if tried[ratio] > wanted:
+        return min(tried, key=lambda one: tried[one] if one else math.inf)
+    for number in range(NARROWED):
+        below = max(one for one in tried if tried[one] > wanted and one < ratio)
+        if not below:
+            break
+        share = 0.5 if number else (tried[below] - wanted) / (tried[below] - tried[ratio])
+        between = below * (ratio / below) ** min(max(share, 0.1), 0.9)
+        tried[between] = left(between)
+        ratio = between if tried[between] <= wanted else ratio
+    return ratio
+
+
 class Trial:
     """Tries masks of one call; measures of made-up words are taken once for each set of prompts."""
 
@@ -52,13 +99,40 @@ class Trial:
         self._models, self._shelf = models, shelf
         self._scheme, self._micro_batch = trial_scheme(attribution), 2 * micro_batch
         self._made_up: dict[tuple[str, ...], float] = {}
+        self._known: dict[CadConcept, HeldOut] = {}
 
     def control(self, concept: CadConcept, mask: ComponentMask, strength: float) -> Control:
-        """The mask beside random ones, on noise that it was not made from; own pictures are the last two."""
-        own = replace(concept, images=concept.images[-PATHS:])
-        pairs = self._shelf.pairs(own, self._scheme, "control")
+        """The mask beside random ones, on noise that it was not made from."""
         generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
-        return control(self._models, pairs, mask, strength, generator, micro_batch=self._micro_batch)
+        return self._held_out(concept).control(mask, strength, generator)
+
+    def ratio(
+        self,
+        concepts: Sequence[CadConcept],
+        masks: Callable[[float], ComponentMask],
+        strength: float,
+        wanted: float,
+        most: float,
+    ) -> float:
+        """The ratio of the smallest mask that leaves no more than is wanted of any concept's direction."""
+        held_out = [self._held_out(concept) for concept in concepts]
+        with progress.bar(ratios_tried(most), "growing the mask", unit="mask") as bar:
+
+            def left(ratio: float) -> float:
+                mask = masks(ratio)
+                found = max(one.left(mask, strength) for one in held_out)
+                bar.update()
+                return found
+
+            return smallest(left, wanted, most)
+
+    def _held_out(self, concept: CadConcept) -> HeldOut:
+        """Pairs on other noise; of own pictures the last two."""
+        if concept not in self._known:
+            own = replace(concept, images=concept.images[-PATHS:])
+            pairs = self._shelf.pairs(own, self._scheme, "control")
+            self._known[concept] = HeldOut(self._models, pairs, self._micro_batch)
+        return self._known[concept]
 
     def made_up(self, concept: CadConcept) -> float | None:
         """The measure with made-up words in the concept's place.

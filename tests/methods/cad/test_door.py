@@ -39,7 +39,7 @@ def test_a_mask_lowers_the_measure_more_than_random_ones(models: Any) -> None:
     (report,) = result.masks
     (control,) = report.controls
     assert control.change < 0
-    assert control.change < control.random_change
+    assert control.effect < control.random_effect
     sizes = [models.unet.get_parameter(name.removeprefix("unet/")).numel() for name in NAMES]
     assert report.mask.count <= report.wanted == sum(round(0.05 * size) for size in sizes)
 
@@ -48,6 +48,22 @@ def test_a_mask_of_the_other_polarity_raises_it(models: Any) -> None:
     weak = replace(with_selection(strength=0.1), controls=True, polarity="negative")
     result = edit(models, [CAT], NAMES, weak)
     assert result.masks[0].controls[0].change > 0
+
+
+def test_a_mask_grows_until_so_much_of_the_direction_is_left(models: Any) -> None:
+    results = {}
+    for left in (0.97, 0.9):
+        (report,) = edit(models, [CAT], NAMES, replace(with_selection(left=left), controls=True)).masks
+        results[left] = report.mask.count
+        assert report.controls[0].left is not None
+        assert report.controls[0].left <= left
+        assert report.controls[0].effect == report.controls[0].left - 1
+    assert 0 < results[0.97] < results[0.9]
+
+
+def test_what_no_mask_reaches_is_said(models: Any) -> None:
+    result = edit(models, [CAT], NAMES, replace(with_selection(left=-1.0), controls=True))
+    assert "not-reached" in {finding.kind for finding in result.findings}
 
 
 def test_nothing_is_left_of_a_masked_weight_and_the_models_stay(models: Any) -> None:
@@ -228,6 +244,9 @@ def test_amplifying_looks_at_how_pictures_are_denoised(models: Any) -> None:
         (with_selection(ranking="retain"), [], "looks at concepts to retain"),
         (with_selection(protect=0.1), [], "looks at concepts to retain"),
         (with_selection(ranking="t"), [], "standard_errors"),
+        (with_selection(left=0.0, count=3), [], "expected one of the two"),
+        (replace(with_selection(left=0.0), polarity="negative"), [], "how far a concept is erased"),
+        (replace(with_selection(left=0.0), combine="quota"), [], "use union or sum"),
         (with_selection(strength=1.5), [], r"strength is 1\.5"),
         (with_selection(ratio=1.0), [], r"ratio is 1\.0"),
         (SETTINGS, [CAT], "is to go and to be retained"),

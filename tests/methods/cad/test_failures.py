@@ -282,9 +282,36 @@ def test_a_mask_no_better_than_a_random_one() -> None:
         after=replace(before, values=before.values * 0.95),
         random=tuple(replace(before, values=before.values * one) for one in (1.8, 0.2)),
     )
-    assert (round(wild.random_change, 6), round(wild.random_size, 6)) == (0.0, 0.8)
+    assert (round(wild.random_effect, 6), round(wild.random_size, 6)) == (0.0, 0.8)
     noticed = list(mask_findings("cat", mask, 1, list(mask.places), {"cat": wild}))
     assert kinds(noticed) == {"no-better-than-random"}
+
+
+def leaving(left: float, random: float = 1.0, change: float = 3.0) -> Control:
+    """What a mask leaves of the concept's direction, and a random one; the measure changes by a factor."""
+    before = Measured(values=torch.ones(2), timesteps=torch.ones(2).long(), sample=torch.arange(2))
+    after = replace(before, values=before.values * change)
+    return Control(before=before, after=after, random=(before,), left=left, random_left=(random,))
+
+
+@pytest.mark.parametrize(
+    ("control", "asked", "kind"),
+    [
+        (leaving(0.1), None, None),
+        (leaving(-0.2), None, None),
+        (leaving(0.4), None, "still-there"),
+        (leaving(0.4), 0.4, None),
+        (leaving(0.4), 0.3, "not-reached"),
+        (leaving(0.4, random=0.6), None, "no-better-than-random"),
+        (leaving(1.2), None, "wrong-way"),
+    ],
+)
+def test_what_is_left_says_whether_a_mask_erases_though_the_measure_rises(
+    control: Control, asked: float | None, kind: str | None
+) -> None:
+    mask = ComponentMask({"unet/w.weight": Places("elements", (2, 2), torch.tensor([1]))})
+    found = kinds(mask_findings("cat", mask, 1, list(mask.places), {"cat": control}, asked=asked))
+    assert found == ({kind} if kind else set())
 
 
 # what would go wrong elsewhere does not here

@@ -76,6 +76,8 @@ def test_published_presets_ask_with_the_bare_name() -> None:
         ({"kind": "amplify", "attribution": "{restart: true}"}, "restart: belongs to objective 'base_gap'"),
         ({"retain": "[fish]"}, "retain: nothing reads the names"),
         ({"selection": "{ratio: 0.1, count: 5}"}, "count: takes the ratio's place"),
+        ({"selection": "{ratio: 0.1, left: 0}"}, "left: takes the ratio's place"),
+        ({"kind": "amplify", "selection": "{left: 0}", "attribution": "{}"}, "left: is how far a concept is"),
         ({"selection": "{ranking: damage}"}, "ranking: looks at concepts that must stay"),
         ({"selection": "{protect: 0.1}", "retain": "[Cat]"}, "is to go and to be retained"),
         ({"concepts": "[{source: cat}, {source: Cat}]"}, "stands there twice"),
