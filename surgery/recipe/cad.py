@@ -68,7 +68,7 @@ class Selection(Knobs):
     count: Count | None = None
     """So many weights, in the ratio's place."""
     left: Left | None = None
-    """In the ratio's place the smallest mask that leaves so much of the concept's direction: 0 is none of it."""
+    """In the ratio's place the smallest mask that leaves so much of the concept's direction; 0 is nothing."""
     rounding: Literal["carry", "floor", "ceil"] | None = None
     """How a row's quota becomes a whole number: carried on, or down (published), or up."""
     ranking: Literal["score", "t", "retain", "damage"] | None = None

@@ -208,8 +208,8 @@ def mask_findings(
             yield _finding(
                 "not-reached",
                 concept,
-                f"{100 * control.left:.0f} % of its direction is left, {100 * asked:.0f} % was asked for: no mask "
-                "that was tried leaves less. Look at more components, or take a larger left.",
+                f"{100 * control.left:.0f} % of its direction is left, {100 * asked:.0f} % was asked for: no "
+                "mask that was tried leaves less. Look at more components, or take a larger left.",
             )
         if (control.effect > 0) == erases and control.effect:
             yield _wrong_way(concept, control)
@@ -224,8 +224,8 @@ def mask_findings(
             yield _finding(
                 "still-there",
                 concept,
-                f"{100 * (control.left or 0):.0f} % of its direction is left: pictures probably show it still. "
-                "Take a larger ratio, or let selection.left look for it.",
+                f"{100 * (control.left or 0):.0f} % of its direction is left: pictures probably show it "
+                "still. Take a larger ratio, or let selection.left look for it.",
             )
 
 
@@ -235,8 +235,8 @@ def _wrong_way(name: str, control: Control) -> Finding:
     return _finding(
         "wrong-way",
         name,
-        f"the mask {word} the {what}, by {100 * control.effect:+.0f} % on other noise: so many weights at once "
-        "do not do what each of them would. Take a smaller ratio, or less strength.",
+        f"the mask {word} the {what}, by {100 * control.effect:+.0f} % on other noise: so many weights at "
+        "once do not do what each of them would. Take a smaller ratio, or less strength.",
     )
 
 

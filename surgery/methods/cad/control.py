@@ -64,9 +64,8 @@ class Control:
                 f"changes its measure by {100 * self.effect:+.0f} %, random ones by "
                 f"{100 * self.random_effect:+.0f} %"
             )
-        return (
-            f"leaves {100 * self.left:.0f} % of its direction, random ones {100 + 100 * self.random_effect:.0f} %"
-        )
+        others = 100 + 100 * self.random_effect
+        return f"leaves {100 * self.left:.0f} % of its direction, random ones {others:.0f} %"
 
     def as_json(self) -> dict[str, JSON]:
         """As plain data."""

@@ -186,7 +186,7 @@ def check_edit(
     if chosen.ratio == 0:
         faults.append("ratio is 0: nothing would be masked; expected a share above 0.")
     if chosen.left is not None and settings.polarity == "negative":
-        faults.append("left is how far a concept is erased; masks of the other polarity need a ratio or count.")
+        faults.append("left is how far a concept is erased; the other polarity needs a ratio or a count.")
     if chosen.left is not None and settings.combine == "quota":
         faults.append("combine 'quota' parts a ratio, and left looks for one; use union or sum.")
     faults += repeats([concept.name for concept in retain])

@@ -1,73 +1,29 @@
 """Noisy pictures of a concept: points of the sampler's paths, or pictures with noise added."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery import progress
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import (
     Models,
-    Reading,
     derived_seed,
-    device_and_dtype,
     encode,
     generator_for,
-    in_batches,
     load_picture,
     noise_schedule,
-    predict_under,
-    read_prompts,
-    resident,
     sample_latents,
-    together,
 )
-from surgery.diffusion.conditions import read_without
-from surgery.diffusion.inversion import rungs_of
 from surgery.diffusion.pixels import scale_factor
 from surgery.diffusion.sampling import latent_shape
 from surgery.methods.cad.nouns import CadConcept, Pairs
+from surgery.methods.cad.paths import Keep, made_now, walked
 from surgery.methods.cad.settings import AttributionSettings
 
 _BATCH = 8  # paths at a time; the U-Net sees twice as many
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """The timesteps that a path passes, and which of its steps are looked at; it ends there.
-
-    ``shares`` are those of the picture that is left (ᾱ) before each step, and after the last.
-    """
-
-    timesteps: tuple[int, ...]
-    shares: tuple[float, ...]
-    graded: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """One path: whose it is, and where it goes."""
-
-    concept: int
-    prompt: int
-    seed: int
-    way: _Way
-
-    @property
-    def length(self) -> int:
-        return self.way.graded[-1] + 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Point:
-    path: int
-    timestep: int
-    noisy: Tensor
-    target: Tensor
 
 
 def pairs_of(
@@ -77,6 +33,7 @@ def pairs_of(
     *,
     purpose: str = "attribution",
     batch: int = _BATCH,
+    keep: Keep = made_now,
 ) -> list[Pairs]:
     """The pairs of each concept; the paths of all share the sampler's batches.
 
@@ -86,247 +43,26 @@ def pairs_of(
         settings: Objective and scheme.
         purpose: Enters every seed: other purposes give other noise.
         batch: Paths or pictures at a time.
+        keep: Where what each batch draws is kept, under a name, so that a stopped run goes on behind it.
 
     Source: 2412.02542, sections 1.2 to 1.5 of the study.
     """
     if settings.objective == "denoise":
-        return [_noised(models, concept, settings, purpose, batch) for concept in concepts]
-    return _walked(models, concepts, settings, purpose, batch)
-
-
-def graded_steps(settings: AttributionSettings) -> tuple[int, ...]:
-    """Which of the sampler's steps are looked at: in the middle of equal parts."""
-    total, graded = settings.sampling_steps, settings.graded_steps
-    return tuple((2 * part + 1) * total // (2 * graded) for part in range(graded))
-
-
-def staggered_steps(settings: AttributionSettings) -> list[tuple[tuple[int, ...], float]]:
-    """Of every path the steps that are looked at, side by side, and how far it is behind the others.
-
-    Every part of the way is looked at by as many paths, one after the other, so that each part sees all
-    prompts. The paths of one part lie between each other, from 0 to below 1 of a step.
-    """
-    total, graded, count = settings.sampling_steps, settings.graded_steps, settings.trajectories
-    parts = -(-total // graded)
-    chosen = [(2 * number + 1) * parts // (2 * count) for number in range(count)]
-    found = []
-    for number, part in enumerate(chosen):
-        steps = sorted({(part * graded + step) % total for step in range(graded)})
-        place = number - chosen.index(part)
-        found.append((tuple(steps), (place + 0.5) / chosen.count(part)))
-    return found
-
-
-def sampler_rows(settings: AttributionSettings) -> int:
-    """Rows of the U-Net that a concept's paths take, or its drawn pictures; guidance takes two a step."""
-    steps = settings.sampling_steps
-    if settings.objective == "denoise":
-        return 2 * steps * settings.pictures
-    if settings.restart:
-        lengths = list(range(1, steps + 1))
-    elif settings.staggered:
-        lengths = [graded[-1] + 1 for graded, _ in staggered_steps(settings)]
-    else:
-        lengths = [graded_steps(settings)[-1] + 1] * settings.trajectories
-    if settings.pairing == "shifted":
-        return 2 * sum(lengths) + settings.pairs
-    # a matched path is looked at where it ends, and goes no further; without words, the base prompt's
-    # prediction is half of guidance
-    return 2 * sum(length - 1 for length in lengths) + (
-        len(lengths) if settings.base_prompt == "" else settings.pairs
-    )
-
-
-@torch.no_grad()
-def _walked(
-    models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings, purpose: str, batch: int
-) -> list[Pairs]:
-    ways = _ways(models, settings)
-    paths = [
-        path for number, concept in enumerate(concepts) for path in _paths(number, concept, ways, purpose)
-    ]
-    # those of one length side by side, so that a batch ends together
-    order = sorted(range(len(paths)), key=lambda row: -paths[row].length)
-    walker = _Walker(models, concepts, settings)
-    total = sum(path.length for path in paths)
-    points: list[_Point] = []
-    with progress.bar(total, "paths", "step") as bar, resident(models.unet):
-
-        def work(part: slice) -> list[_Point]:
-            return walker.walk([(row, paths[row]) for row in order[part]], bar)
-
-        for found in in_batches(len(paths), batch, work):
-            points += found
-    points.sort(key=lambda point: (point.path, -point.timestep))
-    return [
-        _collected([point for point in points if paths[point.path].concept == number], paths, concept)
-        for number, concept in enumerate(concepts)
-    ]
-
-
-def _ways(models: Models, settings: AttributionSettings) -> list[_Way]:
-    """The way of each path of a concept."""
-    if settings.staggered:
-        remaining = noise_schedule(models.scheduler).remaining.double()
-        return [_between(remaining, settings.sampling_steps, *one) for one in staggered_steps(settings)]
-    solver = ddim_like(models.scheduler)
-    solver.set_timesteps(settings.sampling_steps)
-    rungs = rungs_of(solver)
-    timesteps = tuple(rung.timestep for rung in rungs)
-    shares = (*(rung.noisy for rung in rungs), rungs[-1].clean)
-    if settings.restart:
-        grades: list[tuple[int, ...]] = [(step,) for step in range(settings.sampling_steps)]
-    else:
-        grades = [graded_steps(settings)] * settings.trajectories
-    return [_Way(timesteps=timesteps, shares=shares, graded=graded) for graded in grades]
-
-
-def _between(remaining: Tensor, steps: int, graded: tuple[int, ...], behind: float) -> _Way:
-    """A path of evenly spaced timesteps, all of them a part of a step later than those of the first."""
-    timesteps = tuple(int((steps - step - behind) * len(remaining) / steps) for step in range(steps))
-    shares = (*(float(remaining[one]) for one in timesteps), float(remaining[0]))
-    return _Way(timesteps=timesteps, shares=shares, graded=graded)
-
-
-def _paths(number: int, concept: CadConcept, ways: Sequence[_Way], purpose: str) -> list[_Path]:
-    return [
-        _Path(
-            concept=number,
-            prompt=place % len(concept.prompts),
-            seed=derived_seed(concept.seed, purpose, "path", place),
-            way=way,
-        )
-        for place, way in enumerate(ways)
-    ]
-
-
-def _collected(points: list[_Point], paths: Sequence[_Path], concept: CadConcept) -> Pairs:
-    numbers = {path: place for place, path in enumerate(dict.fromkeys(point.path for point in points))}
-    return Pairs(
-        noisy=torch.stack([point.noisy for point in points]),
-        timesteps=torch.tensor([point.timestep for point in points]),
-        target=torch.stack([point.target for point in points]),
-        prompt=torch.tensor([paths[point.path].prompt for point in points]),
-        sample=torch.tensor([numbers[point.path] for point in points]),
-        prompts=concept.prompts,
-    )
-
-
-class _Walker:
-    """The sampler with guidance, looking at what it passes."""
-
-    def __init__(self, models: Models, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
-        self.models, self.settings = models, settings
-        self.device, self.dtype = device_and_dtype(models.unet)
-        self.readings = [read_prompts(models, concept.prompts) for concept in concepts]
-        self.without = read_without(models, "")
-        self.base = read_prompts(models, [settings.base_prompt])
-        same = torch.equal(self.base.features, self.without.features)
-        # the sampler's own second half is then the base prompt's prediction, too
-        self.shared = same and settings.pairing == "matched"
-        self.shape = latent_shape(models)
-        self.predicts = noise_schedule(models.scheduler).predicts
-
-    def walk(self, paths: Sequence[tuple[int, _Path]], bar: Any) -> list[_Point]:
-        """The points of some paths, the longest first."""
-        noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(p.seed)) for _, p in paths]
-        latents = torch.stack(noise).to(self.device)
-        points: list[_Point] = []
-        for step in range(paths[0][1].length):
-            live = [(row, path) for row, path in paths if path.length > step]
-            latents = latents[: len(live)]
-            seen = latents.to(self.dtype)
-            timesteps = torch.tensor([path.way.timesteps[step] for _, path in live], device=self.device)
-            # a path that ends here has no next point, and needs no prediction to go there
-            matched = self.settings.pairing == "matched"
-            going = [path for _, path in live if path.length > step + 1 or not matched]
-            due = [place for place, (_, path) in enumerate(live) if step in path.way.graded]
-            plain, conditional = self._both(seen, timesteps, going)
-            if matched:
-                target = plain if self.shared else self._base(seen, timesteps, due)
-                points += self._points(live, due, timesteps, seen, target)
-            if not going:
-                bar.update(len(live))
-                break
-            plain = plain[: len(going)]
-            guided = plain + self.settings.guidance * (conditional - plain)
-            shares = [path.way.shares[step : step + 2] for path in going]
-            latents = self._stepped(latents[: len(going)], guided.float(), shares)
-            if not matched:
-                seen = latents.to(self.dtype)
-                points += self._points(live, due, timesteps, seen, self._base(seen, timesteps, due))
-            bar.update(len(live))
-        return points
-
-    def _stepped(self, latents: Tensor, predicted: Tensor, shares: Sequence[tuple[float, ...]]) -> Tensor:
-        """One step of DDIM, each row between shares of its own (Song et al. 2021, eq. 12 with η = 0)."""
-        noisy, clean = (
-            torch.tensor(column, dtype=torch.float64, device=latents.device).view(-1, 1, 1, 1)
-            for column in zip(*shares, strict=True)
-        )
-        left, gone = noisy.sqrt().float(), (1 - noisy).sqrt().float()
-        if self.predicts == "v_prediction":  # nothing is divided: the first share may be nothing
-            picture, noise = left * latents - gone * predicted, left * predicted + gone * latents
-        else:
-            picture, noise = (latents - gone * predicted) / left, predicted
-        return clean.sqrt().float() * picture + (1 - clean).sqrt().float() * noise
-
-    def _both(self, latents: Tensor, timesteps: Tensor, going: Sequence[_Path]) -> tuple[Tensor, Tensor]:
-        """Without a prompt, of all rows if that is looked at, and with the prompts of those going on."""
-        rows = len(latents) if self.shared else len(going)
-        if not rows:
-            return latents[:0], latents[:0]
-        readings = [self.without.to(latents).repeated(rows)]
-        if going:
-            readings.append(self._text(going, latents))
-        noisy, when = (torch.cat([one[:rows], one[: len(going)]]) for one in (latents, timesteps))
-        plain, conditional = predict_under(self.models, noisy, when, together(readings)).split(
-            [rows, len(going)]
-        )
-        return plain, conditional
-
-    def _text(self, paths: Sequence[_Path], like: Tensor) -> Reading:
-        return together([self.readings[path.concept].select([path.prompt]).to(like) for path in paths])
-
-    def _predict(self, latents: Tensor, timesteps: Tensor, *readings: Reading) -> Tensor:
-        noisy, when = (torch.cat([one] * len(readings)) for one in (latents, timesteps))
-        return predict_under(self.models, noisy, when, together(readings))
-
-    def _base(self, latents: Tensor, timesteps: Tensor, due: Sequence[int]) -> Tensor:
-        """The base prompt's predictions; nothing where none is due."""
-        found = torch.zeros_like(latents)
-        if due:
-            rows = list(due)
-            base = self.base.to(latents).repeated(len(rows))
-            found[rows] = self._predict(latents[rows], timesteps[rows], base)
-        return found
-
-    @staticmethod
-    def _points(
-        live: Sequence[tuple[int, _Path]],
-        due: Sequence[int],
-        timesteps: Tensor,
-        noisy: Tensor,
-        target: Tensor,
-    ) -> list[_Point]:
-        # copies: the batch's own tensors go
-        return [
-            _Point(
-                path=live[place][0],
-                timestep=int(timesteps[place]),
-                noisy=noisy[place].float().cpu().clone(),
-                target=target[place].float().cpu().clone(),
-            )
-            for place in due
-        ]
+        return [_noised(models, concept, settings, purpose, batch, keep) for concept in concepts]
+    return walked(models, concepts, settings, purpose=purpose, batch=batch, keep=keep)
 
 
 @torch.no_grad()
 def _noised(
-    models: Models, concept: CadConcept, settings: AttributionSettings, purpose: str, batch: int
+    models: Models,
+    concept: CadConcept,
+    settings: AttributionSettings,
+    purpose: str,
+    batch: int,
+    keep: Keep,
 ) -> Pairs:
     """Pictures of a concept, each with noise of several sizes; timesteps are spread over all pairs."""
-    clean, deviation = _pictures(models, concept, settings, purpose, batch)
+    clean, deviation = _pictures(models, concept, settings, purpose, batch, keep)
     each, count = settings.graded_steps, len(clean)
     schedule = noise_schedule(models.scheduler)
     generator = generator_for(concept.seed, purpose, "noise")
@@ -366,7 +102,12 @@ def _timesteps(
 
 
 def _pictures(
-    models: Models, concept: CadConcept, settings: AttributionSettings, purpose: str, batch: int
+    models: Models,
+    concept: CadConcept,
+    settings: AttributionSettings,
+    purpose: str,
+    batch: int,
+    keep: Keep,
 ) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
     """Mean and deviation of the latents of each picture: own ones, or drawn by the checkpoint."""
     if concept.images:
@@ -374,16 +115,19 @@ def _pictures(
         factor = scale_factor(models.vae)
         pixels = [load_picture(path, height * factor, width * factor) for path in concept.images]
         return encode(models.vae, torch.stack(pixels))
-    latents = (
-        sample_latents(
+
+    def drawn(numbers: Sequence[int]) -> Mapping[str, Tensor]:
+        latents = sample_latents(
             models,
-            [concept.prompts[number % len(concept.prompts)] for number in range(settings.pictures)],
-            [derived_seed(concept.seed, purpose, "picture", number) for number in range(settings.pictures)],
+            [concept.prompts[number % len(concept.prompts)] for number in numbers],
+            [derived_seed(concept.seed, purpose, "picture", number) for number in numbers],
             steps=settings.sampling_steps,
             guidance=settings.guidance,
             batch=batch,
         )
-        .float()
-        .cpu()
-    )
+        return {"latents": latents.float().cpu()}
+
+    parts = [range(settings.pictures)[start : start + batch] for start in range(0, settings.pictures, batch)]
+    kept = [keep(f"{concept.name} {part[0]}-{part[-1]}", partial(drawn, part)) for part in parts]
+    latents = torch.cat([one["latents"] for one in kept])
     return latents, torch.zeros_like(latents)

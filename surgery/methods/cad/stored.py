@@ -1,7 +1,7 @@
 """Attributions in a store: keys that name all they depend on, and sums that a killed run goes on from."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -110,21 +110,27 @@ class Shelf:
     def _drawn(
         self, group: tuple[CadConcept, ...], settings: AttributionSettings, purpose: str
     ) -> list[Pairs]:
-        def draw() -> list[Pairs]:
+        store = self._store
+        if store is None:
             return pairs_of(self._models, group, settings, purpose=purpose, batch=self._batch)
+        told: list[JSON] = [dict(self.keys.concept(one, settings)) for one in group]
+        meaning: dict[str, JSON] = {"what": "cad pairs", "purpose": purpose, "concepts": told}
+        parts: list[str] = []
+
+        def keep(part: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+            parts.append(store.key({**meaning, "part": part}))
+            return store.remember(parts[-1], lambda: (make(), {})).tensors()
 
         def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
-            found = draw()
+            found = pairs_of(self._models, group, settings, purpose=purpose, batch=self._batch, keep=keep)
             tensors = {
                 f"{number}/{name}": getattr(one, name) for number, one in enumerate(found) for name in _FIELDS
             }
             return tensors, {"towards": found[0].towards}
 
-        if self._store is None:
-            return draw()
-        told: list[JSON] = [dict(self.keys.concept(one, settings)) for one in group]
-        meaning: dict[str, JSON] = {"what": "cad pairs", "purpose": purpose, "concepts": told}
-        held = self._store.remember(self._store.key(meaning), compute)
+        held = store.remember(store.key(meaning), compute)
+        for key in parts:
+            store.drop(key)  # the whole is safe
         tensors = held.tensors()
         return [
             Pairs(

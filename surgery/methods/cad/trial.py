@@ -13,7 +13,7 @@ from surgery.methods.cad.control import RANDOM_MASKS, Control, HeldOut
 from surgery.methods.cad.gradients import measure
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept
-from surgery.methods.cad.pairs import sampler_rows
+from surgery.methods.cad.paths import sampler_rows
 from surgery.methods.cad.settings import AttributionSettings
 from surgery.methods.cad.stored import Shelf
 
@@ -64,7 +64,7 @@ def ratios_tried(most: float) -> int:
 
 
 def smallest(left: Callable[[float], float], wanted: float, most: float) -> float:
-    """The smallest ratio found that leaves no more than is wanted; where none does, the one that leaves least.
+    """The smallest ratio found that leaves no more than wanted; where none does, the one that leaves least.
 
     Args:
         left: What a ratio leaves.

@@ -1,5 +1,7 @@
 """The whole way from concepts to masks: effect on the measure, resuming, retaining, several concepts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,42 @@ def test_nothing_is_left_of_a_masked_weight_and_the_models_stay(models: Any) -> 
     form = result.delta.terms[NAMES[0]]
     assert isinstance(form, Rescale)
     assert float(form.factors) == 0.0
+
+
+@contextmanager
+def drawing(models: Any, stop: int = 0) -> Iterator[list[None]]:
+    """Counts passes of the sampler; a stop comes in the place of one of them."""
+    calls: list[None] = []
+
+    def count(*_: Any) -> None:
+        if not torch.is_grad_enabled():
+            calls.append(None)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+
+    handle = models.unet.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("objective", ["base_gap", "denoise"])
+def test_paths_and_pictures_drawn_before_a_stop_are_not_drawn_again(
+    models: Any, tmp_path: Path, objective: Any
+) -> None:
+    few = replace(QUICK, objective=objective, trajectories=3, pictures=3)
+    apart, store = replace(SETTINGS, attribution=few, batch=1), Store(tmp_path)
+    with drawing(models) as calls:
+        whole = edit(models, [CAT], NAMES, apart)
+    each = len(calls) // 3
+    with drawing(models, stop=2 * each), pytest.raises(KeyboardInterrupt):
+        edit(models, [CAT], NAMES, apart, store=store)
+    with drawing(models) as calls:
+        resumed = edit(models, [CAT], NAMES, apart, store=store)
+    assert len(calls) == 2 * each  # of the second and the third
+    for name in NAMES:
+        assert places(resumed, name) == places(whole, name)
 
 
 def test_a_stopped_attribution_goes_on_and_gives_the_same_bits(

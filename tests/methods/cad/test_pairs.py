@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 from surgery.checkpoint.components import ddim_like
 from surgery.diffusion import derived_seed, encode_prompts, noise_schedule, predict_noise
 from surgery.methods.cad.nouns import CadConcept, Pairs
-from surgery.methods.cad.pairs import graded_steps, pairs_of, sampler_rows, staggered_steps
+from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.paths import graded_steps, sampler_rows, staggered_steps
 from surgery.methods.cad.settings import AttributionSettings
 from tests.methods.cad.conftest import CAT, QUICK
 
