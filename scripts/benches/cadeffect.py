@@ -83,15 +83,9 @@ class Erased:
 
 def cad_effect(options: argparse.Namespace) -> bool:
     """Screens the rules, then lets the best meet the baselines; prints both tables. Always true."""
-    ground = _ground(options)
+    ground = ground_of(options)
     _announce(ground)
-    bank = Bank(
-        models=ground.models,
-        names=ground.names,
-        references=ground.references,
-        work=options.work,
-        micro_batch=options.micro_batch,
-    )
+    bank = bank_of(ground)
     rules = {name: RULES[name] for name in options.rules or RULES}
     tried = {name: rule for name, rule in rules.items() if not rule.baseline}
     print(f"\nscreening: {', '.join(concept.name for concept in ground.screening)}")
@@ -105,7 +99,8 @@ def cad_effect(options: argparse.Namespace) -> bool:
     return True
 
 
-def _ground(options: argparse.Namespace) -> Ground:
+def ground_of(options: argparse.Namespace) -> Ground:
+    """Models and judge, and which names are screened, judged, referred to and watched."""
     base = checkpoint_path(options.base)
     models, words, judge = load_pipeline(base), read_words(base), load_judge("pocket-judge")
     known = [name for name in sorted(words.concepts) if judge.labels.fault(Trait(name)) is None]
@@ -129,6 +124,17 @@ def _ground(options: argparse.Namespace) -> Ground:
         judging=judging,
         references=references,
         others=tuple(str(name) for name in parts[3]),
+    )
+
+
+def bank_of(ground: Ground) -> Bank:
+    """What rules share."""
+    return Bank(
+        models=ground.models,
+        names=ground.names,
+        references=ground.references,
+        work=ground.options.work,
+        micro_batch=ground.options.micro_batch,
     )
 
 
@@ -157,7 +163,7 @@ def _table(
     )
     # concept by concept: the bank keeps what rules share of the last one
     found = {
-        (name, concept.name): _cell(ground, bank, name, rule, concept)
+        (name, concept.name): cell_of(ground, bank, name, rule, concept)
         for concept in concepts
         for name, rule in rules.items()
     }
@@ -200,7 +206,7 @@ def _change(shares: Iterable[tuple[float, float]]) -> float:
     return float(np.mean([after - before for before, after in shares]))
 
 
-def _cell(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadConcept) -> Erased:
+def cell_of(ground: Ground, bank: Bank, name: str, rule: MaskRule, concept: CadConcept) -> Erased:
     """One rule on one concept; kept in a file, and read from there the next time."""
     options = ground.options
     asked: JSON = [

@@ -104,10 +104,10 @@ class Cad(Part):
     selection: Selection = Selection()
     controls: bool = True
     """Whether every mask is tried on other noise, beside random masks of its size."""
-    micro_batch: Count = 4
-    """Noisy pictures in one pass forward and back."""
-    batch: Count = 8
-    """Paths of the sampler at a time."""
+    micro_batch: Count | None = None
+    """Noisy pictures in one pass forward and back; what suits the U-Net's size when left out."""
+    batch: Count | None = None
+    """Paths of the sampler at a time; the same."""
     checkpointing: bool = False
     """Compute activations again on the way back: slower, with less memory."""
 

@@ -64,7 +64,7 @@ from surgery.shelf import checkpoint_path
     help="Masks of what makes the concepts, or of what stands in their way.",
 )
 @click.option(
-    "--micro-batch", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of a pass."
+    "--micro-batch", type=click.IntRange(min=1), help="Rows of a pass; what suits the U-Net when left out."
 )
 @click.option("--checkpointing", is_flag=True, help="Less memory: compute activations again on the way back.")
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True, help="Of all noise.")
@@ -88,7 +88,7 @@ def attribute(
     base_prompt: str | None,
     images: tuple[Path, ...],
     polarity: Literal["positive", "negative"],
-    micro_batch: int,
+    micro_batch: int | None,
     checkpointing: bool,
     seed: int,
     no_controls: bool,

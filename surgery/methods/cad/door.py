@@ -24,7 +24,7 @@ from surgery.methods.cad.checks import (
     unknown_findings,
 )
 from surgery.methods.cad.control import Control
-from surgery.methods.cad.fit import model_findings, refuse_unfit
+from surgery.methods.cad.fit import model_findings, refuse_unfit, usual_rows
 from surgery.methods.cad.gradients import Grading, add_to
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import CadConcept
@@ -60,8 +60,8 @@ class CadSettings:
         combine: What several concepts share: ``union`` masks the ratio for each, ``sum`` for the sum of their
             scores, each as a share of its concept's measure; ``quota`` an equal part of the ratio for each.
         controls: Whether every mask is tried on pairs with other noise beside random ones.
-        micro_batch: Noisy pictures in one pass forward and back.
-        batch: Paths of the sampler at a time.
+        micro_batch: Noisy pictures in one pass forward and back; what suits the U-Net's size when left out.
+        batch: Paths of the sampler at a time; the same.
         checkpointing: Whether activations are computed again on the way back: slower, with less memory.
     """
 
@@ -70,8 +70,8 @@ class CadSettings:
     polarity: Polarity = "positive"
     combine: Combine = "union"
     controls: bool = True
-    micro_batch: int = 4
-    batch: int = 8
+    micro_batch: int | None = None
+    batch: int | None = None
     checkpointing: bool = False
 
 
@@ -209,14 +209,16 @@ class _Maker:
     ) -> None:
         self.models, self.names, self.settings = models, names, settings
         self.retain, self.store = retain, store
+        rows, paths = usual_rows(models)
+        micro_batch, batch = settings.micro_batch or rows, settings.batch or paths
         self.grading = Grading(
             names=names,
-            micro_batch=settings.micro_batch,
+            micro_batch=micro_batch,
             checkpointing=settings.checkpointing,
             even=settings.attribution.weighting == "even",
         )
-        self.shelf = Shelf(store, models, self.grading, settings.batch)
-        self.trial = Trial(models, settings.attribution, settings.micro_batch, self.shelf)
+        self.shelf = Shelf(store, models, self.grading, batch)
+        self.trial = Trial(models, settings.attribution, micro_batch, self.shelf)
         self._needed: dict[str, Tensor] | None = None
 
     def report(self, group: tuple[CadConcept, ...], among: int) -> tuple[MaskReport, list[Finding]]:

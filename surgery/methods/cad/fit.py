@@ -1,7 +1,7 @@
 """Whether models can be attributed at all, told before anything is computed (8.5 of the study)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
@@ -12,6 +12,9 @@ from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.settings import AttributionSettings
 from surgery.names import canonical, split
 from surgery.record import Finding
+
+_SMALL: Final = 100_000_000
+"""Parameters of a U-Net whose passes are so short that many rows share one; SD 1.x has 860 million."""
 
 
 def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSettings) -> None:
@@ -28,6 +31,12 @@ def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSe
         )
     raise_all(MethodError, [*_adapters(models), *sampler_faults(models, settings.sampling_steps)])
     raise_all(MethodError, list(_unfit_weights(models, names)))
+
+
+def usual_rows(models: Any) -> tuple[int, int]:
+    """Noisy pictures in one pass forward and back, and paths at a time, that suit the U-Net's size."""
+    small = sum(weight.numel() for weight in models.unet.parameters()) < _SMALL
+    return (25, 16) if small else (4, 8)
 
 
 def model_findings(models: Any, concepts: Sequence[CadConcept]) -> Iterator[Finding]:
