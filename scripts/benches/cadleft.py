@@ -18,7 +18,7 @@ from surgery.methods.cad.trial import trial_scheme
 
 
 def cad_left(options: argparse.Namespace) -> None:
-    """Prints what is left with each mask that erases, with half of it, and where a threshold parts the two."""
+    """Prints what is left with each mask that erases and with half of it, and what bound parts the two."""
     ground = ground_of(options)
     bank = bank_of(ground)
     gone, still = [], []
