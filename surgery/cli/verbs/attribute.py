@@ -50,6 +50,11 @@ from surgery.shelf import checkpoint_path
     help="Share of the weights in the masks whose overlap is told.",
 )
 @click.option(
+    "--left",
+    type=click.FloatRange(min=-1, max=1, max_open=True),
+    help="In the ratio's place masks that leave so much of each concept's direction; 0 is nothing.",
+)
+@click.option(
     "--trajectories",
     type=click.IntRange(min=1),
     help="Paths (24 when left out), or pictures (10), of each concept.",
@@ -84,6 +89,7 @@ def attribute(
     components: tuple[str, ...],
     objective: Literal["base_gap", "denoise"],
     ratio: float,
+    left: float | None,
     trajectories: int | None,
     base_prompt: str | None,
     images: tuple[Path, ...],
@@ -135,7 +141,7 @@ def attribute(
             pictures=trajectories or usual.pictures,
             base_prompt=base_prompt or "",
         ),
-        selection=SelectionSettings(ratio=ratio),
+        selection=SelectionSettings(ratio=ratio, left=left),
         polarity=polarity,
         controls=not no_controls,
         micro_batch=micro_batch,
