@@ -5,6 +5,7 @@ from surgery.recipe.debias import Debias, Joint, Mixed
 from surgery.recipe.distill import Distill, Rescaled
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
+from surgery.recipe.files import NamedFile, files_of
 from surgery.recipe.guide import ConceptDiffusion, Gcfg, Guide, GuideRecipe, ScalingConcept
 from surgery.recipe.loading import (
     load_any,
@@ -35,6 +36,7 @@ __all__ = [
     "GuideRecipe",
     "Joint",
     "Mixed",
+    "NamedFile",
     "Offsets",
     "Place",
     "Recipe",
@@ -43,6 +45,7 @@ __all__ = [
     "Sample",
     "ScalingConcept",
     "Update",
+    "files_of",
     "load_any",
     "load_guide",
     "load_recipe",

@@ -170,15 +170,12 @@ _LATER = frozenset({"remembered", "momentum_scale", "momentum_decay", "quantile"
 
 
 def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
-    """Keys that contradict each other and files that are missing: place in the recipe, and what is wrong."""
+    """Keys that contradict each other: place in the recipe, and what is wrong."""
     guide = recipe.guide
     here: Place
-    if guide.gcfg is not None:
-        for number, concept in enumerate(guide.gcfg.concepts):
-            if not recipe.file(concept.patch).is_file():
-                here = ("guide", "gcfg", "concepts", number, "patch")
-                yield here, f"no file {recipe.file(concept.patch)}. Is the path right?"
-        yield from _controlnet_faults(recipe, guide.gcfg)
+    if guide.gcfg is not None and guide.gcfg.controlnet is not None and not guide.gcfg.control_weight:
+        here = ("guide", "gcfg", "controlnet")
+        yield here, "control_weight is 0, which leaves the prompt's branch out. Give it a weight."
     if guide.concept_diffusion is not None:
         preset = guide.concept_diffusion.preset
         wrong = _INITIAL if preset == "later" else _LATER
@@ -189,21 +186,5 @@ def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
             here = ("guide", "concept_diffusion", "threshold")
             yield here, "preset 'later' has no threshold by the number of subjects. Give a number."
     if guide.scaling_concept is not None:
-        for number, name in enumerate(guide.scaling_concept.images):
-            if not recipe.file(name).is_file():
-                here = ("guide", "scaling_concept", "images", number)
-                yield here, f"no file {recipe.file(name)}. Is the path right?"
         for name in sorted(recipe.sample.model_fields_set & {"prompts", "seeds"}):
             yield ("sample", name), "pictures are drawn along their own paths. Leave it out."
-
-
-def _controlnet_faults(recipe: GuideRecipe, entry: Gcfg) -> Iterator[tuple[Place, str]]:
-    place: Place = ("guide", "gcfg", "controlnet")
-    if entry.controlnet is None:
-        return
-    if not recipe.file(entry.controlnet.path).is_dir():
-        yield (*place, "path"), f"no folder {recipe.file(entry.controlnet.path)}. Is the path right?"
-    if not recipe.file(entry.controlnet.image).is_file():
-        yield (*place, "image"), f"no file {recipe.file(entry.controlnet.image)}. Is the path right?"
-    if not entry.control_weight:
-        yield place, "control_weight is 0, which leaves the prompt's branch out. Give it a weight."

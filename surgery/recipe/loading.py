@@ -8,12 +8,13 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from surgery.errors import RecipeError, SurgeryError, raise_all
-from surgery.recipe.cad import Cad, cad_faults
+from surgery.recipe.cad import cad_faults
 from surgery.recipe.combinations import share_faults
 from surgery.recipe.distill import distill_faults
 from surgery.recipe.document import Document, Place, read_document
-from surgery.recipe.emcid import Corpus, Emcid
+from surgery.recipe.emcid import Emcid
 from surgery.recipe.faults import fault_lines, where
+from surgery.recipe.files import missing_files
 from surgery.recipe.guide import GuideRecipe, guide_faults
 from surgery.recipe.overrides import overridden
 from surgery.recipe.schema import Recipe
@@ -98,7 +99,8 @@ def parse_guide(
         RecipeError: listing all faults, each with file, line and key; also when it says what to edit.
     """
     document, recipe = _read(source, path, overrides, GuideRecipe)
-    raise_all(RecipeError, [f"{where(document, at)}{message}" for at, message in guide_faults(recipe)])
+    found = [*missing_files(recipe), *guide_faults(recipe)]
+    raise_all(RecipeError, [f"{where(document, at)}{message}" for at, message in found])
     return recipe
 
 
@@ -158,28 +160,24 @@ def is_guide(document: Document) -> bool:
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     """What no single key shows: keys that need each other, and files that must exist."""
-    for number, name in enumerate(recipe.after):
-        if not recipe.file(name).is_file():
-            yield ("after", number), f"no file {recipe.file(name)}. Is the path right?"
+    yield from missing_files(recipe)
     for index, edit in enumerate(recipe.edits):
         if edit.emcid is not None:
-            yield from _about_emcid(recipe, ("edits", index, "emcid"), edit.emcid)
+            yield from _about_emcid(("edits", index, "emcid"), edit.emcid)
         if edit.cad is not None:
-            yield from _about_cad(recipe, ("edits", index, "cad"), edit.cad)
+            yield from ((("edits", index, "cad", *key), message) for key, message in cad_faults(edit.cad))
         if edit.distill is not None:
             yield from (
                 (("edits", index, "distill", *key), message) for key, message in distill_faults(edit.distill)
             )
 
 
-def _about_emcid(recipe: Recipe, place: Place, emcid: Emcid) -> Iterator[tuple[Place, str]]:
-    if emcid.corpus.captions != "pocket" and not recipe.file(emcid.corpus.captions).is_file():
-        yield (
-            (*place, "corpus", "captions"),
-            f"no file {recipe.file(emcid.corpus.captions)}. Is the path right?",
-        )
+def _about_emcid(place: Place, emcid: Emcid) -> Iterator[tuple[Place, str]]:
     if emcid.corpus.statistics is not None:
-        yield from _about_statistics(recipe, (*place, "corpus"), emcid.corpus)
+        # what was decided when the file was made cannot be said again
+        for name in sorted(emcid.corpus.given().keys() - {"statistics", "shrinkage"}):
+            message = "'statistics' has its captions and tokens counted already. Keep one of them."
+            yield (*place, "corpus", name), message
     if emcid.offsets.timesteps and emcid.offsets.timesteps[0] > emcid.offsets.timesteps[1]:
         yield (*place, "offsets", "timesteps"), "the first is above the last. Swap them."
     for number, concept in enumerate(emcid.concepts):
@@ -189,25 +187,3 @@ def _about_emcid(recipe: Recipe, place: Place, emcid: Emcid) -> Iterator[tuple[P
         if concept.destination is None and not concept.images and kind in ("update", "rectify"):
             hint = "Add one of them, or set 'kind' to forget or style."
             yield here, f"kind {kind!r} needs a 'destination' or 'images' of one. {hint}"
-        for picture, name in enumerate(concept.images):
-            if not recipe.file(name).is_file():
-                yield (*here, "images", picture), f"no file {recipe.file(name)}. Is the path right?"
-
-
-def _about_cad(recipe: Recipe, place: Place, cad: Cad) -> Iterator[tuple[Place, str]]:
-    yield from (((*place, *key), message) for key, message in cad_faults(cad))
-    for number, concept in enumerate(cad.concepts):
-        for picture, name in enumerate(concept.images):
-            if not recipe.file(name).is_file():
-                here = (*place, "concepts", number, "images", picture)
-                yield here, f"no file {recipe.file(name)}. Is the path right?"
-
-
-def _about_statistics(recipe: Recipe, place: Place, corpus: Corpus) -> Iterator[tuple[Place, str]]:
-    """The file must exist, and what was decided when it was made cannot be said again."""
-    assert corpus.statistics is not None
-    path = recipe.file(corpus.statistics)
-    if not path.is_file():
-        yield (*place, "statistics"), f"no file {path}. Is the path right?"
-    for name in sorted(corpus.given().keys() - {"statistics", "shrinkage"}):
-        yield (*place, name), "'statistics' has its captions and tokens counted already. Keep one of them."

@@ -76,6 +76,54 @@ def test_copy_replaces_nothing_without_being_told(surgery: Call, tmp_path: Path)
     assert place.read_bytes() == recipe_path("quickstart").read_bytes()
 
 
+SCALED = """surgery: 1
+base: pocket-sd
+guide:
+  scaling_concept: {concept: cat, images: [cat.png, more/dog.png]}
+"""
+
+
+@pytest.fixture
+def scaled(tmp_path: Path) -> Path:
+    """A recipe with two pictures of its own."""
+    (tmp_path / "own" / "more").mkdir(parents=True)
+    for name in ("cat.png", "more/dog.png"):
+        (tmp_path / "own" / name).write_bytes(name.encode())
+    place = tmp_path / "own" / "scaled.yaml"
+    place.write_text(SCALED)
+    return place
+
+
+def test_copy_takes_along_what_the_recipe_names_beside_it(
+    surgery: Call, scaled: Path, tmp_path: Path
+) -> None:
+    assert surgery("copy", scaled, tmp_path / "new" / "mine.yaml").code == 0
+    for name in ("cat.png", "more/dog.png"):
+        assert (tmp_path / "new" / name).read_bytes() == name.encode()
+    assert surgery("check", tmp_path / "new" / "mine.yaml").code == 0
+    # the same pictures may lie there already
+    assert surgery("copy", scaled, tmp_path / "new" / "other.yaml").code == 0
+
+
+def test_copy_replaces_no_picture_and_then_copies_nothing(
+    surgery: Call, scaled: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new" / "more").mkdir(parents=True)
+    own = tmp_path / "new" / "more" / "dog.png"
+    own.write_text("mine")
+    done = surgery("copy", scaled, tmp_path / "new" / "mine.yaml")
+    assert done.code == 1
+    assert "dog.png exists already" in done.err
+    assert [one.name for one in (tmp_path / "new").rglob("*") if one.is_file()] == ["dog.png"]
+    assert own.read_text() == "mine"
+
+
+def test_copy_of_a_recipe_with_faults_copies_the_text(surgery: Call, scaled: Path, tmp_path: Path) -> None:
+    (scaled.parent / "cat.png").unlink()
+    assert surgery("copy", scaled, tmp_path / "mine.yaml").code == 0
+    assert (tmp_path / "mine.yaml").read_text() == SCALED
+
+
 def test_check_says_that_a_good_recipe_is_good(surgery: Call, good: Path) -> None:
     done = surgery("check", good)
     assert (done.code, done.err) == (0, "")

@@ -15,8 +15,16 @@ from surgery.cli.options import (
     set_option,
 )
 from surgery.cli.program import FAILED, Verb, VerbGroup
-from surgery.errors import SurgeryError
-from surgery.recipe import GuideRecipe, Recipe, load_any, recipe_schema, recipe_text, recipe_titles
+from surgery.errors import RecipeError, SurgeryError
+from surgery.recipe import (
+    GuideRecipe,
+    Recipe,
+    files_of,
+    load_any,
+    recipe_schema,
+    recipe_text,
+    recipe_titles,
+)
 from surgery.record import JSON
 from surgery.shelf import checkpoint_path, recipe_path
 
@@ -55,18 +63,45 @@ def show(recipe: str) -> None:
 @click.argument("target", type=FILE, required=False)
 @overwrite_option
 def copy(recipe: str, target: Path | None, overwrite: bool) -> None:
-    """Copy a recipe to change it.
+    """Copy a recipe to change it, with the files that it names in its own folder.
 
     TARGET is a file or a folder; without it, the copy goes into the working folder.
     """
-    from surgery.checkpoint.atomic import atomic_file, write_bytes
+    from surgery.checkpoint.atomic import atomic_file, refuse_existing, write_bytes
 
     source = recipe_path(recipe)
     place = target or Path()
     place = place / source.name if place.is_dir() else place
-    with atomic_file(place, overwrite=overwrite) as temporary:
-        write_bytes(temporary, [source.read_bytes()])
+    # the recipe last: it stands when all that it names does
+    copies = {place.parent / name: source.parent / name for name in _files_beside(source)} | {place: source}
+    contents = {copied: origin.read_bytes() for copied, origin in copies.items()}
+    missing = [one for one in copies if one == place or not _same(one, contents[one])]
+    for copied in missing:
+        refuse_existing(copied, overwrite)
+    for copied in missing:
+        with atomic_file(copied, overwrite=overwrite) as temporary:
+            write_bytes(temporary, [contents[copied]])
     print(place)
+
+
+def _files_beside(recipe: Path) -> tuple[str, ...]:
+    """Files that a recipe names in its own folder; of one with faults the text alone is copied."""
+    try:
+        named = [one.name for one in files_of(load_any(recipe))]
+    except RecipeError:
+        return ()
+    own = recipe.parent.resolve()
+    return tuple(
+        name
+        for name in dict.fromkeys(named)
+        if not Path(name).is_absolute()
+        and (own / name).is_file()
+        and (own / name).resolve().is_relative_to(own)
+    )
+
+
+def _same(place: Path, content: bytes) -> bool:
+    return place.is_file() and place.read_bytes() == content
 
 
 @click.command(cls=Verb)
