@@ -24,10 +24,11 @@ def known_words() -> set[str]:
 def words_of(recipe: Recipe | GuideRecipe) -> set[str]:
     words: set[str] = set()
     if isinstance(recipe, GuideRecipe):
-        subjects = recipe.guide.concept_diffusion
-        named = {} if subjects is None else subjects.subjects
+        subjects, scaled = recipe.guide.concept_diffusion, recipe.guide.scaling_concept
+        phrases = {phrase for own in subjects.subjects.values() for phrase in own} if subjects else set()
+        phrases |= {scaled.concept} if scaled else set()
         # phrases carry articles, and a name may be of two words
-        return {phrase.removeprefix("a ").removeprefix("an ") for own in named.values() for phrase in own}
+        return {phrase.removeprefix("a ").removeprefix("an ") for phrase in phrases}
     for edit in recipe.edits:
         if edit.emcid is not None:
             words |= words_of_emcid(edit.emcid)
@@ -74,6 +75,10 @@ def test_the_quickstart_updates_at_least_ten_concepts_jointly_and_without_chains
     assert entry.kind == "update"
     assert len(sources) == len(entry.concepts) >= 10
     assert not sources & destinations
+
+
+def test_the_recipes_of_guidance_name_something() -> None:
+    assert all(words_of(load_any(name)) for name in NAMES if name.startswith("guide/"))
 
 
 def test_titles_are_listed_by_name() -> None:
