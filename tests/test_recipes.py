@@ -1,11 +1,10 @@
 """The shelf of recipes: every one is sound, and says only what its checkpoint knows."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from surgery.recipe import Emcid, GuideRecipe, Recipe, load_any, load_recipe, recipe_titles
+from surgery.recipe import Emcid, GuideRecipe, Recipe, files_of, load_any, load_recipe, recipe_titles
 from surgery.shelf import checkpoint_path, recipe_names, recipe_path
 from tests.support.recipes import emcid_of
 
@@ -87,6 +86,8 @@ def test_titles_are_listed_by_name() -> None:
     assert len(set(titles.values())) == len(NAMES)
 
 
-def test_the_shelf_holds_nothing_but_yaml() -> None:
+def test_the_shelf_holds_nothing_but_recipes_and_what_they_name() -> None:
     root = recipe_path("quickstart").parent
-    assert {path.suffix for path in Path(root).rglob("*") if path.is_file()} == {".yaml"}
+    recipes = {recipe_path(name) for name in NAMES}
+    named = {recipe_path(name).parent / one.name for name in NAMES for one in files_of(load_any(name))}
+    assert {path for path in root.rglob("*") if path.is_file()} == recipes | named
