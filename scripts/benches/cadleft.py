@@ -1,7 +1,7 @@
 """What masks leave of a concept's direction at the ratio at which it is gone from the pictures, and below it.
 
 Ratios come from the screening of ``cad-effect``: the smallest of a grid at which pictures no longer show the
-concept; at half of it they still do. Nothing is drawn here.
+concept; at half of it they still do. Cells that are missing are made first.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def _place(ratio: float) -> int:
 
 
 def _range(shares: list[float]) -> str:
+    if not shares:
+        return "none"
     low, middle, high = np.percentile(shares, [0, 50, 100]) * 100
     return f"{low:.0f} to {high:.0f} %, median {middle:.0f} %"
 

@@ -70,7 +70,7 @@ def attribute_concepts(
     maps = [_map(concept, mask) for concept, mask in zip(concepts, found.masks, strict=True)]
     overlaps = [[one.mask.overlap(other.mask) for other in found.masks] for one in found.masks]
     data: dict[str, JSON] = {
-        "attribution": 1,
+        "attribution": 2,
         "base": str(base),
         "fingerprint": {name: root.bytes for name, root in sorted(checkpoint.fingerprint().roots.items())},
         "components": list(components),

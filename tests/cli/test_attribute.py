@@ -100,3 +100,18 @@ def test_attribute_of_own_pictures_looks_for_what_stands_in_the_way(
     done = surgery("attribute", tiny_pipeline, "cat", "dog", *QUICK, *args)
     assert done.code == 2
     assert "--image is for one concept" in done.err
+
+
+def test_attribute_grows_masks_to_what_is_left(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+    args = ("--trajectories", 1, "--no-controls", "--components", "ff_out", "--left", 0.95)
+    found = surgery("attribute", tiny_pipeline, "cat", *args, "--json", "-o", tmp_path / "out").json
+    assert found["settings"]["selection"]["left"] == 0.95
+    assert 0 < found["concepts"][0]["ratio"] < 0.1
+    for more, said in (
+        (("--ratio", 0.01), "--ratio; give one"),
+        (("--polarity", "negative"), "how far a concept is erased"),
+        (("--objective", "denoise"), "how far a concept is erased"),
+    ):
+        done = surgery("attribute", tiny_pipeline, "cat", *args, *more, "-o", tmp_path / "other")
+        assert done.code == 2
+        assert said in done.err

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from surgery.checkpoint.atomic import refuse_existing, refuse_inputs, refuse_unwritable
 from surgery.cli.devices import chosen_device, use_threads
@@ -113,6 +114,8 @@ def attribute(
     """
     if images and (objective != "denoise" or len(concepts) > 1):
         raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
+    if left is not None:
+        _check_left(objective, polarity)
     if base_prompt is not None and objective == "denoise":
         raise click.UsageError("--base-prompt belongs to the objective base_gap; denoise compares nothing.")
     place = checkpoint_path(base)
@@ -164,3 +167,16 @@ def attribute(
     for line in record.lines():
         print(line)
     print(output)
+
+
+def _check_left(objective: str, polarity: str) -> None:
+    """Refuse what --left says nothing about.
+
+    Raises:
+        click.UsageError: naming the option that contradicts it.
+    """
+    source = click.get_current_context().get_parameter_source("ratio")
+    if source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--left takes the place of --ratio; give one of the two.")
+    if objective == "denoise" or polarity == "negative":
+        raise click.UsageError("--left is how far a concept is erased: of positive masks and base_gap.")

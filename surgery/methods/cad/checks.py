@@ -6,9 +6,10 @@ from typing import Any, Final
 
 from surgery.errors import MethodError
 from surgery.methods.cad.attribution import Attribution
-from surgery.methods.cad.control import Control
+from surgery.methods.cad.control import Control, percent
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import Measured
+from surgery.methods.cad.settings import SelectionSettings
 from surgery.record import JSON, Finding
 
 # more scores of exactly nothing than this: numbers were too small for their type
@@ -26,8 +27,6 @@ _IDLE: Final = 0.5
 # what may be left of a concept's direction when its pictures no longer show it: on pocket-sd the first mask
 # that erases leaves -24 to 20 %
 _STILL: Final = 0.25
-# the share that a grown mask may miss what was asked for by, unmentioned
-_NEAR: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,27 +164,8 @@ def unknown_findings(name: str, measured: float, made_up: float | None) -> Itera
         )
 
 
-def mask_findings(
-    name: str,
-    mask: ComponentMask,
-    wanted: int,
-    tensors: Sequence[str],
-    controls: Mapping[str, Control],
-    *,
-    erases: bool = True,
-    asked: float | None = None,
-) -> Iterator[Finding]:
-    """What is suspicious about a mask of ``wanted`` weights at most.
-
-    Args:
-        name: The concept's.
-        mask: The mask.
-        wanted: Weights that the ratio asks for.
-        tensors: All that were looked at.
-        controls: What it does to each concept, beside random masks.
-        erases: Whether it is to lower the measure; else to raise it.
-        asked: What may be left of the concept's direction, where the mask was grown for that.
-    """
+def size_findings(name: str, mask: ComponentMask, wanted: int, tensors: Sequence[str]) -> Iterator[Finding]:
+    """Where a mask has fewer weights than the ratio's ``wanted``, or none of some tensors."""
     skipped = [tensor for tensor in tensors if tensor not in mask.places]
     if skipped:
         yield _finding(
@@ -199,34 +179,59 @@ def mask_findings(
         yield _finding(
             "short-mask",
             name,
-            f"{mask.count} weights are masked of the {wanted} that the ratio asks for; the others of their "
+            f"{mask.count} weights are masked of the {wanted} that the ratio stands for; the others of their "
             "rows speak against the concept.",
             severity="info",
         )
-    for concept, control in controls.items() if mask.count else ():
-        if asked is not None and control.left is not None and control.left > asked + _NEAR:
+
+
+def grown_findings(left: Mapping[str, float], chosen: SelectionSettings) -> Iterator[Finding]:
+    """Whose direction a mask that was grown leaves more of than was asked for, by name."""
+    for concept, share in left.items():
+        if chosen.left is not None and share > chosen.left:
             yield _finding(
                 "not-reached",
                 concept,
-                f"{100 * control.left:.0f} % of its direction is left, {100 * asked:.0f} % was asked for: no "
-                "mask that was tried leaves less. Look at more components, or take a larger left.",
+                f"{percent(share)} of its direction is left and {percent(chosen.left)} was asked for; of all "
+                f"masks that were tried this one does best. {_more(chosen)} Or ask for less: a larger left.",
             )
+
+
+def effect_findings(
+    mask: ComponentMask, controls: Mapping[str, Control], chosen: SelectionSettings, *, erases: bool
+) -> Iterator[Finding]:
+    """What is suspicious about what a mask does to each concept, beside random ones.
+
+    Args:
+        mask: The mask; of an empty one nothing is told.
+        controls: By concept, what it does.
+        chosen: How it was chosen.
+        erases: Whether it is to lower the measure; else to raise it.
+    """
+    for concept, control in controls.items() if mask.count else ():
         if (control.effect > 0) == erases and control.effect:
             yield _wrong_way(concept, control)
         elif control.random_size >= _IDLE * abs(control.effect):
             yield _finding(
                 "no-better-than-random",
                 concept,
-                f"the mask {control.line()} ({100 * control.random_size:.0f} % up or down). Is the ratio too "
-                "large, or are there too few paths?",
+                f"the mask {control.line()} ({percent(control.random_size)} up or down). Is it too large, or "
+                "are there too few paths?",
             )
-        elif erases and asked is None and (control.left or 0) > _STILL:
+        elif erases and chosen.left is None and chosen.strength == 1 and (control.left or 0) > _STILL:
             yield _finding(
                 "still-there",
                 concept,
-                f"{100 * (control.left or 0):.0f} % of its direction is left: pictures probably show it "
-                "still. Take a larger ratio, or let selection.left look for it.",
+                f"{percent(control.left or 0)} of its direction is left: pictures probably show it still. "
+                f"{_more(chosen)} Or let selection.left look for the ratio.",
             )
+
+
+def _more(chosen: SelectionSettings) -> str:
+    """How a mask takes more away."""
+    if chosen.strength < 1:
+        return f"Take more than {percent(chosen.strength)} of each weight (strength)."
+    return "Look at more components." if chosen.left is not None else "Take a larger ratio."
 
 
 def _wrong_way(name: str, control: Control) -> Finding:
@@ -236,7 +241,7 @@ def _wrong_way(name: str, control: Control) -> Finding:
         "wrong-way",
         name,
         f"the mask {word} the {what}, by {100 * control.effect:+.0f} % on other noise: so many weights at "
-        "once do not do what each of them would. Take a smaller ratio, or less strength.",
+        "once do not do what each of them would. Take fewer, or less strength.",
     )
 
 

@@ -23,7 +23,7 @@ class Control:
     Attributes:
         before: The concept's measure; ``after`` with the mask, ``random`` with each of the random ones.
         left: How much of the concept's direction the masked model still goes along (``left_of``); None of
-            ``denoise``, which has no base prompt.
+            ``denoise``, which has no base prompt. A mask that was grown to a share was so on other pairs.
         random_left: The same with each of the random masks.
     """
 
@@ -64,8 +64,7 @@ class Control:
                 f"changes its measure by {100 * self.effect:+.0f} %, random ones by "
                 f"{100 * self.random_effect:+.0f} %"
             )
-        others = 100 + 100 * self.random_effect
-        return f"leaves {100 * self.left:.0f} % of its direction, random ones {others:.0f} %"
+        return f"leaves {percent(self.left)} of its direction, random ones {percent(1 + self.random_effect)}"
 
     def as_json(self) -> dict[str, JSON]:
         """As plain data."""
@@ -99,8 +98,14 @@ class HeldOut:
         self._usual = predictions(models, pairs, {}, micro_batch)
 
     def left(self, mask: ComponentMask, strength: float) -> float:
-        """How much of the concept's direction is left with a mask."""
-        return left_of(self._pairs, self._usual, self._masked(mask, strength))
+        """How much of the concept's direction is left with a mask.
+
+        Raises:
+            MethodError: when predictions are not finite.
+        """
+        predicted = self._masked(mask, strength)
+        measured(self._pairs, predicted)
+        return left_of(self._pairs, self._usual, predicted)
 
     def control(self, mask: ComponentMask, strength: float, generator: torch.Generator) -> Control:
         """What a mask does, and what random ones of the same size do.
@@ -129,6 +134,11 @@ class HeldOut:
             name: masked(weights[name].detach().cpu(), places, strength)
             for name, places in mask.places.items()
         }
+
+
+def percent(share: float) -> str:
+    """A share as whole percents, never -0."""
+    return f"{round(100 * share)} %"
 
 
 def left_of(pairs: Pairs, usual: Tensor, predicted: Tensor) -> float:

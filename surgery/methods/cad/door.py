@@ -17,10 +17,12 @@ from surgery.methods.cad.attribution import Attribution, Scores
 from surgery.methods.cad.checks import (
     Facts,
     attribution_findings,
+    effect_findings,
     facts_from,
     facts_of,
-    mask_findings,
+    grown_findings,
     refuse_no_gap,
+    size_findings,
     unknown_findings,
 )
 from surgery.methods.cad.control import Control
@@ -77,10 +79,15 @@ class CadSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskReport:
-    """One mask: whose it is, how large, what its attribution was like, and what it does."""
+    """One mask: whose it is, how large, what its attribution was like, and what it does.
+
+    Attributes:
+        ratio: Share of the weights that was asked for, or found; ``wanted`` is how many weights that is.
+    """
 
     concepts: tuple[str, ...]
     mask: ComponentMask
+    ratio: float
     wanted: int
     facts: tuple[Facts, ...]
     controls: tuple[Control, ...]
@@ -95,6 +102,7 @@ class MaskReport:
         return {
             "concepts": list(self.concepts),
             "weights": self.mask.count,
+            "ratio": self.ratio,
             "wanted": self.wanted,
             "tensors": len(self.mask.places),
             "attribution": [
@@ -181,9 +189,14 @@ def check_edit(
             f"ranking {chosen.ranking!r} with protect {chosen.protect:g} looks at concepts to retain; "
             "expected some. Name them under retain."
         )
+    faults += [
+        f"{name} is {rows}; expected 1 or more. Leave it out for the default."
+        for name, rows in (("batch", settings.batch), ("micro_batch", settings.micro_batch))
+        if rows is not None and rows < 1
+    ]
     if not 0 <= chosen.strength <= 1:
         faults.append(f"strength is {chosen.strength:g}; expected 0 (keep) to 1 (take all).")
-    if chosen.ratio == 0:
+    if chosen.ratio == 0 and chosen.left is None:
         faults.append("ratio is 0: nothing would be masked; expected a share above 0.")
     if chosen.left is not None and settings.polarity == "negative":
         faults.append("left is how far a concept is erased; the other polarity needs a ratio or a count.")
@@ -210,7 +223,8 @@ class _Maker:
         self.models, self.names, self.settings = models, names, settings
         self.retain, self.store = retain, store
         rows, paths = usual_rows(models)
-        micro_batch, batch = settings.micro_batch or rows, settings.batch or paths
+        micro_batch = rows if settings.micro_batch is None else settings.micro_batch
+        batch = paths if settings.batch is None else settings.batch
         self.grading = Grading(
             names=names,
             micro_batch=micro_batch,
@@ -227,9 +241,11 @@ class _Maker:
         ratio = self._ratio()
         ratio = ratio / among if self.settings.combine == "quota" else ratio
         ranked, facts = self._ranked(group, ratio)
+        grown: tuple[float, ...] = ()
         if chosen.left is not None:
             masks = partial(ranked.mask, rounding=chosen.rounding)
-            ratio = self.trial.ratio(group, masks, chosen.strength, chosen.left, ratio)
+            found = self.trial.grown(group, masks, chosen.strength, chosen.left, ratio)
+            ratio, grown = found.ratio, found.left
         mask = ranked.mask(ratio, chosen.rounding)
         wanted = ranked.wanted(ratio, chosen.rounding)
         tries = partial(self.trial.control, mask=mask, strength=chosen.strength)
@@ -246,10 +262,12 @@ class _Maker:
                 concept.name, tried[concept.name].before.mean, self.trial.made_up(concept)
             )
         erases = self.settings.polarity == "positive"
-        findings += mask_findings(
-            " + ".join(names), mask, wanted, self.names, tried, erases=erases, asked=chosen.left
+        findings += size_findings(" + ".join(names), mask, wanted, self.names)
+        findings += grown_findings(dict(zip(names, grown, strict=False)), chosen)
+        findings += effect_findings(mask, tried, chosen, erases=erases)
+        report = MaskReport(
+            concepts=names, mask=mask, ratio=ratio, wanted=wanted, facts=facts, controls=controls
         )
-        report = MaskReport(concepts=names, mask=mask, wanted=wanted, facts=facts, controls=controls)
         return report, findings
 
     def _ratio(self) -> float:

@@ -8,7 +8,9 @@ from torch import nn
 from surgery.anatomy import weights_of
 from surgery.diffusion import Models, noise_schedule, sampler_faults
 from surgery.errors import MethodError, raise_all
+from surgery.methods.cad.gradients import MICRO_BATCH
 from surgery.methods.cad.nouns import CadConcept
+from surgery.methods.cad.pairs import BATCH
 from surgery.methods.cad.settings import AttributionSettings
 from surgery.names import canonical, split
 from surgery.record import Finding
@@ -36,7 +38,7 @@ def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSe
 def usual_rows(models: Any) -> tuple[int, int]:
     """Noisy pictures in one pass forward and back, and paths at a time, that suit the U-Net's size."""
     small = sum(weight.numel() for weight in models.unet.parameters()) < _SMALL
-    return (25, 16) if small else (4, 8)
+    return (25, 16) if small else (MICRO_BATCH, BATCH)
 
 
 def model_findings(models: Any, concepts: Sequence[CadConcept]) -> Iterator[Finding]:

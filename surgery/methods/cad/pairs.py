@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,8 @@ from surgery.methods.cad.nouns import CadConcept, Pairs
 from surgery.methods.cad.paths import Keep, made_now, walked
 from surgery.methods.cad.settings import AttributionSettings
 
-_BATCH = 8  # paths at a time; the U-Net sees twice as many
+BATCH: Final = 8
+"""Paths at a time, unless told otherwise; the U-Net sees twice as many."""
 
 
 def pairs_of(
@@ -32,7 +34,7 @@ def pairs_of(
     settings: AttributionSettings,
     *,
     purpose: str = "attribution",
-    batch: int = _BATCH,
+    batch: int = BATCH,
     keep: Keep = made_now,
 ) -> list[Pairs]:
     """The pairs of each concept; the paths of all share the sampler's batches.

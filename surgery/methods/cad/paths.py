@@ -144,9 +144,14 @@ def walked(
     with progress.bar(total, "paths", "step") as bar, resident(models.unet):
 
         def work(part: slice) -> Mapping[str, Tensor]:
-            rows = [(row, paths[row]) for row in order[part]]
-            found = keep(f"{part.start}-{part.stop}", lambda: _packed(walker.walk(rows)))
-            bar.update(sum(path.length for _, path in rows))
+            rows, fresh = [(row, paths[row]) for row in order[part]], []
+
+            def make() -> Mapping[str, Tensor]:
+                fresh.append(True)
+                return _packed(walker.walk(rows, bar))
+
+            found = keep(f"{part.start}-{part.stop}", make)
+            bar.update(0 if fresh else sum(path.length for _, path in rows))
             return found
 
         parts = in_batches(len(paths), batch, work)
@@ -235,7 +240,7 @@ class _Walker:
         self.shape = latent_shape(models)
         self.predicts = noise_schedule(models.scheduler).predicts
 
-    def walk(self, paths: Sequence[tuple[int, _Path]]) -> list[_Point]:
+    def walk(self, paths: Sequence[tuple[int, _Path]], bar: progress.Bar) -> list[_Point]:
         """The points of some paths, the longest first."""
         noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(p.seed)) for _, p in paths]
         latents = torch.stack(noise).to(self.device)
@@ -254,6 +259,7 @@ class _Walker:
                 target = plain if self.shared else self._base(seen, timesteps, due)
                 points += self._points(live, due, timesteps, seen, target)
             if not going:
+                bar.update(len(live))
                 break
             plain = plain[: len(going)]
             guided = plain + self.settings.guidance * (conditional - plain)
@@ -262,6 +268,7 @@ class _Walker:
             if not matched:
                 seen = latents.to(self.dtype)
                 points += self._points(live, due, timesteps, seen, self._base(seen, timesteps, due))
+            bar.update(len(live))
         return points
 
     def _stepped(self, latents: Tensor, predicted: Tensor, shares: Sequence[tuple[float, ...]]) -> Tensor:

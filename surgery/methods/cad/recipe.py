@@ -99,7 +99,7 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
     drawn = [one for one in everyone if not one.images]
     trials = trial_rows(attribution, len(concepts), drawn=bool(drawn)) if settings.controls else 0
     if settings.selection.left is not None:
-        trials += growing_rows(attribution, len(concepts), LISTED, tried=settings.controls)
+        trials += growing_rows(attribution, len(concepts), LISTED)
     probed = len(kept) * attribution.pairs * PROBES if settings.selection.ranking == "damage" else 0
     return Work(
         method="cad",
@@ -177,7 +177,7 @@ def run(
                 {
                     "concepts": list(mask.concepts),
                     "weights": mask.mask.count,
-                    "left": [one.left for one in mask.controls],
+                    "ratio": mask.ratio,
                     "measures": [[one.measure, one.deviation, one.pairs] for one in mask.facts],
                 }
                 for mask in result.masks

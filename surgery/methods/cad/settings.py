@@ -81,8 +81,8 @@ class SelectionSettings:
         ratio: Share of the weights, at most; those that speak against the concept are never taken.
         count: So many weights in the ratio's place.
         left: In the ratio's place the smallest mask that leaves no more than this of the concept's direction,
-            looked for on other noise (``control.left_of``). On pocket-sd the first mask that takes a concept
-            out of the pictures leaves -24 to 20 %, whatever the rule.
+            looked for on noise of its own (``control.left_of``). On pocket-sd the first mask that takes a
+            concept out of the pictures leaves -24 to 20 %, whatever the rule.
         rounding: How a row's quota becomes whole: ``carry`` hands what is left over to the next row, so that
             no layer is skipped; ``floor`` skips (published).
         ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;

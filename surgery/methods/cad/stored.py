@@ -118,8 +118,10 @@ class Shelf:
         parts: list[str] = []
 
         def keep(part: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+            # the whole's lock is held
             parts.append(store.key({**meaning, "part": part}))
-            return store.remember(parts[-1], lambda: (make(), {})).tensors()
+            held = store.get(parts[-1]) or store.put(parts[-1], make(), {})
+            return held.tensors()
 
         def compute() -> tuple[dict[str, Tensor], dict[str, JSON]]:
             found = pairs_of(self._models, group, settings, purpose=purpose, batch=self._batch, keep=keep)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -51,11 +51,10 @@ def trial_rows(attribution: AttributionSettings, concepts: int, *, drawn: bool =
     return concepts * (paths + (2 + RANDOM_MASKS) * scheme.pairs) + made_up
 
 
-def growing_rows(attribution: AttributionSettings, concepts: int, most: float, *, tried: bool) -> int:
-    """Rows that growing the masks of so many concepts takes at most; they share the paths of their trials."""
+def growing_rows(attribution: AttributionSettings, concepts: int, most: float) -> int:
+    """Rows that growing the masks of so many concepts takes at most, on paths of its own."""
     scheme = trial_scheme(attribution)
-    paths = 0 if tried else sampler_rows(scheme)
-    return concepts * (paths + ratios_tried(most) * scheme.pairs)
+    return concepts * (sampler_rows(scheme) + (1 + ratios_tried(most)) * scheme.pairs)
 
 
 def ratios_tried(most: float) -> int:
@@ -90,6 +89,14 @@ def smallest(left: Callable[[float], float], wanted: float, most: float) -> floa
     return ratio
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grown:
+    """The ratio that was found, and what its mask leaves of each concept's direction where it grew."""
+
+    ratio: float
+    left: tuple[float, ...]
+
+
 class Trial:
     """Tries masks of one call; measures of made-up words are taken once for each set of prompts."""
 
@@ -99,40 +106,39 @@ class Trial:
         self._models, self._shelf = models, shelf
         self._scheme, self._micro_batch = trial_scheme(attribution), 2 * micro_batch
         self._made_up: dict[tuple[str, ...], float] = {}
-        self._known: dict[CadConcept, HeldOut] = {}
 
     def control(self, concept: CadConcept, mask: ComponentMask, strength: float) -> Control:
-        """The mask beside random ones, on noise that it was not made from."""
+        """The mask beside random ones, on noise that it was not made from; own pictures are the last two."""
+        own = replace(concept, images=concept.images[-PATHS:])
+        pairs = self._shelf.pairs(own, self._scheme, "control")
         generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
-        return self._held_out(concept).control(mask, strength, generator)
+        return HeldOut(self._models, pairs, self._micro_batch).control(mask, strength, generator)
 
-    def ratio(
+    def grown(
         self,
         concepts: Sequence[CadConcept],
         masks: Callable[[float], ComponentMask],
         strength: float,
         wanted: float,
         most: float,
-    ) -> float:
-        """The ratio of the smallest mask that leaves no more than is wanted of any concept's direction."""
-        held_out = [self._held_out(concept) for concept in concepts]
+    ) -> Grown:
+        """The smallest mask that leaves no more than is wanted of any concept's direction.
+
+        Neither the mask's own noise is looked at, nor that on which it is tried.
+        """
+        pairs = [self._shelf.pairs(concept, self._scheme, "growing") for concept in concepts]
+        held_out = [HeldOut(self._models, one, self._micro_batch) for one in pairs]
+        found: dict[float, tuple[float, ...]] = {}
         with progress.bar(ratios_tried(most), "growing the mask", unit="mask") as bar:
 
             def left(ratio: float) -> float:
                 mask = masks(ratio)
-                found = max(one.left(mask, strength) for one in held_out)
+                found[ratio] = tuple(one.left(mask, strength) for one in held_out)
                 bar.update()
-                return found
+                return max(found[ratio])
 
-            return smallest(left, wanted, most)
-
-    def _held_out(self, concept: CadConcept) -> HeldOut:
-        """Pairs on other noise; of own pictures the last two."""
-        if concept not in self._known:
-            own = replace(concept, images=concept.images[-PATHS:])
-            pairs = self._shelf.pairs(own, self._scheme, "control")
-            self._known[concept] = HeldOut(self._models, pairs, self._micro_batch)
-        return self._known[concept]
+            ratio = smallest(left, wanted, most)
+        return Grown(ratio=ratio, left=found[ratio])
 
     def made_up(self, concept: CadConcept) -> float | None:
         """The measure with made-up words in the concept's place.

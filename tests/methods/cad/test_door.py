@@ -14,7 +14,7 @@ from surgery.delta import Places, Rescale
 from surgery.errors import MethodError
 from surgery.methods.cad import attribution as attribution_room
 from surgery.methods.cad import gradients as gradients_room
-from surgery.methods.cad.checks import mask_findings
+from surgery.methods.cad.checks import effect_findings
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import CadSettings, _Maker, edit
 from surgery.methods.cad.masks import ComponentMask
@@ -24,6 +24,7 @@ from surgery.store import Store
 from tests.methods.cad.conftest import CAT, NAMES, QUICK
 
 DOG = CadConcept(name="dog", prompts=("a photo of a dog",), seed=4)
+DENOISED = replace(QUICK, objective="denoise")
 SOME = ComponentMask({"unet/w.weight": Places("elements", (2, 2), torch.tensor([1]))})
 SETTINGS = CadSettings(attribution=QUICK, selection=SelectionSettings(ratio=0.05), controls=False)
 
@@ -53,19 +54,50 @@ def test_a_mask_of_the_other_polarity_raises_it(models: Any) -> None:
 
 
 def test_a_mask_grows_until_so_much_of_the_direction_is_left(models: Any) -> None:
-    results = {}
+    found = {}
     for left in (0.97, 0.9):
         (report,) = edit(models, [CAT], NAMES, replace(with_selection(left=left), controls=True)).masks
-        results[left] = report.mask.count
-        assert report.controls[0].left is not None
-        assert report.controls[0].left <= left
-        assert report.controls[0].effect == report.controls[0].left - 1
-    assert 0 < results[0.97] < results[0.9]
+        (control,) = report.controls
+        assert control.left is not None
+        assert control.effect == control.left - 1
+        found[left] = (report.mask.count, report.ratio, control.left)
+        assert report.as_json()["ratio"] == report.ratio
+    assert 0 < found[0.97][0] < found[0.9][0]
+    assert found[0.97][1] < found[0.9][1]
+    # the trial is on other noise
+    assert found[0.97][2] > found[0.9][2] > 0.5
 
 
-def test_what_no_mask_reaches_is_said(models: Any) -> None:
-    result = edit(models, [CAT], NAMES, replace(with_selection(left=-1.0), controls=True))
+@pytest.mark.parametrize("controls", [False, True])
+def test_what_no_mask_reaches_is_said_with_controls_and_without(models: Any, controls: bool) -> None:
+    result = edit(models, [CAT], NAMES, replace(with_selection(left=-1.0), controls=controls))
     assert "not-reached" in {finding.kind for finding in result.findings}
+
+
+def test_an_empty_mask_that_was_to_erase_is_said(models: Any) -> None:
+    nothing = with_selection(left=0.5, ranking="retain", retain_weight=1e9)
+    result = edit(models, [CAT], NAMES, nothing, retain=[DOG])
+    assert result.masks[0].mask.count == 0
+    assert "not-reached" in {finding.kind for finding in result.findings}
+
+
+def test_one_mask_for_several_concepts_grows_until_the_last_is_gone(models: Any) -> None:
+    summed = replace(with_selection(left=0.97), combine="sum")
+    together = edit(models, [CAT, DOG], NAMES, summed).masks[0]
+    assert together.mask.count > 0
+    assert together.concepts == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (replace(SETTINGS, batch=0), "batch is 0; expected 1 or more"),
+        (replace(SETTINGS, micro_batch=-1), "micro_batch is -1; expected 1 or more"),
+    ],
+)
+def test_batches_of_nothing_are_refused(models: Any, settings: CadSettings, message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        edit(models, [CAT], NAMES, settings)
 
 
 def test_nothing_is_left_of_a_masked_weight_and_the_models_stay(models: Any) -> None:
@@ -251,9 +283,7 @@ def test_a_mask_that_does_the_opposite_is_noticed(models: Any, polarity: Any, ki
     up, down = (replace(before, values=before.values * factor) for factor in (1.5, 0.5))
     for after, wrong in ((up, polarity == "positive"), (down, polarity == "negative")):
         control = Control(before=before, after=after, random=(before,))
-        found = mask_findings(
-            "cat", SOME, 1, list(SOME.places), {"cat": control}, erases=polarity == "positive"
-        )
+        found = effect_findings(SOME, {"cat": control}, SETTINGS.selection, erases=polarity == "positive")
         assert (kind in {finding.kind for finding in found}) == wrong
 
 
@@ -283,6 +313,8 @@ def test_amplifying_looks_at_how_pictures_are_denoised(models: Any) -> None:
         (with_selection(protect=0.1), [], "looks at concepts to retain"),
         (with_selection(ranking="t"), [], "standard_errors"),
         (with_selection(left=0.0, count=3), [], "expected one of the two"),
+        (with_selection(left=1.0), [], "below 1"),
+        (replace(with_selection(left=0.0), attribution=DENOISED), [], "denoise knows no base prompt"),
         (replace(with_selection(left=0.0), polarity="negative"), [], "how far a concept is erased"),
         (replace(with_selection(left=0.0), combine="quota"), [], "use union or sum"),
         (with_selection(strength=1.5), [], r"strength is 1\.5"),

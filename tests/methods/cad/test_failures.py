@@ -17,7 +17,13 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Delta, Places, Rescale
 from surgery.errors import MethodError, PatchError
-from surgery.methods.cad.checks import Facts, attribution_findings, mask_findings, unknown_findings
+from surgery.methods.cad.checks import (
+    Facts,
+    attribution_findings,
+    effect_findings,
+    grown_findings,
+    unknown_findings,
+)
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import CadSettings, edit
 from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure
@@ -271,7 +277,9 @@ def test_a_mask_no_better_than_a_random_one() -> None:
     def found(random: float) -> set[str]:
         other = replace(before, values=before.values * random)
         control = Control(before=before, after=replace(before, values=before.values * 0.5), random=(other,))
-        findings: list[Finding] = list(mask_findings("cat", mask, 1, list(mask.places), {"cat": control}))
+        findings: list[Finding] = list(
+            effect_findings(mask, {"cat": control}, SelectionSettings(), erases=True)
+        )
         return kinds(findings)
 
     assert found(0.6) == {"no-better-than-random"}
@@ -283,7 +291,7 @@ def test_a_mask_no_better_than_a_random_one() -> None:
         random=tuple(replace(before, values=before.values * one) for one in (1.8, 0.2)),
     )
     assert (round(wild.random_effect, 6), round(wild.random_size, 6)) == (0.0, 0.8)
-    noticed = list(mask_findings("cat", mask, 1, list(mask.places), {"cat": wild}))
+    noticed = list(effect_findings(mask, {"cat": wild}, SelectionSettings(), erases=True))
     assert kinds(noticed) == {"no-better-than-random"}
 
 
@@ -295,23 +303,37 @@ def leaving(left: float, random: float = 1.0, change: float = 3.0) -> Control:
 
 
 @pytest.mark.parametrize(
-    ("control", "asked", "kind"),
+    ("control", "chosen", "kind"),
     [
-        (leaving(0.1), None, None),
-        (leaving(-0.2), None, None),
-        (leaving(0.4), None, "still-there"),
-        (leaving(0.4), 0.4, None),
-        (leaving(0.4), 0.3, "not-reached"),
-        (leaving(0.4, random=0.6), None, "no-better-than-random"),
-        (leaving(1.2), None, "wrong-way"),
+        (leaving(0.1), {}, None),
+        (leaving(-0.2), {}, None),
+        (leaving(0.4), {}, "still-there"),
+        (leaving(0.4), {"strength": 0.5}, None),
+        (leaving(0.4), {"left": 0.4}, None),
+        (leaving(0.4, random=0.6), {}, "no-better-than-random"),
+        (leaving(1.2), {}, "wrong-way"),
     ],
 )
 def test_what_is_left_says_whether_a_mask_erases_though_the_measure_rises(
-    control: Control, asked: float | None, kind: str | None
+    control: Control, chosen: dict[str, float], kind: str | None
 ) -> None:
     mask = ComponentMask({"unet/w.weight": Places("elements", (2, 2), torch.tensor([1]))})
-    found = kinds(mask_findings("cat", mask, 1, list(mask.places), {"cat": control}, asked=asked))
-    assert found == ({kind} if kind else set())
+    settings = SelectionSettings(**chosen)  # type: ignore[arg-type]  # of the fields that are numbers
+    assert kinds(effect_findings(mask, {"cat": control}, settings, erases=True)) == (
+        {kind} if kind else set()
+    )
+    assert not kinds(effect_findings(ComponentMask(), {"cat": control}, settings, erases=True))
+
+
+def test_a_mask_that_leaves_more_than_was_asked_for_says_so_and_what_helps() -> None:
+    asked = SelectionSettings(left=0.0)
+    assert not kinds(grown_findings({"cat": 0.0}, asked))
+    (found,) = grown_findings({"cat": -0.1, "dog": 0.3}, asked)
+    assert (found.kind, found.subject) == ("not-reached", "dog")
+    assert "30 % of its direction is left and 0 % was asked for" in found.message
+    assert "more components" in found.message
+    (weak,) = grown_findings({"cat": 0.3}, replace(asked, strength=0.5))
+    assert "(strength)" in weak.message
 
 
 # what would go wrong elsewhere does not here

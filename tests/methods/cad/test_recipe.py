@@ -12,9 +12,10 @@ from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Form, Rescale
 from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
+from surgery.methods.cad.door import LISTED
 from surgery.methods.cad.recipe import concepts_of, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
-from surgery.methods.cad.trial import trial_rows
+from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
 from surgery.recipe import Cad, Recipe, parse_recipe
 from surgery.recipe.cad import Attribution, Selection
@@ -123,6 +124,17 @@ def test_a_plan_names_its_weights_and_cost(tiny_pipeline: Path) -> None:
     assert step.work.cost["unet_backwards"] == 2
     assert step.work.cost["unet_forwards"] == 2 * (2 + 1) + trial_rows(scheme, 2)
     assert step.work.cost["weights_scored"] == step.parameters
+
+
+def test_a_plan_counts_the_growing_of_masks(tiny_pipeline: Path) -> None:
+    base = open_checkpoint(tiny_pipeline)
+    costs = [
+        plan_recipe(parsed(tiny_pipeline, selection=selection, controls="false"), base).steps[0].work.cost
+        for selection in ("{ratio: 0.05}", "{left: 0}")
+    ]
+    scheme = AttributionSettings(trajectories=1, sampling_steps=2, graded_steps=1, staggered=False)
+    more = costs[1]["unet_forwards"] - costs[0]["unet_forwards"]
+    assert more == growing_rows(scheme, 2, LISTED)
 
 
 def test_a_broken_picture_is_said_before_any_work(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -1,14 +1,10 @@
-"""Growing a mask to what is wanted, and how much of a concept's direction is left."""
+"""Growing a mask to what is wanted, and what that costs."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
 
-from surgery.methods.cad.control import HeldOut, left_of
-from surgery.methods.cad.masks import ComponentMask
-from surgery.methods.cad.nouns import Pairs
+from surgery.methods.cad.paths import sampler_rows
 from surgery.methods.cad.settings import AttributionSettings
 from surgery.methods.cad.trial import FIRST, growing_rows, ratios_tried, smallest, trial_scheme
 
@@ -45,23 +41,8 @@ def test_where_none_does_the_one_that_leaves_least_is_taken() -> None:
     assert max(asked) == MOST
 
 
-def test_left_is_the_part_along_the_concept_s_direction(pairs: Pairs) -> None:
-    way = torch.randn(pairs.target.shape, generator=torch.Generator().manual_seed(0))
-    usual = pairs.target + way
-    across = torch.randn(way.shape, generator=torch.Generator().manual_seed(1))
-    across -= way * (across * way).sum() / way.square().sum()
-    assert left_of(pairs, usual, usual) == pytest.approx(1)
-    assert left_of(pairs, usual, pairs.target) == pytest.approx(0)
-    assert left_of(pairs, usual, pairs.target - 0.5 * way) == pytest.approx(-0.5)
-    assert left_of(pairs, usual, pairs.target + 9 * across) == pytest.approx(0, abs=1e-6)
-
-
-def test_an_empty_mask_leaves_all(models: Any, pairs: Pairs) -> None:
-    assert HeldOut(models, pairs).left(ComponentMask(), 1.0) == pytest.approx(1)
-
-
-def test_growing_draws_paths_only_where_no_trial_does() -> None:
-    scheme = AttributionSettings()
-    apart, shared = (growing_rows(scheme, 3, MOST, tried=tried) for tried in (False, True))
-    assert shared == 3 * ratios_tried(MOST) * trial_scheme(scheme).pairs
-    assert apart > shared
+def test_growing_has_paths_of_its_own_and_a_pass_for_each_ratio_and_the_unedited_model() -> None:
+    scheme = trial_scheme(AttributionSettings())
+    assert ratios_tried(MOST) == 10
+    rows = sampler_rows(scheme) + 11 * scheme.pairs
+    assert growing_rows(AttributionSettings(), 3, MOST) == 3 * rows
