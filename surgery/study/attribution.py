@@ -13,9 +13,10 @@ from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
 from surgery.errors import SurgeryError
-from surgery.methods.cad.door import CadSettings, MaskReport, edit
+from surgery.methods.cad.door import edit
+from surgery.methods.cad.maker import MaskReport
 from surgery.methods.cad.nouns import CadConcept
-from surgery.methods.cad.settings import as_json
+from surgery.methods.cad.settings import CadSettings, as_json
 from surgery.record import JSON
 from surgery.report.concept_map import Cell, ConceptMap, concept_maps
 from surgery.store import Store

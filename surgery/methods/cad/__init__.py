@@ -1,8 +1,15 @@
 """Component attribution: which weights make a concept, and what masking them does (arXiv 2412.02542)."""
 
-from surgery.methods.cad.door import CadResult, CadSettings, MaskReport, edit
+from surgery.methods.cad.door import CadResult, edit
+from surgery.methods.cad.maker import MaskReport
 from surgery.methods.cad.nouns import CadConcept, concepts_named
-from surgery.methods.cad.settings import DENOISE, AttributionSettings, SelectionSettings, denoising
+from surgery.methods.cad.settings import (
+    DENOISE,
+    AttributionSettings,
+    CadSettings,
+    SelectionSettings,
+    denoising,
+)
 
 __all__ = [
     "DENOISE",

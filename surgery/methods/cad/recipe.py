@@ -10,11 +10,19 @@ from surgery.anatomy.components import components_of
 from surgery.checkpoint import Checkpoint
 from surgery.diffusion import derived_seed, load_picture
 from surgery.methods import Outcome, Replacement
-from surgery.methods.cad.door import LISTED, CadSettings, check_edit, edit
+from surgery.methods.cad.door import check_edit, edit
+from surgery.methods.cad.maker import LISTED
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, CadConcept
 from surgery.methods.cad.paths import sampler_rows
 from surgery.methods.cad.retained import PROBES
-from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings, as_json, denoising
+from surgery.methods.cad.settings import (
+    PRESETS,
+    AttributionSettings,
+    CadSettings,
+    SelectionSettings,
+    as_json,
+    denoising,
+)
 from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.methods.concepts import TEMPLATES
 from surgery.recipe import Cad, Recipe

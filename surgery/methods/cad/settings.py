@@ -1,6 +1,6 @@
 """How weights are attributed and chosen: the knobs, their defaults, and the published scheme."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -13,6 +13,8 @@ Rule: TypeAlias = Literal["row", "tensor", "global"]
 Rounding: TypeAlias = Literal["carry", "floor", "ceil"]
 Ranking: TypeAlias = Literal["score", "t", "retain", "damage"]
 Weighting: TypeAlias = Literal["none", "even"]
+Polarity: TypeAlias = Literal["positive", "negative"]
+Combine: TypeAlias = Literal["union", "sum", "quota"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,30 @@ class SelectionSettings:
     protect: float = 0.0
     zeros: bool = False
     strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CadSettings:
+    """All knobs of an edit.
+
+    Attributes:
+        polarity: ``positive`` takes away what makes a concept, ``negative`` what stands in its way.
+        combine: What several concepts share: ``union`` masks the ratio for each, ``sum`` for the sum of their
+            scores, each as a share of its concept's measure; ``quota`` an equal part of the ratio for each.
+        controls: Whether every mask is tried on pairs with other noise beside random ones.
+        micro_batch: Noisy pictures in one pass forward and back; what suits the U-Net's size when left out.
+        batch: Paths of the sampler at a time; the same.
+        checkpointing: Whether activations are computed again on the way back: slower, with less memory.
+    """
+
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    polarity: Polarity = "positive"
+    combine: Combine = "union"
+    controls: bool = True
+    micro_batch: int | None = None
+    batch: int | None = None
+    checkpointing: bool = False
 
 
 DENOISE: Final = AttributionSettings(objective="denoise", sampling_steps=20, graded_steps=10, guidance=7.5)
@@ -212,9 +238,9 @@ def _words(settings: AttributionSettings | SelectionSettings) -> list[str]:
         "weighting": get_args(Weighting),
     }
     return [
-        f"{field.name} is {getattr(settings, field.name)!r}; expected {' or '.join(allowed[field.name])}."
-        for field in fields(settings)
-        if field.name in allowed and getattr(settings, field.name) not in allowed[field.name]
+        f"{one.name} is {getattr(settings, one.name)!r}; expected {' or '.join(allowed[one.name])}."
+        for one in fields(settings)
+        if one.name in allowed and getattr(settings, one.name) not in allowed[one.name]
     ]
 
 

@@ -16,10 +16,11 @@ from surgery.methods.cad import attribution as attribution_room
 from surgery.methods.cad import gradients as gradients_room
 from surgery.methods.cad.checks import effect_findings
 from surgery.methods.cad.control import Control
-from surgery.methods.cad.door import CadSettings, _Maker, edit
+from surgery.methods.cad.door import edit
+from surgery.methods.cad.maker import Maker
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept, Measured
-from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
+from surgery.methods.cad.settings import AttributionSettings, CadSettings, SelectionSettings
 from surgery.store import Store
 from tests.methods.cad.conftest import CAT, NAMES, QUICK
 
@@ -245,13 +246,13 @@ def test_a_count_takes_the_ratio_s_place(models: Any) -> None:
 def test_damage_is_what_scores_are_divided_by(models: Any) -> None:
     bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
     settings = with_selection(ranking="damage", retain_weight=2.0)
-    maker = _Maker(models, NAMES, settings, (bird,), None)
+    maker = Maker(models, NAMES, settings, (bird,), None)
     needed = maker._needed_by_others()
     everything = torch.cat([one.flatten() for one in needed.values()])
     assert float(everything.mean()) == pytest.approx(1.0, rel=1e-4)
     assert bool((everything >= 0).all())
     ranked, _ = maker._rank((CAT,), 1.0 - 1e-9)
-    before, _ = _Maker(models, NAMES, SETTINGS, (), None)._rank((CAT,), 1.0 - 1e-9)
+    before, _ = Maker(models, NAMES, SETTINGS, (), None)._rank((CAT,), 1.0 - 1e-9)
     for name in NAMES:
         full = torch.full((needed[name].numel(),), torch.nan)
         full[before.candidates[name].places] = before.candidates[name].scores
@@ -263,8 +264,8 @@ def test_damage_is_what_scores_are_divided_by(models: Any) -> None:
 def test_a_penalty_counts_once_however_many_concepts_share_a_mask(models: Any) -> None:
     bird = CadConcept(name="bird", prompts=("a photo of a fish",), seed=5)
     settings = replace(with_selection(ranking="retain", retain_weight=0.5), combine="sum")
-    maker = _Maker(models, NAMES, settings, (bird,), None)
-    plain = _Maker(models, NAMES, replace(SETTINGS, combine="sum"), (), None)
+    maker = Maker(models, NAMES, settings, (bird,), None)
+    plain = Maker(models, NAMES, replace(SETTINGS, combine="sum"), (), None)
     penalty = maker._needed_by_others()
     assert all(bool((one >= 0).all()) for one in penalty.values())
     ranked, _ = maker._rank((CAT, DOG), 1.0 - 1e-9)

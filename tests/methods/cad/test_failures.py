@@ -25,12 +25,12 @@ from surgery.methods.cad.checks import (
     unknown_findings,
 )
 from surgery.methods.cad.control import Control
-from surgery.methods.cad.door import CadSettings, edit
+from surgery.methods.cad.door import edit
 from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept, Measured, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
-from surgery.methods.cad.settings import AttributionSettings, SelectionSettings
+from surgery.methods.cad.settings import AttributionSettings, CadSettings, SelectionSettings
 from surgery.patch import Term, apply_patch, load_patch, make_patch, save_patch
 from surgery.record import Finding
 from surgery.shelf import checkpoint_path

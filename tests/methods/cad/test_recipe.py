@@ -12,7 +12,7 @@ from surgery.checkpoint.components import load_pipeline
 from surgery.delta import Form, Rescale
 from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
-from surgery.methods.cad.door import LISTED
+from surgery.methods.cad.maker import LISTED
 from surgery.methods.cad.recipe import concepts_of, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
 from surgery.methods.cad.trial import growing_rows, trial_rows
