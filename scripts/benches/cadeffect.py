@@ -1,15 +1,16 @@
 """What masks of different rules erase and harm, each at the ratio at which the concept is gone.
 
 Rules are screened on some concepts. The best, per-row CAD, the published preset and the baselines then meet
-on other ones. For every rule and concept the smallest ratio is sought (bisection over a grid, on prompts of
-its own) at which the concept is recognised in no more pictures than ``--level``; it is judged on other
-prompts, beside pictures of other concepts. So rules are compared at equal erasure.
+on other ones. For every rule and concept the smallest ratio of a grid is sought at which the concept is
+recognised in no more pictures than ``--level``, on prompts of its own; it is judged on other prompts, beside
+pictures of other concepts. So rules are compared at equal erasure.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -24,12 +25,10 @@ from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.judge import Judge, Trait, load_judge
-from surgery.methods import Replacement
 from surgery.methods.cad import CadConcept, concepts_named
 from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
-from surgery.study.material import material_of
 from surgery.study.words import Words, read_words
 
 GRID: Final = tuple(MOST * 2.0**-step for step in range(16, -1, -1))
@@ -238,7 +237,7 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     few = judging[:2]
     near = () if screening else _nearest(ground, concept)
     sought = _task(concept.name, seeking, options.sought)
-    place, mask, reached = _gone(ground, bank, rule, masks, sought)
+    place, mask, reached = _gone(ground, bank, concept, rule, masks, sought)
     tasks = [
         _task(concept.name, judging, options.pictures),
         *(Task(phrase=name, templates=few, samples=1) for name in ground.others),
@@ -267,27 +266,43 @@ def _task(phrase: str, templates: Sequence[str], pictures: int) -> Task:
 def _gone(
     ground: Ground,
     bank: Bank,
+    concept: CadConcept,
     rule: MaskRule,
     masks: Callable[[float], ComponentMask],
     sought: Task,
 ) -> tuple[int, ComponentMask, bool]:
-    """The first place of the grid at which the concept is gone, by bisection; its mask."""
+    """The first place of the grid at which the concept is gone, its mask, and whether there is one.
+
+    Pictures are asked first where nothing is left of the concept's direction, then further and further from
+    there, and between.
+    """
     tried: dict[int, ComponentMask] = {}
-    low, high = -1, len(GRID)
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried[middle] = mask = masks(GRID[middle])
-        gone = ground.easel.gone(
+
+    def gone(place: int) -> bool:
+        tried[place] = mask = masks(GRID[place])
+        return ground.easel.gone(
             ground.models, bank.weights, mask, rule.strength, sought, ground.options.level
         )
-        low, high = (low, middle) if gone else (middle, high)
-    reached = high < len(GRID)
-    place = high if reached else high - 1
-    return place, tried[place], reached
+
+    held_out = bank.held_out(concept)
+    guess = bisect_left(
+        range(len(GRID) - 1), True, key=lambda place: held_out.left(masks(GRID[place]), rule.strength) <= 0
+    )
+    high = first_place(gone, guess, len(GRID))
+    place = min(high, len(GRID) - 1)
+    return place, tried[place], high < len(GRID)
 
 
-def _nearest(ground: Ground, concept: CadConcept) -> tuple[str, ...]:
-    """The names nearest to a concept, by embedding and by group."""
-    edit = Replacement(source=concept.name, destination=None, kind="erase")
-    material, _ = material_of([edit], (), ground.words, ground.judge.labels, ground.models)
-    return material.neighbours[concept.name][:5]
+def first_place(holds: Callable[[int], bool], guess: int, count: int) -> int:
+    """The first of ``count`` places at which something holds, as at all after it; ``count`` for none."""
+    low, high, place, step = -1, count, guess, 1
+    while high - low > 1:
+        low, high = (low, place) if holds(place) else (place, high)
+        if low < 0:
+            place = max(0, high - step)
+        elif high == count:
+            place = min(count - 1, low + step)
+        else:
+            place = (low + high) // 2
+        step *= 2
+    return high

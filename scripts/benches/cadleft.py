@@ -12,10 +12,6 @@ import numpy as np
 from cadeffect import GRID, bank_of, cell_of, ground_of
 from cadrules import RULES
 
-from surgery.methods.cad.control import HeldOut
-from surgery.methods.cad.pairs import pairs_of
-from surgery.methods.cad.trial import trial_scheme
-
 
 def cad_left(options: argparse.Namespace) -> None:
     """Prints what is left with each mask that erases and with half of it, and what bound parts the two."""
@@ -24,8 +20,7 @@ def cad_left(options: argparse.Namespace) -> None:
     gone, still = [], []
     print(f"{'concept':16}{'rule':10}{'ratio':>9}{'left':>8}{'at half of it':>16}")
     for concept in ground.screening:
-        (pairs,) = pairs_of(ground.models, [concept], trial_scheme(bank.scheme), purpose="control", batch=16)
-        held_out = HeldOut(ground.models, pairs, options.micro_batch)
+        held_out = bank.held_out(concept)
         for name in options.rules:
             rule = RULES[name]
             cell = cell_of(ground, bank, name, rule, concept)

@@ -23,6 +23,7 @@ from surgery.checkpoint.atomic import atomic_file
 from surgery.diffusion import derived_seed, predict_noise, read_prompts
 from surgery.methods.cad import AttributionSettings, CadConcept
 from surgery.methods.cad.attribution import Attribution, attribute
+from surgery.methods.cad.control import HeldOut
 from surgery.methods.cad.gradients import Grading, add_to
 from surgery.methods.cad.masks import ComponentMask, masked
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, Pairs, concepts_named
@@ -30,6 +31,7 @@ from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import curvature
 from surgery.methods.cad.ranked import rank
 from surgery.methods.cad.settings import PUBLISHED_ERASE, Rounding, Rule, as_json
+from surgery.methods.cad.trial import trial_scheme
 from surgery.progress import track
 from surgery.record import JSON, json_digest
 
@@ -83,6 +85,17 @@ class Bank:
         found: Pairs = self._kept(
             concept, "pairs", lambda: pairs_of(self.models, [concept], self.scheme, batch=16)[0]
         )
+        return found
+
+    def held_out(self, concept: CadConcept) -> HeldOut:
+        """Other pairs of the concept, which tell what is left of its direction with a mask."""
+
+        def made() -> HeldOut:
+            scheme = trial_scheme(self.scheme)
+            (pairs,) = pairs_of(self.models, [concept], scheme, purpose="control", batch=16)
+            return HeldOut(self.models, pairs, self.micro_batch)
+
+        found: HeldOut = self._kept(concept, "held out", made)
         return found
 
     def attribution(self, concept: CadConcept, *, even: bool = False, errors: bool = False) -> Attribution:
