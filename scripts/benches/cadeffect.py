@@ -306,3 +306,10 @@ def first_place(holds: Callable[[int], bool], guess: int, count: int) -> int:
             place = (low + high) // 2
         step *= 2
     return high
+
+
+def _nearest(ground: Ground, concept: CadConcept) -> tuple[str, ...]:
+    """The names nearest to a concept, by embedding and by group."""
+    edit = Replacement(source=concept.name, destination=None, kind="erase")
+    material, _ = material_of([edit], (), ground.words, ground.judge.labels, ground.models)
+    return material.neighbours[concept.name][:5]
