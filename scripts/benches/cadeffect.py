@@ -25,10 +25,12 @@ from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.judge import Judge, Trait, load_judge
+from surgery.methods import Replacement
 from surgery.methods.cad import CadConcept, concepts_named
 from surgery.methods.cad.masks import ComponentMask
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
+from surgery.study.material import material_of
 from surgery.study.words import Words, read_words
 
 GRID: Final = tuple(MOST * 2.0**-step for step in range(16, -1, -1))
