@@ -93,12 +93,5 @@ def is_selector(matrix: Tensor) -> bool:
     return bool(((matrix == 0) | (matrix == 1)).all())
 
 
-def largest_error(factors: Factors, scale: float, change: Tensor) -> float:
-    """The largest difference of an element between the product and the change, in float64."""
-    product = scale * (factors.up.double() @ factors.down.double())
-    difference = (product - change.double()).abs()
-    return float(difference.max()) if difference.numel() else 0.0
-
-
 def _elements(ranks: Ranks, sizes: Mapping[str, int]) -> int:
     return sum(rank * sizes[key] for key, rank in ranks.of.items())

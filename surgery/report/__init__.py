@@ -1,4 +1,4 @@
-"""What people look at: contact sheets, grids, charts and pages, made from plain data."""
+"""What people look at: contact sheets, charts and pages, made from plain data."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from surgery.report.audit_record import AuditRecord as AuditRecord
     from surgery.report.chart import ShareBar as ShareBar
     from surgery.report.chart import share_chart as share_chart
-    from surgery.report.grid import picture_grid as picture_grid
     from surgery.report.probe_drawing import ProbeLine as ProbeLine
     from surgery.report.probe_drawing import probe_chart as probe_chart
     from surgery.report.sheet import SheetRow as SheetRow
@@ -25,7 +24,6 @@ _HOME = {
     "audit_page": "audit_html",
     "audit_text": "audit_plain",
     "contact_sheet": "sheet",
-    "picture_grid": "grid",
     "png": "strips",
     "probe_chart": "probe_drawing",
     "share_chart": "chart",

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.patch.factors import Factors, choose_ranks, largest_error, pad, select, truncate
+from surgery.patch.factors import Factors, choose_ranks, pad, select, truncate
+
+
+def largest_error(factors: Factors, scale: float, change: Tensor) -> float:
+    """The largest difference of an element between the product and the change, in float64."""
+    product = scale * (factors.up.double() @ factors.down.double())
+    difference = (product - change.double()).abs()
+    return float(difference.max()) if difference.numel() else 0.0
 
 
 def change_of(rows: int, columns: int, seed: int, zero_rows: int = 0, zero_columns: int = 0) -> Tensor:

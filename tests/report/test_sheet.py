@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from surgery.errors import SurgeryError
-from surgery.report import SheetRow, contact_sheet, picture_grid, png
+from surgery.report import SheetRow, contact_sheet, png
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
 
@@ -97,28 +97,6 @@ def test_rows_that_do_not_fit_are_all_named() -> None:
 def test_a_sheet_of_nothing_is_refused() -> None:
     with pytest.raises(SurgeryError, match="without rows"):
         contact_sheet([])
-
-
-def test_a_grid_draws_every_picture_in_order_row_by_row() -> None:
-    grid = picture_grid(plain(RED, BLUE, GREEN), ["red", "blue", "green"], columns=2, cell=32)
-    (red,), (blue,), (green,) = (places(grid, colour) for colour in (RED, BLUE, GREEN))
-    assert blue[:2] == (red[0] + 32 + 12, red[1])
-    assert green[0] == red[0]
-    assert green[1] > red[3] + 10
-
-
-def test_long_captions_do_not_touch_their_neighbours() -> None:
-    grid = picture_grid(plain(RED, BLUE), ["a very long caption of a picture"] * 2, cell=64)
-    (red,), (blue,) = places(grid, RED), places(grid, BLUE)
-    below = np.asarray(grid.convert("L"))[red[3] + 2 :, :]
-    columns = np.flatnonzero((below < 150).any(axis=0))
-    between = (red[2] + blue[0]) // 2
-    assert not {between - 1, between, between + 1} & set(columns.tolist())
-
-
-def test_captions_must_be_as_many_as_pictures() -> None:
-    with pytest.raises(SurgeryError, match="2 pictures, 1 captions"):
-        picture_grid(plain(RED, BLUE), ["red"])
 
 
 def test_a_png_holds_the_pixels_and_is_the_same_each_time() -> None:
