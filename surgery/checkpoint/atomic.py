@@ -14,12 +14,13 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
+from surgery.checkpoint.outputs import refuse_existing, worded
 from surgery.errors import SurgeryError
 
 try:
@@ -113,7 +114,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, chunks: Iterable[Bytes]) -> None:
     """Write a new file from ``chunks``, one step each; memory stays bounded by the largest chunk."""
-    with _worded("write", path), path.open("xb") as handle:
+    with worded("write", path), path.open("xb") as handle:
         for chunk in chunks:
             _step("write", path)
             handle.write(chunk)
@@ -125,13 +126,13 @@ def make_folder(path: Path) -> None:
     Raises:
         SurgeryError: when the disk refuses, or a file stands in the way.
     """
-    with _worded("make the folder", path):
+    with worded("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def fsync(path: Path) -> None:
     """Wait until the file, or the entries of the folder, are on the disk."""
-    with _worded("flush", path):
+    with worded("flush", path):
         _step("fsync", path)
         if path.is_dir() and os.name == "nt":
             return  # Windows cannot open a folder; its file system journals the entries itself
@@ -144,7 +145,7 @@ def fsync(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Move ``source`` onto ``target`` in one step, in the same folder."""
-    with _worded("rename to", target):
+    with worded("rename to", target):
         _step("rename", target)
         source.replace(target)
 
@@ -155,7 +156,7 @@ def _give_name(source: Path, target: Path) -> None:
     Raises:
         SurgeryError: when something stands there by now, or the disk refuses.
     """
-    with _worded("rename to", target):
+    with worded("rename to", target):
         _step("rename", target)
         done = _rename_flags(source, target, _NO_REPLACE)
         if done is None:  # the system cannot; between the look before and this lies next to no time
@@ -210,7 +211,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
         return
     place = path.with_name(f".{path.name}.lock")
-    with _worded("write", path):
+    with worded("write", path):
         handle = _lock(place)
     if handle is None:
         raise SurgeryError(
@@ -244,7 +245,7 @@ def _lock(place: Path) -> int | None:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    with _worded("replace", path):
+    with worded("replace", path):
         _step("rename", path)
         if _swap_names(temporary, path):
             remove(temporary)
@@ -268,81 +269,6 @@ def _rename_flags(source: Path, target: Path, flags: int) -> bool | None:
     at_working_folder = -100  # AT_FDCWD of <fcntl.h>
     outcome = call(at_working_folder, os.fsencode(source), at_working_folder, os.fsencode(target), flags)
     return bool(outcome == 0)
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """An output that exists is replaced only when asked for.
-
-    Raises:
-        SurgeryError: when ``path`` exists and ``overwrite`` is not set.
-    """
-    if os.path.lexists(path) and not overwrite:
-        raise SurgeryError(
-            f"{path} exists already; a new name was expected. "
-            "Choose another output, or allow it to be replaced (--overwrite)."
-        )
-
-
-def check_outputs(
-    outputs: Iterable[Path | None], inputs: Sequence[Path | None], *, overwrite: bool = False
-) -> None:
-    """Refuse files to write, before any work for them, that cannot be written or would cost an input.
-
-    Args:
-        outputs: Files to write; None for those that were not asked for.
-        inputs: Files and folders that are read; none is ever written to or into.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        SurgeryError: when an output is an input, by whatever name, or lies in one; when two outputs are one;
-            when one exists and may not be replaced, is a folder, or stands where nothing can be written.
-    """
-    wanted = [path for path in outputs if path is not None]
-    for number, path in enumerate(wanted):
-        refuse_inputs(path, [*inputs, *wanted[:number]])
-        if path.is_dir():
-            raise SurgeryError(f"{path} is a folder; a new file was expected. Name a file in it.")
-        refuse_existing(path, overwrite)
-        refuse_unwritable(path)
-
-
-def refuse_inputs(output: Path, inputs: Iterable[Path | None]) -> None:
-    """Refuse a file or folder to write that is an input, by whatever name, lies in one, or holds one.
-
-    Raises:
-        SurgeryError: naming both.
-    """
-    for other in inputs:
-        if other is not None and _one_place(output, other):
-            raise SurgeryError(
-                f"the output {output} and {other}, which this command uses too, are one or lie inside each "
-                "other; a place of its own was expected. Choose another name."
-            )
-
-
-def _one_place(output: Path, other: Path) -> bool:
-    """Whether two paths are one file, or one of them is a folder that the other lies in."""
-    try:
-        if output.exists() and other.exists() and output.samefile(other):
-            return True
-        inner, outer = output.resolve(), other.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a null in a name: said when it is opened
-        return False
-    return inner == outer or outer in inner.parents or inner in outer.parents
-
-
-def refuse_unwritable(path: Path) -> None:
-    """Refuse an output that could not be written, before the work for it; nothing is created.
-
-    Raises:
-        SurgeryError: when the folder it would stand in cannot be made or written to.
-    """
-    folder = next(above for above in path.absolute().parents if above.exists())
-    with _worded("write", path):
-        if not folder.is_dir():
-            raise NotADirectoryError
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -391,29 +317,3 @@ def _step(primitive: str, path: Path) -> None:
     hook = _hook.get()
     if hook is not None:
         hook(primitive, path)
-
-
-@contextmanager
-def _worded(action: str, path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one that says what to do."""
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise SurgeryError(
-            f"cannot {action} {path}: a folder stands there, and a file was expected. Choose another name."
-        ) from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise SurgeryError(
-            f"cannot {action} {path}: a file stands where a folder was expected. Choose another place."
-        ) from error
-    except PermissionError as error:
-        raise SurgeryError(
-            f"cannot {action} {path}: it is not yours to write; a place that you may write to was expected. "
-            "Choose another one, or change its permissions."
-        ) from error
-    except OSError as error:
-        raise SurgeryError(
-            f"cannot {action} {path}: {error.strerror or error}; a writable disk with enough space was "
-            "expected. Nothing half-written stands under a final name: make room or choose another place, "
-            "and run again."
-        ) from error

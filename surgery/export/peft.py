@@ -14,10 +14,10 @@ from math import prod
 from typing import Any, Final
 
 from surgery.checkpoint.atomic import atomic_folder, make_folder, write_bytes
+from surgery.checkpoint.outputs import refuse_foreign_files
 from surgery.checkpoint.serialise import Lazy, Written, copied, safetensors_chunks
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.errors import PatchError
-from surgery.export.folders import refuse_foreign_files
 from surgery.export.job import Job, components_of, module_of
 from surgery.export.report import ExportReport
 from surgery.names import split
@@ -55,7 +55,9 @@ def export_peft(job: Job) -> ExportReport:
         SurgeryError: when ``out`` exists or holds something else, or the disk refuses.
     """
     refuse_overlap(job.checkpoint.path, job.out)
-    refuse_foreign_files(job.out, rf"(?:text_encoder(?:_2)?|unet|vae)/(?:{CONFIG}|{WEIGHTS})")
+    refuse_foreign_files(
+        job.out, rf"(?:text_encoder(?:_2)?|unet|vae)/(?:{CONFIG}|{WEIGHTS})", "an older export"
+    )
     components = components_of(job.patch.changes)
     flat = _is_flat(job.knobs.transformers) if "text_encoder" in components else False
     adapters = {component: _adapter(job, component, flat) for component in components}

@@ -15,10 +15,10 @@ from surgery.checkpoint.convert import convert_checkpoint
 from surgery.checkpoint.header import open_header
 from surgery.checkpoint.keymap import WEIGHT_STEMS
 from surgery.checkpoint.layout import Checkpoint
+from surgery.checkpoint.outputs import refuse_foreign_files
 from surgery.checkpoint.serialise import Lazy, Written, copied, safetensors_chunks
 from surgery.checkpoint.writer import refuse_overlap
 from surgery.errors import CheckpointError, PatchError
-from surgery.export.folders import refuse_foreign_files
 from surgery.export.job import Job, components_of, module_of
 from surgery.export.report import ExportReport
 from surgery.names import split
@@ -60,7 +60,7 @@ def export_variant(job: Job) -> ExportReport:
             f"{variant!r} cannot name a variant; letters, digits, '-' and '_' were expected, as in 'fp16'."
         )
     refuse_overlap(job.checkpoint.path, job.out)
-    refuse_foreign_files(job.out, r"(?:text_encoder(?:_2)?|unet|vae)/[\w.-]+\.safetensors")
+    refuse_foreign_files(job.out, r"(?:text_encoder(?:_2)?|unet|vae)/[\w.-]+\.safetensors", "an older export")
     metadata = {"format": "pt", **job.record(dict.fromkeys(job.patch.changes, 0.0), {})}
     with atomic_folder(job.out, overwrite=job.overwrite) as temporary:
         for component in components_of(job.patch.changes):

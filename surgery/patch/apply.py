@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from surgery.checkpoint.atomic import refuse_existing
 from surgery.checkpoint.digest import TensorHash
 from surgery.checkpoint.header import TensorEntry
 from surgery.checkpoint.layout import Checkpoint, open_checkpoint
+from surgery.checkpoint.outputs import refuse_existing
 from surgery.checkpoint.writer import refuse_foreign, refuse_overlap, write_checkpoint
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest

@@ -1,6 +1,7 @@
 """Where concepts live in a checkpoint: their attribution as data and as a picture; nothing is edited."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from surgery.anatomy.atlas import ROLES
 from surgery.anatomy.components import components_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.atomic import atomic_folder, write_bytes
-from surgery.errors import SurgeryError
+from surgery.checkpoint.outputs import refuse_foreign_files
 from surgery.methods.cad.door import edit
 from surgery.methods.cad.maker import MaskReport
 from surgery.methods.cad.nouns import CadConcept
@@ -114,13 +115,7 @@ def refuse_foreign(out: Path) -> None:
     Raises:
         SurgeryError: naming some of what is in there.
     """
-    held = {one.name for one in out.iterdir()} if out.is_dir() else set()
-    foreign = sorted(held - {RECORD_FILE, MAP_FILE})
-    if foreign:
-        raise SurgeryError(
-            f"{out} holds other files ({', '.join(foreign[:3])}); expected a new folder, or one of an "
-            "earlier attribution. Name another one."
-        )
+    refuse_foreign_files(out, f"{re.escape(RECORD_FILE)}|{re.escape(MAP_FILE)}", "an earlier attribution")
 
 
 def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:

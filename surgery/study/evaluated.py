@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 import torch
 
 from surgery.checkpoint.atomic import atomic_file, write_bytes
+from surgery.checkpoint.outputs import refuse_existing, refuse_foreign_files
 from surgery.errors import JudgeError, SurgeryError, raise_all
 from surgery.evaluate import (
     DebiasEffect,
@@ -100,14 +102,11 @@ def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overw
     raise_all(JudgeError, [fault for name in wish.suites if (fault := suite_fault(name)) is not None])
     if cache is not None and cache.exists() and not cache.is_dir():
         raise SurgeryError(f"{cache} is a file; a folder for stored pictures was expected. Name another one.")
-    if out.exists() and not out.is_dir():
-        raise SurgeryError(f"{out} is a file; an evaluation needs a folder. Name another one.")
-    held = {item.name for item in out.iterdir() if not item.name.startswith(".")} if out.is_dir() else set()
-    foreign = sorted(held - {RECORD, PLOT, PROBES, CACHE})
-    if foreign or (RECORD in held and not overwrite):
-        what = f"other files ({', '.join(foreign[:3])})" if foreign else "an evaluation"
-        hint = "Name another one." if foreign else "Name another one, or pass --overwrite."
-        raise SurgeryError(f"{out} already holds {what}; expected a new or empty folder. {hint}")
+    # the cache, and what a plain listing hides, are left alone
+    own = "|".join(map(re.escape, (RECORD, PLOT, PROBES)))
+    refuse_foreign_files(out, rf"{own}|{re.escape(CACHE)}/.*|\..*", "an earlier evaluation")
+    if (out / RECORD).exists():
+        refuse_existing(out / RECORD, overwrite)
 
 
 def record_of(

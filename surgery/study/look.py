@@ -13,7 +13,8 @@ from typing import Any, Final
 import torch
 
 from surgery.checkpoint import open_checkpoint
-from surgery.checkpoint.atomic import atomic_file, make_folder, refuse_inputs, write_bytes
+from surgery.checkpoint.atomic import atomic_file, make_folder, write_bytes
+from surgery.checkpoint.outputs import refuse_inputs
 from surgery.delta.truncate import truncated
 from surgery.diffusion import sample_table
 from surgery.guidance.gcfg import GcfgSettings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from surgery.checkpoint import atomic
-from surgery.checkpoint.atomic import atomic_file, check_outputs, fault_hook, scratch_folder
+from surgery.checkpoint.atomic import atomic_file, fault_hook, scratch_folder
 from surgery.errors import SurgeryError
 from tests.support.faults import FullDisk, Kill, Killed, Trace, count_steps, names_can_be_swapped
 
@@ -189,23 +189,6 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_an_output_below_a_file_is_refused_before_the_work_for_it(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file" / "sheet.png", tmp_path / "file" / "deep" / "sheet.png"):
-        with pytest.raises(SurgeryError, match="a file stands where a folder was expected"):
-            atomic.refuse_unwritable(place)
-
-
-def test_an_output_in_a_folder_of_others_is_refused_before_the_work_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    atomic.refuse_unwritable(tmp_path / "new" / "sheet.png")
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for anyone but root
-    with pytest.raises(SurgeryError, match="not yours to write"):
-        atomic.refuse_unwritable(tmp_path / "new" / "sheet.png")
-
-
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_name_that_another_writer_took_meanwhile_stays_his(tmp_path: Path, write: Writer) -> None:
     place = tmp_path / "out"
@@ -241,27 +224,6 @@ def test_a_link_to_nothing_is_replaced_when_that_is_allowed(tmp_path: Path, writ
     write(place, overwrite=True)
     assert not place.is_symlink()
     assert content(place) in (WHOLE, {"inner/data": WHOLE, "config": b"{}"})
-
-
-def test_outputs_that_would_cost_an_input_are_refused(tmp_path: Path) -> None:
-    given, folder = tmp_path / "given", tmp_path / "folder"
-    given.write_bytes(b"input")
-    folder.mkdir()
-    (tmp_path / "linked").hardlink_to(given)
-    (tmp_path / "symbolic").symlink_to(given)
-    for output in (given, tmp_path / "linked", tmp_path / "symbolic", tmp_path / "x" / ".." / "given"):
-        with pytest.raises(SurgeryError, match="inside each other"):
-            check_outputs([output], [given], overwrite=True)
-    with pytest.raises(SurgeryError, match="inside each other"):
-        check_outputs([folder / "new"], [folder])
-    with pytest.raises(SurgeryError, match="inside each other"):
-        check_outputs([tmp_path / "new", tmp_path / "new"], [given])
-    with pytest.raises(SurgeryError, match="is a folder; a new file was expected"):
-        check_outputs([folder], [given], overwrite=True)
-    with pytest.raises(SurgeryError, match="exists already"):
-        check_outputs([given], [])
-    check_outputs([tmp_path / "new", None], [given, None])
-    assert given.read_bytes() == b"input"
 
 
 def test_what_a_killed_process_left_in_a_scratch_folder_goes_with_the_next_writer(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_what_is_there_is_not_replaced_and_pictures_are_shared(
     assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")) == held
     refused = surgery(*words, "-o", tmp_path / "one")
     assert refused.code == 1
-    assert "already holds an evaluation" in refused.err
+    assert "evaluation.json exists already" in refused.err
 
 
 def test_edits_that_nobody_names_and_suites_without_words_are_refused(
@@ -137,7 +137,7 @@ def test_a_folder_of_other_things_and_another_base_are_refused(
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = surgery("evaluate", tiny_pipeline, patch, *asked, "-o", tmp_path / "mine", "--overwrite")
     assert done.code == 1
-    assert "already holds other files (thesis.txt)" in done.err
+    assert "holds other files (thesis.txt)" in done.err
     done = surgery("evaluate", "pocket-sd", patch, *asked, "-o", tmp_path / "out")
     assert done.code == 1
     assert "the patch is for another base" in done.err

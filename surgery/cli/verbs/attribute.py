@@ -7,7 +7,7 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_inputs, refuse_unwritable
+from surgery.checkpoint.outputs import refuse_existing, refuse_inputs, refuse_unwritable
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,

@@ -62,7 +62,8 @@ def audit(
     """
     _refuse_mixtures(edited, base, expect, other)
     from surgery.audit import AuditOptions
-    from surgery.checkpoint.atomic import atomic_file, check_outputs, write_bytes
+    from surgery.checkpoint.atomic import atomic_file, write_bytes
+    from surgery.checkpoint.outputs import check_outputs
     from surgery.report import audit_page, audit_text
 
     named = [None if name is None else checkpoint_path(name) for name in (before, edited, base, other)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_inputs
+from surgery.checkpoint.outputs import refuse_existing, refuse_inputs
 from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
 from surgery.cli.program import FAULTS_FOUND, Verb
 from surgery.errors import SurgeryError, printable

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from surgery.checkpoint.atomic import check_outputs
+from surgery.checkpoint.outputs import check_outputs
 from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
 from surgery.cli.program import Verb
 from surgery.errors import printable

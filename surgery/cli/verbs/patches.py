@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from surgery.checkpoint.atomic import refuse_existing, refuse_inputs
+from surgery.checkpoint.outputs import refuse_existing, refuse_inputs
 from surgery.cli.options import (
     CHECKPOINT,
     FILE,

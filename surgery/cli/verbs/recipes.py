@@ -67,7 +67,8 @@ def copy(recipe: str, target: Path | None, overwrite: bool) -> None:
 
     TARGET is a file or a folder; without it, the copy goes into the working folder.
     """
-    from surgery.checkpoint.atomic import atomic_file, refuse_existing, write_bytes
+    from surgery.checkpoint.atomic import atomic_file, write_bytes
+    from surgery.checkpoint.outputs import refuse_existing
 
     source = recipe_path(recipe)
     place = target or Path()

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from surgery.checkpoint.atomic import check_outputs
+from surgery.checkpoint.outputs import check_outputs
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,

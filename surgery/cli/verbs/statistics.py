@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from surgery.checkpoint.atomic import check_outputs
+from surgery.checkpoint.outputs import check_outputs
 from surgery.cli.devices import chosen_device, use_threads
 from surgery.cli.options import (
     CHECKPOINT,
