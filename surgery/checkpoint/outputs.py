@@ -104,8 +104,8 @@ def refuse_foreign_files(out: Path, pattern: str, what: str) -> None:
     if foreign:
         some = ", ".join(foreign[:3])
         raise SurgeryError(
-            f"{out} holds other files ({some}); a new name, or the folder of {what} was expected. Name another "
-            "one."
+            f"{out} holds other files ({some}); a new name, or the folder of {what} was expected. Name "
+            "another one."
         )
 
 
