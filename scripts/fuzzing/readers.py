@@ -215,9 +215,9 @@ class Readers:
         return reading
 
     def recipe(self, data: bytes) -> Reading:
-        """A recipe's text."""
+        """A recipe's text, seen from the folder of those that name files."""
         text = data.decode("utf-8", "replace")
-        return lambda: parse_any(text)
+        return lambda: parse_any(text, path=Path("recipes/guide/recipe.yaml"))
 
     def notes(self, data: bytes) -> Reading:
         """A folder's README."""
