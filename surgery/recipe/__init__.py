@@ -5,7 +5,7 @@ from surgery.recipe.debias import Debias, Joint, Mixed
 from surgery.recipe.distill import Distill, Rescaled
 from surgery.recipe.document import Document, Place, read_document
 from surgery.recipe.emcid import Concept, Corpus, Emcid, Offsets, Rules, Update
-from surgery.recipe.files import NamedFile, files_of
+from surgery.recipe.files import files_of
 from surgery.recipe.guide import ConceptDiffusion, Gcfg, Guide, GuideRecipe, ScalingConcept
 from surgery.recipe.loading import (
     load_any,
@@ -36,7 +36,6 @@ __all__ = [
     "GuideRecipe",
     "Joint",
     "Mixed",
-    "NamedFile",
     "Offsets",
     "Place",
     "Recipe",

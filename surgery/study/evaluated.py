@@ -105,8 +105,7 @@ def refuse_evaluation(out: Path, wish: Wish, *, cache: Path | None = None, overw
     # the cache, and what a plain listing hides, are left alone
     own = "|".join(map(re.escape, (RECORD, PLOT, PROBES)))
     refuse_foreign_files(out, rf"{own}|{re.escape(CACHE)}/.*|\..*", "an earlier evaluation")
-    if (out / RECORD).exists():
-        refuse_existing(out / RECORD, overwrite)
+    refuse_existing(out / RECORD, overwrite)
 
 
 def record_of(

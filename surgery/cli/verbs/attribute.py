@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from click.core import ParameterSource
 
 from surgery.checkpoint.outputs import refuse_existing, refuse_inputs, refuse_unwritable
 from surgery.cli.devices import chosen_device, use_threads
@@ -14,6 +13,7 @@ from surgery.cli.options import (
     FILE,
     device_option,
     dtype_option,
+    given_options,
     json_option,
     offload_option,
     output_option,
@@ -175,8 +175,7 @@ def _check_left(objective: str, polarity: str) -> None:
     Raises:
         click.UsageError: naming the option that contradicts it.
     """
-    source = click.get_current_context().get_parameter_source("ratio")
-    if source is ParameterSource.COMMANDLINE:
+    if "--ratio" in given_options(click.get_current_context()):
         raise click.UsageError("--left takes the place of --ratio; give one of the two.")
     if objective == "denoise" or polarity == "negative":
         raise click.UsageError("--left is how far a concept is erased: of positive masks and base_gap.")

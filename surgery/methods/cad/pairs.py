@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,11 @@ from surgery.diffusion.sampling import latent_shape
 from surgery.methods.cad.nouns import CadConcept, Pairs
 from surgery.methods.cad.paths import Keep, made_now, walked
 from surgery.methods.cad.settings import AttributionSettings
+
+Latents: TypeAlias = tuple[
+    Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]
+]
+"""Mean and deviation of the latents of each picture."""
 
 BATCH: Final = 8
 """Paths at a time, unless told otherwise; the U-Net sees twice as many."""
@@ -50,7 +55,8 @@ def pairs_of(
     Source: 2412.02542, sections 1.2 to 1.5 of the study.
     """
     if settings.objective == "denoise":
-        return [_noised(models, concept, settings, purpose, batch, keep) for concept in concepts]
+        pictures = partial(_pictures, models, settings=settings, purpose=purpose, batch=batch, keep=keep)
+        return [_noised(models, concept, settings, purpose, pictures(concept)) for concept in concepts]
     return walked(models, concepts, settings, purpose=purpose, batch=batch, keep=keep)
 
 
@@ -60,11 +66,10 @@ def _noised(
     concept: CadConcept,
     settings: AttributionSettings,
     purpose: str,
-    batch: int,
-    keep: Keep,
+    latents_of: Latents,
 ) -> Pairs:
     """Pictures of a concept, each with noise of several sizes; timesteps are spread over all pairs."""
-    clean, deviation = _pictures(models, concept, settings, purpose, batch, keep)
+    clean, deviation = latents_of
     each, count = settings.graded_steps, len(clean)
     schedule = noise_schedule(models.scheduler)
     generator = generator_for(concept.seed, purpose, "noise")
@@ -103,14 +108,16 @@ def _timesteps(
     return (places * most).long().clamp(max=most - 1).flatten()
 
 
+@torch.no_grad()
 def _pictures(
     models: Models,
     concept: CadConcept,
+    *,
     settings: AttributionSettings,
     purpose: str,
     batch: int,
     keep: Keep,
-) -> tuple[Float[Tensor, "pictures channels height width"], Float[Tensor, "pictures channels height width"]]:
+) -> Latents:
     """Mean and deviation of the latents of each picture: own ones, or drawn by the checkpoint."""
     if concept.images:
         _, height, width = latent_shape(models)
