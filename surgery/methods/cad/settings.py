@@ -47,9 +47,9 @@ class AttributionSettings:
     """
 
     objective: Objective = "base_gap"
-    trajectories: int = 24
-    sampling_steps: int = 8
-    graded_steps: int = 2
+    trajectories: int = 30
+    sampling_steps: int = 6
+    graded_steps: int = 1
     staggered: bool = True
     guidance: float = 3.0
     base_prompt: str = ""
