@@ -73,6 +73,7 @@ class Work:
         sites: Canonical names of the tensors that may change.
         batches: Numbers of concepts worked on together; a killed run loses one batch.
         cost: Estimated operations by stage, in units that the key names (``unet_forwards``, …).
+        masks: Whether weights are taken away rather than changed by an addition; the two do not mix.
     """
 
     method: str
@@ -80,3 +81,4 @@ class Work:
     sites: tuple[str, ...]
     batches: tuple[int, ...]
     cost: Mapping[str, int] = field(default_factory=dict)
+    masks: bool = False

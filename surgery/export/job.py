@@ -10,6 +10,7 @@ from torch import Tensor
 from surgery.checkpoint.digest import tensor_digest
 from surgery.checkpoint.layout import Checkpoint, Layout
 from surgery.checkpoint.serialise import Written
+from surgery.delta import Rescale
 from surgery.errors import PatchError, raise_all
 from surgery.export.report import ExportReport, size_of
 from surgery.names import split
@@ -22,6 +23,8 @@ from surgery.patch.rounding import add_once
 
 EXPORT_KEY: Final = "sdpatch.export"
 """Metadata of exports: which patch they are, what they carry and how exactly, and what they leave out."""
+ADDITIVE: Final = ("universal-lora", "peft", "lycoris")
+"""Targets whose loaders add a change, times a strength; others set weights, or are whole files."""
 
 EXACT_LIMIT_BYTES: Final = 128 * 1024 * 1024
 
@@ -155,6 +158,13 @@ class Job:
             )
         return names
 
+    def added_masks(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Of these tensors those that the patch masks and that the target changes by an addition."""
+        if self.target not in ADDITIVE:
+            return ()
+        terms = [term.delta.terms for term in self.patch.terms]
+        return tuple(name for name in names if any(isinstance(own.get(name), Rescale) for own in terms))
+
     def record(self, errors: Mapping[str, float], left_out: Mapping[str, str]) -> dict[str, str]:
         """The metadata by which `surgery.export.loaders` and people know what a file is."""
         content = {
@@ -164,7 +174,8 @@ class Job:
             "tensors": {name: {"largest_error": error} for name, error in errors.items()},
             "left_out": dict(left_out),
         }
-        return {EXPORT_KEY: dump(content)}
+        masks = self.added_masks(errors)
+        return {EXPORT_KEY: dump(content | {"added_masks": list(masks)} if masks else content)}
 
     def report(self, errors: Mapping[str, float], left_out: Mapping[str, str], modules: int) -> ExportReport:
         """The report, once everything is written."""
@@ -175,6 +186,7 @@ class Job:
             modules=modules,
             errors=errors,
             left_out=left_out,
+            added_masks=self.added_masks(errors),
         )
 
 

@@ -19,6 +19,8 @@ class ExportReport:
         errors: Per tensor carried, the largest difference between an element of the weight that it makes and
             of the weight that the patch makes; 0 when they are equal.
         left_out: Per tensor of the patch that is not in the export, why.
+        added_masks: Tensors of which weights are taken away, by a difference that a loader adds: at any other
+            strength than 1 those weights are not nothing, and at 2 they are the opposite of what they were.
     """
 
     target: str
@@ -27,6 +29,7 @@ class ExportReport:
     modules: int
     errors: Mapping[str, float]
     left_out: Mapping[str, str]
+    added_masks: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -43,6 +46,7 @@ class ExportReport:
             "exact": self.exact,
             "tensors": dict(self.errors),
             "left_out": dict(self.left_out),
+            "added_masks": list(self.added_masks),
         }
 
 

@@ -18,14 +18,18 @@ Passing: TypeAlias = Callable[[], Iterable[tuple[str, Float32[Tensor, "*shape"]]
 
 _BINS: Final = 1 << 15  # upper 16 bits of a positive float32
 _PIECE: Final = 1 << 22  # elements that a histogram looks at at a time
+_EXACT: Final = 1e-6  # 0.07 * 100 is a little more than 7, and is 7; sums over many tensors are as little off
 
 
-def quotas(rows: int, width: int, ratio: float, rounding: str) -> Int64[Tensor, " rows"]:
+def quotas(
+    rows: int, width: int, ratio: float, rounding: str, before: float = 0.0
+) -> Int64[Tensor, " rows"]:
     """How many of the ``width`` places of each row a share of ``ratio`` is.
 
     Args:
         rounding: ``floor`` and ``ceil`` round each row for itself; ``carry`` hands what is left over to the
             next row, so that all rows together come to the whole number nearest to their share.
+        before: The exact share of all rows in front of these, of other tensors; ``carry`` goes on from it.
 
     Raises:
         NumericsError: when the ratio is not between 0 and 1.
@@ -33,13 +37,12 @@ def quotas(rows: int, width: int, ratio: float, rounding: str) -> Int64[Tensor, 
     if not 0 <= ratio <= 1:
         raise NumericsError(f"the ratio is {ratio}; a share between 0 and 1 was expected.")
     exact = torch.full((rows,), ratio * width, dtype=torch.float64)
-    # 0.07 * 100 is a little more than 7, and is 7
     if rounding == "floor":
-        return (exact + 1e-9).floor().long()
+        return (exact + _EXACT).floor().long()
     if rounding == "ceil":
-        return (exact - 1e-9).ceil().long()
-    ends = (torch.arange(1, rows + 1, dtype=torch.float64) * (ratio * width) + 0.5 + 1e-9).floor().long()
-    return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))
+        return (exact - _EXACT).ceil().long()
+    exact_ends = before + torch.arange(rows + 1, dtype=torch.float64) * (ratio * width)
+    return torch.diff((exact_ends + 0.5 + _EXACT).floor().long())
 
 
 def largest_of_rows(

@@ -1,7 +1,8 @@
 """The steps of a recipe in order, each with its sites, its batches and its cost; made from headers alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from surgery.checkpoint import Checkpoint
@@ -64,9 +65,11 @@ def build_plan(recipe: Recipe, base: Checkpoint, works: Sequence[Work]) -> Plan:
     """The plan of ``recipe`` on ``base``, one step for each of its edits.
 
     Raises:
-        MethodError: when an edit names tensors that the base does not have; all of them at once.
+        MethodError: when an edit names tensors that the base does not have, or one takes weights away to
+            which another adds; all of them at once.
     """
-    raise_all(MethodError, [fault for work in works for fault in _missing(work, base)])
+    missing = [fault for work in works for fault in _missing(work, base)]
+    raise_all(MethodError, [*missing, *_contested(works)])
     headers: JSON = {name: [str(entry.dtype), *entry.shape] for name, entry in sorted(base.tensors.items())}
     foundation = json_digest(headers)
     steps = tuple(_step(number, work, base, foundation) for number, work in enumerate(works, start=1))
@@ -87,6 +90,18 @@ def _step(number: int, work: Work, base: Checkpoint, foundation: str) -> Step:
         shapes={name: tuple(base.tensors[name].shape) for name in work.sites},
         identity=json_digest(meaning),
     )
+
+
+def _contested(works: Sequence[Work]) -> Iterator[str]:
+    """Edits that would end in a patch that contradicts itself, told before hours of work."""
+    for mask, other in product(works, works):
+        shared = sorted(set(mask.sites) & set(other.sites)) if mask.masks and not other.masks else []
+        if shared:
+            yield (
+                f"{mask.method} takes weights of {shared[0]!r} away ({len(shared)} tensors), and "
+                f"{other.method} adds to the same; expected edits of different tensors. Make two patches, one "
+                f"on the checkpoint that the other leaves, or choose other components for {mask.method}."
+            )
 
 
 def _missing(work: Work, base: Checkpoint) -> list[str]:

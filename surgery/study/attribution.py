@@ -18,6 +18,7 @@ from surgery.methods.cad.door import edit
 from surgery.methods.cad.maker import MaskReport
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.settings import CadSettings, as_json
+from surgery.names import TEXT_ENCODERS, split
 from surgery.record import JSON
 from surgery.report.concept_map import Cell, ConceptMap, concept_maps
 from surgery.store import Store
@@ -67,7 +68,7 @@ def attribute_concepts(
     names = components_of(checkpoint.shapes, components)
     models = pipeline_on(base, device, dtype, offloaded=offloaded)
     found = edit(models, concepts, names, settings, store=store)
-    blocks = block_order(place_of(name).block for name in names)
+    blocks = _blocks(names)
     roles = [role for role in ROLES if any(place_of(name).role == role for name in names)]
     maps = [_map(concept, mask) for concept, mask in zip(concepts, found.masks, strict=True)]
     overlaps = [[one.mask.overlap(other.mask) for other in found.masks] for one in found.masks]
@@ -118,6 +119,21 @@ def refuse_foreign(out: Path) -> None:
     refuse_foreign_files(out, f"{re.escape(RECORD_FILE)}|{re.escape(MAP_FILE)}", "an earlier attribution")
 
 
+def _blocks(names: Sequence[str]) -> list[str]:
+    """In the order of a signal; those of SDXL's second text encoder behind the others of text encoders."""
+    found = []
+    for part in (*TEXT_ENCODERS, "unet"):
+        own = {place_of(name).block: _block(name) for name in names if split(name)[0] == part}
+        found += [own[block] for block in block_order(own)]
+    return found
+
+
+def _block(name: str) -> str:
+    """The block of a tensor, told from that of the same name in the other text encoder."""
+    place = place_of(name)
+    return f"2nd {place.block}" if place.component == "text_encoder_2" else place.block
+
+
 def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:
     """Shares of the score mass by block and role."""
     (facts,) = mask.facts
@@ -126,7 +142,7 @@ def _map(concept: CadConcept, mask: MaskReport) -> ConceptMap:
     positive: dict[Cell, float] = {}
     negative: dict[Cell, float] = {}
     for name, (above, below) in facts.by_tensor.items():
-        cell = (place_of(name).block, place_of(name).role)
+        cell = (_block(name), place_of(name).role)
         positive[cell] = positive.get(cell, 0.0) + above / mass
         negative[cell] = negative.get(cell, 0.0) - below / mass
     return ConceptMap(name=concept.name, positive=positive, negative=negative)

@@ -81,6 +81,16 @@ def test_a_quota_that_is_carried_on_comes_to_the_nearest_whole_number(width: int
     assert int(carried.max() - carried.min()) <= 1
 
 
+@pytest.mark.parametrize("count", [1, 5, 10, 100, 1000])
+def test_what_is_left_over_is_handed_on_to_the_next_tensor(count: int) -> None:
+    sizes = [(2560, 320), (320, 1280), (5120, 640), (640, 2560)] * 4
+    ratio, before, found = count / sum(rows * width for rows, width in sizes), 0.0, 0
+    for rows, width in sizes:
+        found += int(quotas(rows, width, ratio, "carry", before).sum())
+        before += ratio * rows * width
+    assert found == count
+
+
 def test_a_quota_of_its_own_is_rounded_down_or_up() -> None:
     assert quotas(3, 320, 0.001, "floor").tolist() == [0, 0, 0]
     assert quotas(3, 320, 0.001, "ceil").tolist() == [1, 1, 1]

@@ -58,7 +58,7 @@ from surgery.shelf import checkpoint_path
 @click.option(
     "--trajectories",
     type=click.IntRange(min=1),
-    help="Paths (24 when left out), or pictures (10), of each concept.",
+    help="Paths (30 when left out), or drawn pictures (10), of each concept.",
 )
 @click.option("--base-prompt", help="What prompts are compared with; an empty one when left out.")
 @click.option("--image", "images", type=FILE, multiple=True, help="Own picture of the concept, for denoise.")
@@ -114,6 +114,8 @@ def attribute(
     """
     if images and (objective != "denoise" or len(concepts) > 1):
         raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
+    if images and trajectories is not None:
+        raise click.UsageError("--trajectories is how many pictures are drawn; with --image none are.")
     if left is not None:
         _check_left(objective, polarity)
     if base_prompt is not None and objective == "denoise":

@@ -102,6 +102,11 @@ def _print_report(report: "ExportReport") -> None:
     for name, error in report.errors.items():
         if error:
             print(f"off by {error:.2g}  {name}")
+    if report.added_masks:
+        print(
+            f"{len(report.added_masks)} tensors are masked, by differences: load the file at strength 1 and no "
+            "other. At 2, masked weights come out with the opposite sign."
+        )
     largest = max(report.errors.values())
     exact = f"off by at most {largest:.2g}" if largest else "every value as the patch makes it"
     print(
@@ -159,6 +164,11 @@ def _print_simulation(found: "Simulation") -> None:
     for reason in found.refused:
         print(
             printable(f"the whole file is refused: {reason.why}; heard: {reason.heard} [{reason.evidence}]")
+        )
+    if found.added_masks:
+        print(
+            f"{found.added_masks} tensors are masked, by differences: at strength 1 and no other. At 2, masked "
+            "weights come out with the opposite sign."
         )
     for name, word in found.lost.items():
         print(printable(f"lost, {word}: {name}"))

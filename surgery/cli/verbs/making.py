@@ -58,6 +58,7 @@ def compose(
     place = None if base is None else checkpoint_path(base)
     check_outputs([output], [*patches, place], overwrite=overwrite)
     from surgery.patch import compose_patches, load_patch, overlaps, save_patch, take_out
+    from surgery.patch.terms import shared_masks
 
     loaded = [load_patch(patch) for patch in patches]
     if without is None:
@@ -68,10 +69,12 @@ def compose(
         raise click.UsageError("--without takes a part out of one composed patch; give just that one.")
     digest = save_patch(made, output, overwrite=overwrite)
     found = list(overlaps(loaded))
+    masked = sum(count for _, _, count in shared_masks(made.terms))
     if as_json:
         terms, tensors = len(made.terms), len(made.changes)
         record: dict[str, JSON] = {"patch": str(output), "digest": digest, "terms": terms, "tensors": tensors}
-        print_json({**record, "overlaps": [overlap.as_json() for overlap in found]})
+        told = [overlap.as_json() for overlap in found]
+        print_json({**record, "overlaps": told, "shared_masks": masked})
         return
     print(f"{output}: {len(made.terms)} terms, {len(made.changes)} tensors, digest {digest[:12]}")
     for overlap in found:
@@ -79,5 +82,7 @@ def compose(
         both, rows = overlap.rows
         keys = "" if overlap.keys is None else f"; their inputs agree up to a cosine of {overlap.keys:.2f}"
         print(f"  both {first} and {second} change {both} of {rows} rows of {overlap.name}{keys}")
+    if masked:
+        print(f"  {masked:,} weights are masked by two of them: the stronger mask counts")
     if found:
         print("  their order changes nothing: all are changes of the base's own weight")

@@ -70,6 +70,7 @@ def simulate_file(
         verdicts=found,
         lost=lost,
         weights=weights,
+        added_masks=len(masks) if isinstance(masks := record.get("added_masks"), list) else 0,
     )
 
 

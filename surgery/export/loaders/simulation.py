@@ -37,6 +37,7 @@ class Simulation:
         lost: Edited tensors whose edit the loader would not hold, and what becomes of it.
         weights: Of edited tensors that are applied; empty without a base and a patch, and without those that
             are not computed.
+        added_masks: How many tensors the file masks by differences, which hold at strength 1 alone.
     """
 
     loader: Loader
@@ -46,6 +47,7 @@ class Simulation:
     verdicts: tuple[Verdict, ...]
     lost: Mapping[str, Lost]
     weights: Mapping[str, Held]
+    added_masks: int = 0
 
     @property
     def whole(self) -> bool:
@@ -66,6 +68,7 @@ class Simulation:
             ],
             "changes": [_as_json(verdict) for verdict in self.verdicts],
             "lost": dict(self.lost),
+            "added_masks": self.added_masks,
             "weights": {
                 name: {"equal": found.equal, "apart": found.apart} for name, found in self.weights.items()
             },

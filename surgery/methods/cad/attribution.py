@@ -76,7 +76,7 @@ def attribute(
     Raises:
         MethodError: as ``add_gradients``.
     """
-    sums = Sums(squares={} if standard_errors else None)
+    sums = Sums(differences={} if standard_errors else None)
     measured = list(add_samples(models, pairs, grading, sums))
     return attribution_of(models, grading, sums, together(measured), len(pairs))
 
@@ -91,7 +91,7 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
     for part in track(list(_lots(pairs, size)), "gradients", unit="lot"):
         # sums of its own for each attempt: one that runs out of memory leaves nothing half-added
         def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Sums, Measured]:
-            own = Sums(squares=None if sums.squares is None else {})
+            own = Sums(differences=None if sums.differences is None else {}, last=sums.last)
             return (
                 micro_batch,
                 own,
@@ -100,6 +100,7 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
 
         size, own, measured = halving(size, attempt)
         sums.merge(own)
+        del own  # else its memory would be held while the next lot is graded
         yield measured
 
 
@@ -112,7 +113,8 @@ def _lots(pairs: Pairs, size: int) -> Iterator[Pairs]:
             yield pairs.select(rows)
             rows = []
         rows += own
-    yield pairs.select(rows)
+    if rows:
+        yield pairs.select(rows)
 
 
 def attribution_of(
@@ -122,7 +124,7 @@ def attribution_of(
     names, spread = grading.names, None
     # gradients of logarithms are shares of the measure
     count = pairs / abs(measured.mean) if grading.even else pairs
-    if sums.squares is not None:
+    if sums.differences is not None:
         spread = {name: _standard_error(sums, name, count) for name in names}
     for name in names:
         sums.gradients[name] /= count
@@ -135,11 +137,16 @@ def attribution_of(
 
 
 def _standard_error(sums: Sums, name: str, pairs: float) -> Tensor:
-    """Of the mean over pairs, from the sums of equally large samples: √(Σ(gₖ - ḡ)² · n / (n - 1)) / pairs."""
+    """Of the mean over pairs: √(n / (2 (n - 1)) · Σ(gₖ - gₖ₋₁)²) / pairs, of n equally large samples.
+
+    Neighbours pass nearly the same timesteps, so that what differs between timesteps, which is no error of
+    samples that are spread over them, does not count.
+
+    Source: Wolter 1984, the estimator v₂ for systematic samples.
+    """
+    assert sums.differences is not None
     count = sums.samples
-    squares = sums.squares or {}
-    deviations = (squares[name] - sums.gradients[name].square() / count).clamp_min(0)
-    return torch.as_tensor((deviations * (count / max(1, count - 1))).sqrt() / pairs)
+    return (sums.differences[name] * (count / (2 * max(1, count - 1)))).sqrt() / pairs
 
 
 def together(parts: Sequence[Measured]) -> Measured:

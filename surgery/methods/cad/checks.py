@@ -135,12 +135,12 @@ def attribution_findings(name: str, facts: Facts) -> Iterator[Finding]:
             "were too small for their type. Compute in float32.",
         )
     share = _largest_share(facts.by_timestep)
-    if len(facts.by_timestep) > 2 and share > _ONE_TIMESTEP:
+    if share > _ONE_TIMESTEP:
         yield _finding(
             "one-timestep",
             name,
             f"one tenth of the timesteps holds {100 * share:.0f} % of the measure; the scores are about it "
-            "alone. Grade more steps.",
+            "alone. Grade more steps, or take more paths.",
         )
     if facts.masked_already:
         worst = max(facts.masked_already, key=lambda one: facts.masked_already[one])
@@ -165,7 +165,15 @@ def unknown_findings(name: str, measured: float, made_up: float | None) -> Itera
 
 
 def size_findings(name: str, mask: ComponentMask, wanted: int, tensors: Sequence[str]) -> Iterator[Finding]:
-    """Where a mask has fewer weights than the ratio's ``wanted``, or none of some tensors."""
+    """Where a mask is empty, has fewer weights than the ratio's ``wanted``, or none of some tensors."""
+    if not mask.count:
+        reason = (
+            "none of those looked at says enough. Look at other components."
+            if wanted
+            else "the ratio stands for less than one of each quota. Take a larger one, or rounding 'carry'."
+        )
+        yield _finding("empty-mask", name, f"no weight is masked: {reason}")
+        return
     skipped = [tensor for tensor in tensors if tensor not in mask.places]
     if skipped:
         yield _finding(

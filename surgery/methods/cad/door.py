@@ -56,7 +56,7 @@ def edit(
     refuse_unfit(models, names, settings.attribution)
     maker = Maker(models, names, settings, tuple(retain), store)
     maker.shelf.share_batches(concepts, settings.attribution)
-    reports, findings = [], list(model_findings(models, concepts))
+    reports, findings = [], list(model_findings(models, (*concepts, *retain)))
     for group in [tuple(concepts)] if settings.combine == "sum" else [(concept,) for concept in concepts]:
         report, found = maker.report(group, len(concepts))
         reports.append(report)
@@ -103,6 +103,12 @@ def check_edit(
         faults.append("left is how far a concept is erased; the other polarity needs a ratio or a count.")
     if chosen.left is not None and settings.combine == "quota":
         faults.append("combine 'quota' parts a ratio, and left looks for one; use union or sum.")
+    if settings.attribution.standard_errors:
+        faults += [
+            f"{one.name!r} has one picture, and standard errors are between pictures; expected two or more."
+            for one in (*concepts, *retain)
+            if len(one.images) == 1
+        ]
     faults += repeats([concept.name for concept in retain])
     both = {concept.name.casefold() for concept in concepts} & {one.name.casefold() for one in retain}
     if both:

@@ -1,7 +1,7 @@
 """How a concept's measure changes with each weight: gradients summed in place over many noisy pictures."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,32 +21,37 @@ MICRO_BATCH: Final = 4
 
 @dataclass(slots=True, kw_only=True)
 class Sums:
-    """Sums of gradients, float32 on the CPU; of their squares, sample by sample, where there is a table."""
+    """Sums of gradients, float32 on the CPU, of one sample (path or picture) after the other.
+
+    ``differences`` are the sums of squared differences between each sample's gradient and that of the one
+    before, which is ``last``; both stay out where there is no table.
+    """
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    squares: dict[str, Tensor] | None = None
+    differences: dict[str, Tensor] | None = None
+    last: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
 
-    def close(self, leaves: Mapping[str, nn.Parameter]) -> None:
-        """Add what the leaves have gathered, and empty them; its square too, where it is one sample's."""
-        for name, leaf in leaves.items():
-            gradient = leaf.grad
-            leaf.grad = None
-            if gradient is None:
-                continue
-            gathered = gradient.float().cpu()
-            if self.squares is not None:
-                add_to(self.squares, name, gathered.square())
-            add_to(self.gradients, name, gathered)
+    def add(self, gathered: dict[str, Tensor]) -> None:
+        """Add gradients, whose memory is used up; those of one sample, where differences are kept."""
+        if self.differences is not None:
+            for name in gathered.keys() & self.last.keys():
+                add_to(self.differences, name, (gathered[name] - self.last[name]).square())
+            self.last = {name: one.clone() for name, one in gathered.items()}
+        _pour(gathered, self.gradients)
 
     def merge(self, other: "Sums") -> None:
-        """Add other sums, whose memory is used up."""
+        """Add the sums of the samples that follow, whose memory is used up."""
         self.samples += other.samples
-        for name, one in other.gradients.items():
-            add_to(self.gradients, name, one)
-        for name, one in (other.squares or {}).items():
-            if self.squares is not None:
-                add_to(self.squares, name, one)
+        self.last = other.last
+        _pour(other.gradients, self.gradients)
+        if self.differences is not None and other.differences is not None:
+            _pour(other.differences, self.differences)
+
+
+def _pour(parts: dict[str, Tensor], total: dict[str, Tensor]) -> None:
+    for name in list(parts):
+        add_to(total, name, parts.pop(name))
 
 
 def add_to(total: dict[str, Tensor], name: str, part: Tensor) -> None:
@@ -75,8 +80,7 @@ class Grading:
 def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Measured:
     """Add the gradient of the measure of some pairs, summed over them, to ``sums``; the measure itself.
 
-    Every path or picture counts as one sample. Gradients in half precision are added up in float32 beyond a
-    micro-batch.
+    Gradients in half precision are added up in float32 beyond a micro-batch.
 
     Raises:
         MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
@@ -86,7 +90,8 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
         halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
         size = grading.micro_batch
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
-        for whole in _wholes(pairs, apart=sums.squares is not None):
+        for whole in _wholes(pairs, apart=sums.differences is not None):
+            gathered: dict[str, Tensor] = {}
             for part in _parts(whole, size):
                 found = _measure(models, part, reader)
                 if grading.even and not bool(found.detach().all()):
@@ -98,13 +103,23 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
                 if found.requires_grad:  # else none of the leaves is reached, which is told below
                     (found / found.detach().abs() if grading.even else found).sum().backward()
                 values.append(found.detach().cpu())
-                if halves and sums.squares is None:
-                    sums.close(leaves)
-            sums.close(leaves)
+                if halves:
+                    _gather(leaves, gathered)
+            _gather(leaves, gathered)
+            sums.add(gathered)
     sums.samples += pairs.samples
     measured = Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
     _refuse_broken(sums, measured, grading.names)
     return measured
+
+
+def _gather(leaves: Mapping[str, nn.Parameter], gathered: dict[str, Tensor]) -> None:
+    """Take from the leaves what they have gathered."""
+    for name, leaf in leaves.items():
+        gradient = leaf.grad
+        leaf.grad = None
+        if gradient is not None:
+            add_to(gathered, name, gradient.float().cpu())
 
 
 @torch.no_grad()
@@ -114,7 +129,7 @@ def predictions(
     """What the U-Net predicts for the concept's prompts with other values in the place of some weights."""
     device, _ = device_and_dtype(models.unet)
     values = {name: value.to(device) for name, value in changed.items()}
-    with resident(models.unet), standing_in(models, values):
+    with _present(models, values), standing_in(models, values):
         reader = _Reader(models, pairs, in_graph=False)
         return torch.cat([_predict(models, part, reader).cpu() for part in _parts(pairs, micro_batch)])
 
@@ -176,10 +191,19 @@ class _Reader:
 
 
 @contextmanager
+def _present(models: Models, names: Iterable[str]) -> Iterator[None]:
+    """The U-Net and all that these weights belong to where they run: what stands in moves no more."""
+    with ExitStack() as stack:
+        for part in sorted({"unet", *(split(name)[0] for name in names)}):
+            stack.enter_context(resident(getattr(models, part)))
+        yield
+
+
+@contextmanager
 def _graded(models: Models, grading: Grading) -> Iterator[dict[str, nn.Parameter]]:
     """Leaves in the weights' place, on the device; activations are computed again where that is asked for."""
     sparing = _checkpointed(models.unet) if grading.checkpointing else nullcontext()
-    with resident(models.unet):
+    with _present(models, grading.names):
         leaves = _leaves(models, grading)
         with standing_in(models, leaves, gradients=True), sparing:
             yield leaves

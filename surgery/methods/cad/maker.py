@@ -193,6 +193,7 @@ class Maker:
                 return rank(scores, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
             for name, score in own():
                 add_to(total, name, score)
+            del attribution, own  # as large as the weights; the next concept's come
         summed = partial(self._spared, lambda: sorted(total.items()))
         return rank(summed, chosen.rule, most, zeros=chosen.zeros), tuple(facts)
 

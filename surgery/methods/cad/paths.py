@@ -233,7 +233,9 @@ class _Walker:
         self.device, self.dtype = device_and_dtype(models.unet)
         self.readings = [read_prompts(models, concept.prompts) for concept in concepts]
         self.without = read_without(models, "")
-        self.base = read_prompts(models, [settings.base_prompt])
+        # no words are what guidance leads away from: of SDXL zeros, not an empty prompt as it is read
+        prompt = settings.base_prompt
+        self.base = read_prompts(models, [prompt]) if prompt else self.without
         same = torch.equal(self.base.features, self.without.features)
         # the sampler's own second half is then the base prompt's prediction, too
         self.shared = same and settings.pairing == "matched"

@@ -45,6 +45,8 @@ class Ranked:
     def mask(self, ratio: float, rounding: Rounding = "carry") -> ComponentMask:
         """The mask of a ratio: of each row, tensor or all together the candidates with the largest scores.
 
+        Quotas that are carried on come to the whole number nearest to the ratio of all weights.
+
         Raises:
             MethodError: when the ratio is larger than what was ranked.
         """
@@ -53,13 +55,12 @@ class Ranked:
                 f"the ratio is {ratio:g}; the list holds the largest {self.ratio:g}. Rank more, or ask for "
                 "less."
             )
-        match self.rule:
-            case "row":
-                chosen = {name: self._of_rows(name, ratio, rounding) for name in self.candidates}
-            case "tensor":
-                chosen = {name: self._of_tensor(name, ratio, rounding) for name in self.candidates}
-            case _:
-                chosen = self._of_all(ratio, rounding)
+        if self.rule == "global":
+            chosen = self._of_all(ratio, rounding)
+        else:
+            parts = self._parts(ratio, rounding)
+            pick = self._of_rows if self.rule == "row" else self._of_tensor
+            chosen = {name: pick(name, parts[name]) for name in self.candidates}
         places = {
             name: Places("elements", self.shapes[name], index) for name, index in chosen.items() if len(index)
         }
@@ -67,17 +68,22 @@ class Ranked:
 
     def wanted(self, ratio: float, rounding: Rounding) -> int:
         """How many weights a ratio asks for; a mask has fewer where scores speak against the concept."""
-        sizes = [(shape[0], prod(shape[1:])) for shape in self.shapes.values()]
-        if self.rule == "row":
-            return sum(int(quotas(rows, width, ratio, rounding).sum()) for rows, width in sizes)
-        totals = [rows * width for rows, width in sizes]
-        parts = totals if self.rule == "tensor" else [sum(totals)]
-        return sum(int(quotas(1, total, ratio, rounding)) for total in parts)
+        if self.rule == "global":
+            return int(quotas(1, _total(self.shapes), ratio, rounding))
+        return sum(int(part.sum()) for part in self._parts(ratio, rounding).values())
 
-    def _of_rows(self, name: str, ratio: float, rounding: Rounding) -> Tensor:
+    def _parts(self, ratio: float, rounding: Rounding) -> dict[str, Tensor]:
+        """The quota of each row of each tensor, or of the tensor; one carries on where the last one ends."""
+        parts, before = {}, 0.0
+        for name, shape in sorted(self.shapes.items()):
+            rows = shape[0] if self.rule == "row" else 1
+            parts[name] = quotas(rows, prod(shape) // rows, ratio, rounding, before)
+            before += ratio * prod(shape)
+        return parts
+
+    def _of_rows(self, name: str, wanted: Tensor) -> Tensor:
         mine, shape = self.candidates[name], self.shapes[name]
         width = prod(shape[1:])
-        wanted = quotas(shape[0], width, ratio, rounding)
         order = mine.scores.sort(descending=True, stable=True).indices
         rows = mine.places[order] // width
         by_row = rows.sort(stable=True)
@@ -87,10 +93,9 @@ class Ranked:
         kept = order[by_row.indices[rank < wanted[by_row.values]]]
         return mine.places[kept].sort().values
 
-    def _of_tensor(self, name: str, ratio: float, rounding: Rounding) -> Tensor:
+    def _of_tensor(self, name: str, wanted: Tensor) -> Tensor:
         mine = self.candidates[name]
-        wanted = int(quotas(1, prod(self.shapes[name]), ratio, rounding))
-        best = mine.scores.sort(descending=True, stable=True).indices[:wanted]
+        best = mine.scores.sort(descending=True, stable=True).indices[: int(wanted)]
         return mine.places[best].sort().values
 
     def _of_all(self, ratio: float, rounding: Rounding) -> dict[str, Tensor]:

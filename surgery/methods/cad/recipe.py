@@ -119,6 +119,7 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
             "unet_backwards": sum(_graded(attribution, one) for one in everyone) + probed,
             "weights_scored": sum(prod(base.shapes[name]) for name in names),
         },
+        masks=True,
     )
 
 

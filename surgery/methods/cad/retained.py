@@ -1,6 +1,6 @@
 """What each weight means to concepts that must stay; a killed run loses one concept's part of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -45,7 +45,7 @@ class Retained:
         total, done = self._newest(kind)
         rest = list(self.concepts[done:])
         for concept in progress.track(rest, "concepts to retain", unit="concept"):
-            for name, one in self._of(kind, concept).items():
+            for name, one in self._of(kind, concept):
                 add_to(total, name, one)
             done += 1
             if self.store is not None:
@@ -54,18 +54,19 @@ class Retained:
                 self.shelf.clear(concept, self.attribution)
         return {name: one / len(self.concepts) for name, one in total.items()}
 
-    def _of(self, kind: Kind, concept: CadConcept) -> dict[str, Tensor]:
+    def _of(self, kind: Kind, concept: CadConcept) -> Iterator[tuple[str, Tensor]]:
         if kind == "scores":
             found = self.shelf.attribution(concept, self.attribution)
             refuse_no_gap(concept.name, found.measured)
             whole = max(abs(found.measured.mean), _TINY)
-            return {name: score.abs() / whole for name, score in found.scores()}
+            yield from ((name, score.abs() / whole) for name, score in found.scores())
+            return
         pairs = self.shelf.pairs(concept, self.attribution)
         generator = torch.Generator().manual_seed(derived_seed(concept.seed, "signs"))
         seen = measure(self.models, pairs, {}, 2 * self.grading.micro_batch)
         refuse_no_gap(concept.name, seen)
         heights = curvature(self.models, pairs, self.grading, PROBES, generator)
-        return {name: height / max(abs(seen.mean), _TINY) for name, height in heights.items()}
+        yield from ((name, height / max(abs(seen.mean), _TINY)) for name, height in heights.items())
 
     def _newest(self, kind: Kind) -> tuple[dict[str, Tensor], int]:
         """The sum over the first concepts that an earlier run left, and how many they are."""

@@ -150,7 +150,8 @@ class Shelf:
             return attribute(self._models, pairs, self._grading, standard_errors=settings.standard_errors)
         numbers = pairs.sample.unique().tolist()
         done, values = self._newest(store, concept, settings, len(numbers))
-        rest = pairs.select(torch.isin(pairs.sample, torch.tensor(numbers[done.samples :])))
+        left = torch.tensor(numbers[done.samples :], dtype=pairs.sample.dtype)
+        rest = pairs.select(torch.isin(pairs.sample, left))
         seen, kept, written = values, done.samples, time.monotonic()
         for measured in add_samples(self._models, rest, self._grading, done):
             seen.append(measured.values)
@@ -172,7 +173,8 @@ class Shelf:
     ) -> None:
         """Put the sums into the store in the place of the earlier ones."""
         tensors = {f"gradient/{name}": one for name, one in sums.gradients.items()}
-        tensors |= {f"square/{name}": one for name, one in (sums.squares or {}).items()}
+        tensors |= {f"difference/{name}": one for name, one in (sums.differences or {}).items()}
+        tensors |= {f"last/{name}": one for name, one in sums.last.items()}
         key = self._key(store, concept, settings, sums.samples)
         store.put(key, tensors, {"values": torch.cat(seen).tolist()})
         if before:
@@ -195,17 +197,22 @@ class Shelf:
                     kind: {
                         name.partition("/")[2]: one for name, one in tensors.items() if name.startswith(kind)
                     }
-                    for kind in ("gradient", "square")
+                    for kind in ("gradient", "difference", "last")
                 }
-                squares = parts["square"] if settings.standard_errors else None
-                sums = Sums(gradients=parts["gradient"], squares=squares, samples=number)
+                sums = Sums(
+                    gradients=parts["gradient"],
+                    differences=parts["difference"] if settings.standard_errors else None,
+                    last=parts["last"],
+                    samples=number,
+                )
                 return sums, [torch.tensor(held.data["values"])]
-        return Sums(squares={} if settings.standard_errors else None), []
+        return Sums(differences={} if settings.standard_errors else None), []
 
     def _key(self, store: Store, concept: CadConcept, settings: AttributionSettings, number: int) -> str:
-        return store.key(
-            {"what": "cad sums", "samples": number, "concept": self.keys.concept(concept, settings)}
-        )
+        meaning: dict[str, JSON] = {"what": "cad sums", "samples": number}
+        if settings.standard_errors:
+            meaning["errors"] = 2  # goes up when they are made otherwise
+        return store.key({**meaning, "concept": self.keys.concept(concept, settings)})
 
 
 def _large(sums: Sums) -> bool:

@@ -14,6 +14,7 @@ from surgery.delta import Places, Rescale
 from surgery.errors import MethodError
 from surgery.methods.cad import attribution as attribution_room
 from surgery.methods.cad import gradients as gradients_room
+from surgery.methods.cad import maker as maker_room
 from surgery.methods.cad.checks import effect_findings
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import edit
@@ -45,7 +46,7 @@ def test_a_mask_lowers_the_measure_more_than_random_ones(models: Any) -> None:
     assert control.change < 0
     assert control.effect < control.random_effect
     sizes = [models.unet.get_parameter(name.removeprefix("unet/")).numel() for name in NAMES]
-    assert report.mask.count <= report.wanted == sum(round(0.05 * size) for size in sizes)
+    assert report.mask.count <= report.wanted == round(0.05 * sum(sizes))
 
 
 def test_a_mask_of_the_other_polarity_raises_it(models: Any) -> None:
@@ -166,6 +167,37 @@ def test_a_stopped_attribution_goes_on_and_gives_the_same_bits(
     resumed = edit(models, [CAT], NAMES, apart, store=store)
     assert len(calls) == 3  # the first path was not done again
     assert {name: places(resumed, name) for name in NAMES} == {name: places(whole, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("retain", [(), (DOG,)])
+def test_a_run_that_stops_behind_the_last_path_goes_on(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retain: tuple[CadConcept, ...]
+) -> None:
+    settings = with_selection(ranking="retain") if retain else SETTINGS
+    whole = edit(models, [CAT], NAMES, settings, retain=retain)
+    store, calls = Store(tmp_path), []
+    rank = maker_room.rank
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            list(given[0]())  # and what it asks for
+            raise KeyboardInterrupt
+        return rank(*given, **named)
+
+    monkeypatch.setattr(maker_room, "rank", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        edit(models, [CAT], NAMES, settings, retain=retain, store=store)
+    monkeypatch.setattr(attribution_room, "add_gradients", lambda *_: pytest.fail("attributed again"))
+    resumed = edit(models, [CAT], NAMES, settings, retain=retain, store=store)
+    assert {name: places(resumed, name) for name in NAMES} == {name: places(whole, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("rule", ["row", "tensor", "global"])
+def test_a_count_is_as_many_weights(models: Any, rule: Any) -> None:
+    for count in (1, 7, 30):
+        (report,) = edit(models, [CAT], NAMES, with_selection(count=count, rule=rule)).masks
+        assert report.mask.count == report.wanted == count
 
 
 def test_another_ratio_needs_no_new_attribution(

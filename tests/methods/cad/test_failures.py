@@ -262,8 +262,9 @@ def test_velocities(models: Any) -> None:
 
 
 def test_quotas_of_nothing_and_rows_with_too_little(models: Any) -> None:
-    floored = replace(SETTINGS, selection=SelectionSettings(ratio=1e-3, rounding="floor"))
-    assert "skipped-tensors" in kinds(edited(models, floored).findings)
+    for ratio, kind in ((1e-3, "empty-mask"), (0.01, "skipped-tensors")):
+        floored = replace(SETTINGS, selection=SelectionSettings(ratio=ratio, rounding="floor"))
+        assert kind in kinds(edited(models, floored).findings)
     much = replace(SETTINGS, selection=SelectionSettings(ratio=0.9))
     (report,) = (result := edited(models, much)).masks
     assert report.mask.count < report.wanted
