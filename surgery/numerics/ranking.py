@@ -21,9 +21,7 @@ _PIECE: Final = 1 << 22  # elements that a histogram looks at at a time
 _EXACT: Final = 1e-6  # 0.07 * 100 is a little more than 7, and is 7; sums over many tensors are as little off
 
 
-def quotas(
-    rows: int, width: int, ratio: float, rounding: str, before: float = 0.0
-) -> Int64[Tensor, " rows"]:
+def quotas(rows: int, width: int, ratio: float, rounding: str, before: float = 0.0) -> Int64[Tensor, " rows"]:
     """How many of the ``width`` places of each row a share of ``ratio`` is.
 
     Args:

@@ -98,9 +98,9 @@ def _contested(works: Sequence[Work]) -> Iterator[str]:
         shared = sorted(set(mask.sites) & set(other.sites)) if mask.masks and not other.masks else []
         if shared:
             yield (
-                f"{mask.method} takes weights of {shared[0]!r} away ({len(shared)} tensors), and "
-                f"{other.method} adds to the same; expected edits of different tensors. Make two patches, one "
-                f"on the checkpoint that the other leaves, or choose other components for {mask.method}."
+                f"{mask.method} takes weights of {shared[0]!r} away and {other.method} adds to it (and "
+                f"{len(shared) - 1} more); expected edits of different ones. Make two patches, one on the "
+                f"checkpoint that the other leaves, or choose other components for {mask.method}."
             )
 
 

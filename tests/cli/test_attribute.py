@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from surgery.methods.cad import AttributionSettings
 from tests.cli.conftest import Call
 from tests.conftest import BuildTiny
 
@@ -94,12 +95,33 @@ def test_attribute_of_own_pictures_looks_for_what_stands_in_the_way(
     pictures = [word for number in range(3) for word in ("--image", tmp_path / f"{number}.png")]
     how = ("--polarity", "negative", "--micro-batch", 8, "--checkpointing", "--components", "ff_out")
     args = ("--objective", "denoise", *pictures, *how, "--json", "-o", tmp_path / "out")
-    found = surgery("attribute", tiny_pipeline, "cat", *QUICK, *args).json
+    found = surgery("attribute", tiny_pipeline, "cat", *QUICK[2:], *args).json
     assert found["settings"]["polarity"] == "negative"
     assert found["concepts"][0]["attribution"][0]["pairs"] == 201
-    done = surgery("attribute", tiny_pipeline, "cat", "dog", *QUICK, *args)
-    assert done.code == 2
-    assert "--image is for one concept" in done.err
+    for words, said in (
+        (("cat", "dog"), "--image is for one concept"),
+        (("cat", "--trajectories", 2), "with --image none are"),
+    ):
+        done = surgery("attribute", tiny_pipeline, *words, *QUICK[2:], *args)
+        assert done.code == 2
+        assert said in done.err
+
+
+def test_both_text_encoders_have_blocks_of_their_own(surgery: Call, tiny_xl: Path, tmp_path: Path) -> None:
+    args = ("--components", "text_mlp", *QUICK, "--json", "-o", tmp_path / "out")
+    found = surgery("attribute", tiny_xl, "cat", *args).json
+    second = [block for block in found["blocks"] if block.startswith("2nd ")]
+    first = [block.removeprefix("2nd ") for block in second]
+    assert second
+    assert found["blocks"][-len(second) :] == second
+    assert found["blocks"][: len(first)] == first
+    assert set(found["concepts"][0]["positive"]) == set(found["blocks"])
+
+
+def test_the_help_tells_the_usual_numbers(surgery: Call) -> None:
+    usual = AttributionSettings()
+    said = " ".join(surgery("attribute", "--help").out.split())
+    assert f"Paths ({usual.trajectories} when left out), or drawn pictures ({usual.pictures})" in said
 
 
 def test_attribute_grows_masks_to_what_is_left(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -185,6 +185,11 @@ def test_a_mask_is_named_and_so_is_what_carries_it(surgery: Call, base: Path, tm
         out = tmp_path / f"{target}.safetensors"
         made = surgery("export", tmp_path / "mask.safetensors", "--to", target, "--base", base, "-o", out)
         assert made.code == 0
+        # ComfyUI sets weights; the others add, at whatever strength
+        assert ("opposite sign" in made.out) == (target != "comfy")
+    told = surgery("simulate", "a1111", tmp_path / "lycoris.safetensors")
+    assert told.code == 0
+    assert "1 tensors are masked, by differences: load the file at strength 1" in told.out
 
 
 def test_an_unknown_loader_is_answered_with_the_nearest(surgery: Call, lora: Path) -> None:

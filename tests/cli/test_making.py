@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from surgery.patch import load_patch, patch_digest, save_patch
+from surgery.checkpoint import open_checkpoint
+from surgery.delta import Delta, Places, Rescale
+from surgery.patch import Term, load_patch, make_patch, patch_digest, save_patch
 from tests.cli.conftest import Call
 from tests.support.folders import CONV_NAME, FC2_NAME, contents, small_weights, write_folder
 from tests.support.patches import random_patch
@@ -66,6 +69,19 @@ def test_compose_says_where_patches_meet_and_takes_a_part_out_again(
     assert surgery("compose", tmp_path / "all", "--without", gone, "-o", tmp_path / "two").code == 0
     assert surgery("compose", *patches[:2], "-o", tmp_path / "both", "--base", base).code == 0
     assert (tmp_path / "two").read_bytes() == (tmp_path / "both").read_bytes()
+
+
+def test_compose_counts_weights_that_two_masks_take(surgery: Call, base: Path, tmp_path: Path) -> None:
+    checkpoint, made = open_checkpoint(base), []
+    for number, places in enumerate(([0, 3, 4], [3, 4, 5])):
+        where = Places("elements", checkpoint.shapes[FC2_NAME], torch.tensor(places))
+        term = Term(delta=Delta({FC2_NAME: Rescale(where, torch.tensor(0.5 * number))}), source="cad")
+        made.append(tmp_path / f"mask-{number}")
+        save_patch(make_patch([term], checkpoint), made[-1])
+    done = surgery("compose", *made, "-o", tmp_path / "all", "--base", base)
+    assert done.code == 0
+    assert "2 weights are masked by two of them: the stronger mask counts" in done.out
+    assert surgery("compose", *made, "-o", tmp_path / "j", "--base", base, "--json").json["shared_masks"] == 2
 
 
 def test_compose_asks_for_the_base_where_it_is_needed(

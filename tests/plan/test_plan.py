@@ -1,5 +1,6 @@
 """Plans are made from headers, keep their identity under spelling, and lose it with anything that matters."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,25 @@ def test_sites_that_the_base_lacks_are_all_named_at_once(tiny_pipeline: Path, re
     assert "layers.30" in str(caught.value)
     assert "layers.31" in str(caught.value)
     assert "edits 'text_encoder/text_model.encoder.layers.3.mlp" not in str(caught.value)
+
+
+def test_weights_that_one_edit_takes_away_and_another_adds_to_are_refused(
+    tiny_pipeline: Path, recipe_file: Path
+) -> None:
+    recipe, base = (
+        parse_recipe(RECIPE.format(base=tiny_pipeline), path=recipe_file),
+        open_checkpoint(tiny_pipeline),
+    )
+    sites = tuple(f"text_encoder/text_model.encoder.layers.{n}.mlp.fc2.weight" for n in (0, 1))
+    added = Work(method="emcid", meaning={}, sites=sites, batches=(1,))
+    mask, other = (
+        Work(method="cad", meaning={}, sites=own, batches=(1,), masks=True) for own in (sites[:1], sites[1:])
+    )
+    for works in ([added, mask], [mask, added]):
+        with pytest.raises(MethodError, match=r"layers\.0\.mlp.* and emcid adds to it \(and 0 more\)"):
+            build_plan(recipe, base, works)
+    build_plan(recipe, base, [mask, mask, other])  # masks mix
+    build_plan(recipe, base, [replace(added, sites=sites[1:]), mask])
 
 
 def test_layers_that_the_base_lacks_are_refused_from_its_header(

@@ -96,17 +96,21 @@ def export(
         _print_report(report)
 
 
+def _warn_of_masks(tensors: int) -> None:
+    if tensors:
+        print(
+            f"{tensors} tensors are masked, by differences: load the file at strength 1 and no other. At 2, "
+            "masked weights come out with the opposite sign."
+        )
+
+
 def _print_report(report: "ExportReport") -> None:
     for name, reason in report.left_out.items():
         print(printable(f"left out  {name}: {reason}"))
     for name, error in report.errors.items():
         if error:
             print(f"off by {error:.2g}  {name}")
-    if report.added_masks:
-        print(
-            f"{len(report.added_masks)} tensors are masked, by differences: load the file at strength 1 and no "
-            "other. At 2, masked weights come out with the opposite sign."
-        )
+    _warn_of_masks(len(report.added_masks))
     largest = max(report.errors.values())
     exact = f"off by at most {largest:.2g}" if largest else "every value as the patch makes it"
     print(
@@ -165,11 +169,7 @@ def _print_simulation(found: "Simulation") -> None:
         print(
             printable(f"the whole file is refused: {reason.why}; heard: {reason.heard} [{reason.evidence}]")
         )
-    if found.added_masks:
-        print(
-            f"{found.added_masks} tensors are masked, by differences: at strength 1 and no other. At 2, masked "
-            "weights come out with the opposite sign."
-        )
+    _warn_of_masks(found.added_masks)
     for name, word in found.lost.items():
         print(printable(f"lost, {word}: {name}"))
     source = found.loader.source

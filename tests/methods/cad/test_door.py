@@ -15,6 +15,7 @@ from surgery.errors import MethodError
 from surgery.methods.cad import attribution as attribution_room
 from surgery.methods.cad import gradients as gradients_room
 from surgery.methods.cad import maker as maker_room
+from surgery.methods.cad import ranked as ranked_room
 from surgery.methods.cad.checks import effect_findings
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import edit
@@ -176,7 +177,7 @@ def test_a_run_that_stops_behind_the_last_path_goes_on(
     settings = with_selection(ranking="retain") if retain else SETTINGS
     whole = edit(models, [CAT], NAMES, settings, retain=retain)
     store, calls = Store(tmp_path), []
-    rank = maker_room.rank
+    rank = ranked_room.rank
 
     def stopped(*given: Any, **named: Any) -> Any:
         calls.append(1)

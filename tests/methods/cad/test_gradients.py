@@ -158,3 +158,80 @@ def test_what_differs_between_timesteps_is_no_error_of_paths_spread_over_them() 
     found = attribution_room._standard_error(total, "w", 1)
     torch.testing.assert_close(found, by_hand.sqrt()[None])
     assert float(found) < 0.1 * float(values.std() * 40**0.5)  # as if they were drawn at random
+
+
+@pytest.mark.parametrize("towards", [1, -1])
+def test_the_curvature_makes_a_prediction_better_than_the_slope_alone(
+    models: Any, pairs: Pairs, towards: int
+) -> None:
+    shaken = replace(pairs, towards=towards, target=pairs.target * 0.5)
+    weights = weights_of(models, NAMES)
+    generator = torch.Generator().manual_seed(0)
+    rules: tuple[Predictor, ...] = ("first_order", "gauss_newton")
+    told = {rule: predict(models, shaken, Grading(names=NAMES), rule) for rule in rules}
+    before = measure(models, shaken, {}).mean
+    errors: dict[str, list[float]] = {rule: [] for rule in told}
+    for _ in range(6):
+        mask = random_mask(
+            ComponentMask(
+                {
+                    name: Places("elements", tuple(one.shape), torch.arange(one.numel() // 5))
+                    for name, one in weights.items()
+                }
+            ),
+            generator,
+        )
+        gone = {name: masked(weights[name].detach(), places) for name, places in mask.places.items()}
+        change = measure(models, shaken, gone).mean - before
+        for rule, prediction in told.items():
+            errors[rule].append((prediction.of(mask) - change) ** 2)
+    assert sum(errors["gauss_newton"]) < sum(errors["first_order"])
+
+
+def test_a_weight_that_nothing_flows_into_is_refused(models: Any, pairs: Pairs) -> None:
+    unused = "vae/decoder.conv_in.weight"
+    with pytest.raises(MethodError, match="no gradient reaches 'vae/decoder"):
+        gradients(models, pairs, (NAMES[0], unused))
+
+
+def test_a_measure_that_is_no_number_is_refused(models: Any, pairs: Pairs) -> None:
+    name = NAMES[0]
+    weight = weights_of(models, (name,))[name]
+    before = weight.detach().clone()
+    try:
+        weight.data[0, 0] = torch.nan
+        with pytest.raises(MethodError, match="measure is NaN"):
+            gradients(models, pairs)
+    finally:
+        weight.data.copy_(before)
+
+
+@pytest.mark.parametrize("towards", [1, -1])
+def test_even_weights_let_every_pair_say_as_much(models: Any, pairs: Pairs, towards: int) -> None:
+    signed = replace(pairs, towards=towards)
+    grading = Grading(names=NAMES, even=True, micro_batch=2)
+    found = attribute(models, signed, grading)
+    apart = [
+        attribute(models, signed.select([row]), replace(grading, even=False)) for row in range(len(pairs))
+    ]
+    size = abs(found.measured.mean)
+    for name in NAMES:
+        shares = [one.gradients[name] / abs(one.measured.mean) for one in apart]
+        expected = size * torch.stack(shares).mean(0)
+        torch.testing.assert_close(found.gradients[name], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_is_added_up_beyond_a_micro_batch_whatever_the_paths(
+    models: Any, pairs: Pairs
+) -> None:
+    half = copy(models)
+    object.__setattr__(half, "unet", deepcopy(models.unet).bfloat16())
+    sums = {}
+    for size in (1, 4):
+        sums[size] = Sums()
+        add_gradients(half, pairs, Grading(names=NAMES, micro_batch=size), sums[size])
+        assert sums[size].samples == 2
+        assert all(one.dtype == torch.float32 for one in sums[size].gradients.values())
+    for name in NAMES:
+        near = 0.05 * float(sums[1].gradients[name].abs().max())
+        torch.testing.assert_close(sums[4].gradients[name], sums[1].gradients[name], rtol=0.1, atol=near)

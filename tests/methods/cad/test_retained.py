@@ -1,5 +1,6 @@
 """What weights mean to concepts that must stay: shares of each one's measure, and runs that were stopped."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_a_stopped_run_goes_on_with_the_next_concept(
     whole = retained(models, None).mean(kind)
     real, seen = Retained._of, []
 
-    def stopping(self: Retained, kind: Kind, concept: CadConcept) -> dict[str, torch.Tensor]:
+    def stopping(self: Retained, kind: Kind, concept: CadConcept) -> Iterator[tuple[str, torch.Tensor]]:
         seen.append(concept.name)
         if len(seen) == 2:
             raise KeyboardInterrupt
