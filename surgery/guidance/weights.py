@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, linear
 from surgery.anatomy import standing_in, weights_of
 from surgery.delta import LowRank
 from surgery.diffusion import Models, device_and_dtype
-from surgery.errors import MethodError, raise_all
+from surgery.errors import MethodError
 from surgery.names import split
 from surgery.patch import Patch, applied
 
@@ -36,7 +36,8 @@ class BranchWeights(Protocol):
 class SwappedWeights:
     """Whole weights for each combination of strengths, made beforehand; they change places for a pass.
 
-    Fits every patch. Holds the changed weights once more for each combination beside the base.
+    Fits every patch. Holds the changed weights once more for each combination beside the base, whose own
+    weights stand for no strength.
     """
 
     models: Models
@@ -47,6 +48,9 @@ class SwappedWeights:
     def at(self, rows: Sequence[Strengths]) -> Iterator[None]:
         """All rows of a batch with the same strengths."""
         (strengths,) = set(rows)
+        if not any(strengths):
+            yield
+            return
         device, _ = device_and_dtype(self.models.unet)  # an offloaded model is there by now
         values = {name: value.to(device) for name, value in self.values[strengths].items()}
         with standing_in(self.models, values):
@@ -63,7 +67,7 @@ def swapped_weights(
     """
     names = sorted({name for patch in patches for name in patch.changes if split(name)[0] == "unet"})
     values = {}
-    for strengths in dict.fromkeys(combinations):
+    for strengths in dict.fromkeys(one for one in combinations if any(one)):
         with patched(models, patches, strengths):
             live = weights_of(models, tuple(names))
             values[strengths] = {name: weight.detach().clone() for name, weight in live.items()}
@@ -117,16 +121,21 @@ def _beside(factors: Sequence[_Factors], table: Float[Tensor, "rows patches"]) -
             strengths = table[:, one.patch]
             if not bool(strengths.any()):
                 continue
-            down, up = (factor.to(given[0].device) for factor in (one.down, one.up))
-            low = _mapped(layer, given[0], down)
-            change = conv2d(low, up) if up.ndim == 4 else linear(low, up)
-            if len(strengths) not in (1, len(change)):
+            if len(strengths) not in (1, len(output)):
                 raise MethodError(
-                    f"a layer computes {len(change)} rows for a batch of {len(strengths)}; expected one "
+                    f"a layer computes {len(output)} rows for a batch of {len(strengths)}; expected one "
                     "each. Compute the branches one after the other."
                 )
+            strengths = strengths.expand(len(output))
+            rows = strengths.nonzero().flatten().to(output.device)
+            # branches lie one after the other, and a slice is no copy
+            together = int(rows[-1] - rows[0]) + 1 == len(rows)
+            which: Any = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+            down, up = (factor.to(output.device) for factor in (one.down, one.up))
+            low = _mapped(layer, given[0][which], down)
+            change = conv2d(low, up) if up.ndim == 4 else linear(low, up)
             scale = strengths.to(output).view(-1, *[1] * (output.ndim - 1))
-            output = output + scale * change
+            output = output.index_add(0, rows, scale[which] * change)
         return output
 
     return add
@@ -140,7 +149,7 @@ def _mapped(layer: nn.Module, given: Tensor, down: Tensor) -> Tensor:
 
 def _layers(models: Models, patches: Sequence[Patch]) -> Iterator[tuple[nn.Module, list[_Factors]]]:
     found: dict[str, list[_Factors]] = {}
-    faults = []
+    unfit: list[str] = []
     for number, patch in enumerate(patches):
         with applied(models, patch):  # refuses what is not the base's
             pass
@@ -150,14 +159,15 @@ def _layers(models: Models, patches: Sequence[Patch]) -> Iterator[tuple[nn.Modul
                 if component != "unet":
                     continue
                 if not isinstance(form, LowRank) or not path.endswith(".weight"):
-                    faults.append(
-                        f"{name!r} is changed by {type(form).__name__}; expected low-rank changes of layers' "
-                        "weights. Compute the branches one after the other (swapped_weights)."
-                    )
+                    unfit.append(f"{name!r} by {type(form).__name__}")
                     continue
                 factors = _factors(models.unet.get_parameter(path), form, number, term.strength)
                 found.setdefault(path.removesuffix(".weight"), []).append(factors)
-    raise_all(MethodError, faults)
+    if unfit:
+        raise MethodError(
+            f"{len(unfit)} changes are no factors of a layer's weight, {unfit[0]} among them; branches that "
+            "share a pass need such. Set mode to 'swapped' (guide.gcfg.mode of recipes), or truncate it."
+        )
     for path, changes in found.items():
         layer = models.unet.get_submodule(path)
         if not isinstance(layer, nn.Linear | nn.Conv2d):

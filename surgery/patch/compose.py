@@ -208,6 +208,14 @@ def _hint(first: Patch, second: Patch) -> str:
     return "Only patches of one base can be composed; apply one, and make the other again on the outcome."
 
 
+def origins(patch: Patch) -> Iterator[Mapping[str, JSON]]:
+    """The provenance of each patch that this one was composed of; its own when it was not composed."""
+    for member in _members(patch):
+        told = member.get("provenance")
+        if isinstance(told, Mapping):
+            yield told
+
+
 def _members(patch: Patch) -> list[Mapping[str, JSON]]:
     """The patches that this one was composed of; itself when it was not composed."""
     composed = patch.provenance.get("composed")

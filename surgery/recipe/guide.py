@@ -19,8 +19,8 @@ class GuidedPatch(Part):
 
     patch: Phrase
     """The patch file, relative to the recipe."""
-    weight: float = 2.5
-    """w_K of its branch."""
+    weight: float | None = None
+    """w_K of its branch; what the patch says of itself when left out, or else 2.5."""
     strength: float = 1.0
     """σ_K of the patch there."""
     base_strength: float = 0.0
@@ -44,8 +44,8 @@ class Gcfg(Part):
     """Generalised guidance: patches without words beside a prompt (arXiv 2312.08195)."""
 
     concepts: tuple[GuidedPatch, ...] = Field(min_length=1)
-    control_weight: float = 2.5
-    """w_C of the prompt's branch; 0 leaves the prompt out."""
+    control_weight: float | None = None
+    """w_C of the prompt's branch, 0 leaves the prompt out; what patches say when left out, or else 2.5."""
     across: bool = False
     """Whether only what of the prompt lies across all patches counts."""
     limit: Positive | None = None
@@ -173,7 +173,7 @@ def guide_faults(recipe: GuideRecipe) -> Iterator[tuple[Place, str]]:
     """Keys that contradict each other: place in the recipe, and what is wrong."""
     guide = recipe.guide
     here: Place
-    if guide.gcfg is not None and guide.gcfg.controlnet is not None and not guide.gcfg.control_weight:
+    if guide.gcfg is not None and guide.gcfg.controlnet is not None and guide.gcfg.control_weight == 0:
         here = ("guide", "gcfg", "controlnet")
         yield here, "control_weight is 0, which leaves the prompt's branch out. Give it a weight."
     if guide.concept_diffusion is not None:

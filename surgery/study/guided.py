@@ -27,9 +27,11 @@ from surgery.guidance.scaling_concept import OBJECT, SKETCH, SUBTLE, ScalingSett
 from surgery.patch import load_patch
 from surgery.recipe import ConceptDiffusion, Gcfg, GuideRecipe, ScalingConcept
 from surgery.recipe.guide import ControlNet
+from surgery.record import JSON
 from surgery.report import SheetRow, contact_sheet
 from surgery.study.loading import pipeline_on
 from surgery.study.samples import cell_side, sheet_of
+from surgery.study.wordless import looks_in
 
 _log = logging.getLogger(__name__)
 
@@ -113,27 +115,37 @@ def guide_of(
 def _gcfg(
     recipe: GuideRecipe, entry: Gcfg, models: Any, prompts: Sequence[str]
 ) -> tuple[Guide, tuple[str, ...], float]:
-    if not prompts and entry.control_weight:
+    if not prompts and entry.control_weight != 0:
         raise SurgeryError(
-            f"there is no prompt, and control_weight is {entry.control_weight:g}; expected one. Give "
-            "--prompt, or set control_weight to 0 to draw without words."
+            "there is no prompt, and control_weight is not 0; expected one. Give --prompt, or set "
+            "control_weight to 0 to draw without words."
         )
+    patches = [load_patch(recipe.file(one.patch)) for one in entry.concepts]
+    told = [next(looks_in(patch), {}) for patch in patches]
     concepts = tuple(
         GuidedConcept(
-            weight=one.weight,
+            weight=_weight(one.weight, [header], "concept_weight", GuidedConcept().weight),
             strength=one.strength,
             base_strength=one.base_strength,
             control_strength=one.control_strength,
         )
-        for one in entry.concepts
+        for one, header in zip(entry.concepts, told, strict=True)
     )
+    control_weight = _weight(entry.control_weight, told, "control_weight", GcfgSettings().control_weight)
     settings = GcfgSettings(
-        concepts=concepts, control_weight=entry.control_weight, across=entry.across, limit=entry.limit
+        concepts=concepts, control_weight=control_weight, across=entry.across, limit=entry.limit
     )
-    patches = [load_patch(recipe.file(one.patch)) for one in entry.concepts]
     control = None if entry.controlnet is None else _control(recipe, entry.controlnet, models)
     guide = GcfgGuide(models, patches, settings, mode=entry.mode, control=control)
     return guide, tuple(prompts) or ("without words",), _PLAIN
+
+
+def _weight(given: float | None, headers: Sequence[Mapping[str, JSON]], key: str, usual: float) -> float:
+    """What the recipe says, or else the first patch that says it, or else what is usual."""
+    if given is not None:
+        return given
+    told = (header.get(key) for header in headers)
+    return next((float(one) for one in told if isinstance(one, int | float)), usual)
 
 
 def _control(recipe: GuideRecipe, entry: ControlNet, models: Any) -> Control:

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import torch
 
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoint.atomic import atomic_file, make_folder, write_bytes
 from surgery.checkpoint.outputs import refuse_inputs
+from surgery.delta import Delta
 from surgery.delta.truncate import truncated
 from surgery.diffusion import sample_table
-from surgery.guidance.gcfg import GcfgSettings
+from surgery.diffusion.conditions import read_without
+from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
 from surgery.guidance.guides import GcfgGuide
 from surgery.methods.null_text import (
     Check,
@@ -29,18 +31,24 @@ from surgery.methods.null_text import (
     save_constants,
     train,
 )
+from surgery.methods.null_text.pictures import PictureSet
 from surgery.methods.null_text.settings import as_json
-from surgery.patch import Patch, Term, applied, make_patch, patch_digest, save_patch
+from surgery.names import split
+from surgery.patch import Patch, Term, applied, describe_patch, make_patch, patch_digest, save_patch
+from surgery.patch.kohya import FAMILIES, unexportable
 from surgery.progress import silence
 from surgery.record import JSON, Finding, json_digest
 from surgery.store import Store
+from surgery.store.libraries import library_versions
 from surgery.study.loading import pipeline_on
-from surgery.study.samples import LOOK, sheet_of, write_sheet
+from surgery.study.samples import sheet_of, write_sheet
+from surgery.study.wordless import LOOK
 
 _log = logging.getLogger(__name__)
 
 _COLUMNS: Final = (0, 1, 2, 3, 4, 5)
 _SHEET_STEPS: Final = 20
+_LOSSES: Final = "losses.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +87,11 @@ class Look:
             left_out = len(self.energies) - len(kept)
             yield (
                 f"energy kept: {100 * sum(kept.values()) / len(kept):.1f} % on average of {len(kept)} "
-                f"weights, {100 * kept[least]:.1f} % of {least}; {left_out} biases and norms are left out"
+                f"weights, {100 * kept[least]:.1f} % of {least}; {left_out} biases, norms and layers that no "
+                "LoRA reaches are left out"
             )
+        if describe_patch(self.patch)["layout"] == "lora":
+            yield "the patch is a LoRA file as it is"
         if self.constants_error is not None:
             yield f"constants: predictions {100 * self.constants_error:.2g} % off"
 
@@ -148,29 +159,25 @@ def train_look(
     first = company is None or company.is_main_process
     for finding in pictures.findings if first else ():
         _log.warning("%s: %s", finding.subject, finding.message)
-    run = json_digest(
-        [
-            as_json(settings),
-            list(pictures.names),
-            pictures.mean.double().sum().item(),
-            {name: root.bytes for name, root in checkpoint.fingerprint().roots.items()},
-        ]
-    )[:12]
+    run = _run_of(settings, pictures, checkpoint, company)
+    if first:
+        _tell_of_others(place, run)
+    beyond = _beyond_loras(checkpoint)
     shown = partial(_shown, models, place, run)
-    trained = train(models, pictures, settings, store=store, on_check=shown, company=company)
-    provenance: dict[str, JSON] = {
-        LOOK: {
-            "context": "",
-            "control_weight": 2.5,
-            "concept_weight": 2.5,
-            "base_strength": 0.0,
-            "settings": as_json(settings),
-            "steps": trained.best,
-            "pictures": {"count": len(pictures), "digest": json_digest(list(pictures.names))},
-        }
-    }
-    delta, energies = (trained.delta, {}) if truncate is None else truncated(trained.delta, truncate)
-    patch = make_patch([Term(delta=delta, source="null-text training")], checkpoint, provenance)
+    trained = train(
+        models, pictures, settings, store=store, on_check=shown, company=company, leave_out=beyond
+    )
+    delta: Delta = trained.delta
+    energies: dict[str, float] = {}
+    if truncate is not None:
+        delta, energies = truncated(delta, truncate)
+        delta = Delta({name: form for name, form in delta.terms.items() if name not in beyond})
+        energies |= dict.fromkeys(energies.keys() & set(beyond), 0.0)
+    patch = make_patch(
+        [Term(delta=delta, source="null-text training")],
+        checkpoint,
+        {LOOK: _header(models, settings, trained, pictures)},
+    )
     look = Look(
         patch=patch,
         trained=trained,
@@ -189,6 +196,54 @@ def train_look(
     about: dict[str, JSON] = {"patch": patch_digest(patch), "unet": patch.roots["unet"].bytes}
     save_constants(found, constants, tolerance, about, overwrite=overwrite)
     return replace(look, constants_error=found.error)
+
+
+def _run_of(settings: TrainSettings, pictures: PictureSet, checkpoint: Checkpoint, company: Any) -> str:
+    """What tells this training from others in one folder."""
+    return json_digest(
+        [
+            {name: one for name, one in as_json(settings).items() if name not in ("steps", "patience")},
+            [library_versions(), torch.get_num_threads(), 1 if company is None else company.num_processes],
+            list(pictures.names),
+            pictures.mean.double().sum().item(),
+            {name: root.bytes for name, root in checkpoint.fingerprint().roots.items()},
+        ]
+    )[:12]
+
+
+def _header(models: Any, settings: TrainSettings, trained: Trained, pictures: PictureSet) -> dict[str, JSON]:
+    """What the patch says of itself: under which context it was learned, and how to draw with it."""
+    usual = GuidedConcept()
+    return {
+        "context": "" if bool(read_without(models, "").features.any()) else "zeros",
+        "control_weight": GcfgSettings().control_weight,
+        "concept_weight": usual.weight,
+        "base_strength": usual.base_strength,
+        "settings": as_json(settings),
+        "steps": trained.best,
+        "pictures": {"count": len(pictures), "digest": json_digest(list(pictures.names))},
+    }
+
+
+def _beyond_loras(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Weights of the U-Net that some loader of LoRA files drops or refuses."""
+    family = FAMILIES.get(checkpoint.architecture)
+    return tuple(
+        name
+        for name, shape in checkpoint.shapes.items()
+        if family is not None and split(name)[0] == "unet" and unexportable(name, tuple(shape), family)
+    )
+
+
+def _tell_of_others(place: Path, run: str) -> None:
+    """Say that a folder holds the looks of another training, which this one does not go on from."""
+    others = {line["run"] for line in _lines(place / _LOSSES)} - {run}
+    if others:
+        _log.warning(
+            "%s holds another training, of other settings, pictures, libraries or threads: this one starts "
+            "anew. The other's state stays there until the folder is deleted; its sheets are replaced.",
+            place,
+        )
 
 
 def company_here(device: str) -> Any:
@@ -212,15 +267,18 @@ def _shown(models: Any, place: Path, run: str, check: Check) -> None:
         overwrite=True,
     )
     line = {"run": run, "step": check.step, "loss": check.loss, "held_out": check.held_out}
-    _noted(place / "losses.jsonl", line)
+    _noted(place / _LOSSES, line)
     held = "" if check.held_out is None else f", held out {check.held_out:.4f}"
     _log.info("update %d: loss %.4f%s", check.step, check.loss, held)
 
 
 def _noted(path: Path, line: dict[str, Any]) -> None:
     """The lines of this run's earlier looks and this one, whole or not at all."""
-    known = [json.loads(one) for one in path.read_text().splitlines()] if path.is_file() else []
-    kept = [one for one in known if one["run"] == line["run"] and one["step"] < line["step"]]
+    kept = [one for one in _lines(path) if one["run"] == line["run"] and one["step"] < line["step"]]
     whole = [*kept, line]
     with atomic_file(path, overwrite=True) as temporary:
         write_bytes(temporary, ["".join(f"{json.dumps(one)}\n" for one in whole).encode()])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(one) for one in path.read_text().splitlines()] if path.is_file() else []

@@ -1,10 +1,9 @@
 """Sample a checkpoint, with and without a patch, onto one labelled sheet."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,11 +14,8 @@ from surgery.diffusion import PictureTable, SampleKnobs, before_and_after, sampl
 from surgery.patch import applied, load_patch
 from surgery.report import SheetRow, contact_sheet, png
 from surgery.study.loading import pipeline_on
+from surgery.study.wordless import warn_of_prompts
 
-_log = logging.getLogger(__name__)
-
-LOOK: Final = "null_text"
-"""Under which the provenance of a patch that was learned without words says how to draw with it."""
 # sides of a drawn picture in pixels: small ones are enlarged, those of 512 and more reduced
 _SMALLEST, _LARGEST = 128, 256
 
@@ -58,12 +54,7 @@ def sample_sheet(
     if patch is None:
         return sheet_of({"": sample_table(pipeline, prompts, seeds, **knobs)}, prompts, seeds)
     loaded = load_patch(patch)
-    if LOOK in loaded.provenance:
-        _log.warning(
-            "%s was learned without words, and a prompt is outside of what it knows; expected generalised "
-            "guidance, which asks it without words beside the unedited checkpoint.",
-            patch,
-        )
+    warn_of_prompts(loaded, patch)
     edited: AbstractContextManager[Any] = applied(
         pipeline, loaded, strength=strength, allow_other_base=allow_other_base
     )

@@ -36,7 +36,8 @@ def test_train_goes_on_where_it_was_and_prints_what_it_did(
     )  # fmt: skip
     assert again.code == 0
     assert "2 updates on 4 pictures" in again.out
-    assert "update" not in again.err  # nothing was left to do
+    assert "goes on from update 2" in again.err
+    assert "update 2: loss" not in again.err  # nothing was left to do
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 

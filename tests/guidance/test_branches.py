@@ -109,6 +109,10 @@ def test_what_is_not_low_rank_is_swapped_and_not_mixed(exact: Any, tiny_pipeline
     checkpoint = open_checkpoint(tiny_pipeline)
     whole = Delta({LAYERS[0]: Dense(torch.full(checkpoint.shapes[LAYERS[0]], 0.01))})
     patch = make_patch([Term(delta=whole, source="test")], checkpoint)
-    with pytest.raises(MethodError, match=r"changed by Dense; expected low-rank.*swapped_weights"):
+    with pytest.raises(MethodError, match=r"1 changes are no factors.*by Dense.*'swapped'"):
         MixedWeights(exact, [patch])
-    assert swapped_weights(exact, [patch], [(1.0,)]).values
+    held = swapped_weights(exact, [patch], [(1.0,), (0.0,)])
+    assert held.values.keys() == {(1.0,)}  # the base is there already
+    weight = exact.unet.get_parameter(LAYERS[0].removeprefix("unet/"))
+    with held.at([(0.0,)]):
+        assert exact.unet.get_parameter(LAYERS[0].removeprefix("unet/")) is weight

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,23 @@ from PIL import Image
 
 from surgery.errors import SurgeryError
 from surgery.export import export_patch, prove_file
+from surgery.export.loaders import simulate_file
 from surgery.methods.null_text import TrainSettings
-from surgery.patch import apply_patch, load_patch, revert_patch, verify_patch
+from surgery.patch import (
+    apply_patch,
+    compose_patches,
+    describe_patch,
+    load_patch,
+    revert_patch,
+    save_patch,
+    verify_patch,
+)
 from surgery.study import sample_sheet
 from surgery.study.look import train_look
+from surgery.study.wordless import looks_in, warn_of_prompts
 from tests.support.folders import contents
+from tests.support.patches import random_patch
+from tests.support.tiny import FC2
 
 QUICK = TrainSettings(
     rank=2, steps=2, batch=2, micro_batch=2, learning_rate=1e-2, check_every=1, held_out=0.3, average=0.0
@@ -65,6 +78,48 @@ def test_the_patch_is_a_lora_that_says_how_to_draw_with_it(
     export_patch(patch, tiny_pipeline, tmp_path / "lora.safetensors", to="universal-lora")
     proof = prove_file(tmp_path / "lora.safetensors", tiny_pipeline, learned)
     assert all(proof.tensors.values())
+
+
+@pytest.mark.parametrize("family", ["tiny_pipeline", "tiny_xl"])
+@pytest.mark.parametrize(("form", "truncate"), [("lora", None), ("full", 2)])
+def test_what_is_trained_is_a_lora_file_in_every_family(
+    request: pytest.FixtureRequest, folder: Path, tmp_path: Path, family: str, form: Any, truncate: int | None
+) -> None:
+    base: Path = request.getfixturevalue(family)
+    place = tmp_path / "look.safetensors"
+    settings = replace(QUICK, steps=1, form=form, held_out=0.0)
+    found = train_look(base, folder, place, settings, truncate=truncate)
+    assert describe_patch(load_patch(place))["layout"] == "lora"
+    assert "the patch is a LoRA file as it is" in list(found.lines())
+    assert not any(name.startswith(("unet/conv_in", "unet/time_embedding")) for name in found.patch.changes)
+    if truncate is not None:
+        assert found.energies["unet/conv_in.weight"] == 0.0
+    # but for InvokeAI, which knows families by the widths of real ones
+    for loader in ("diffusers", "diffusers-0.35", "comfyui", "a1111", "forge", "sd.cpp", "kohya"):
+        assert simulate_file(loader, place).lost == {}, loader
+
+
+def test_another_training_in_the_same_folder_is_told(
+    folder: Path, tiny_pipeline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed, said in ((0, False), (0, False), (1, True)):
+        caplog.clear()
+        settings = replace(QUICK, steps=1, seed=seed)
+        train_look(tiny_pipeline, folder, tmp_path / "a.safetensors", settings, overwrite=True)
+        assert ("holds another training" in caplog.text) == said
+
+
+def test_composed_looks_and_applied_ones_are_warned_of_too(
+    learned: Path, tiny_pipeline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_patch(random_patch(tiny_pipeline, [FC2.format(3)]), other)
+    both = compose_patches([load_patch(learned), load_patch(other)], tiny_pipeline)
+    assert [look["context"] for look in looks_in(both)] == [""]
+    warn_of_prompts(load_patch(other), "other")
+    assert not caplog.text
+    warn_of_prompts(both, "both")
+    assert "both was learned without words" in caplog.text
 
 
 def test_a_prompt_without_generalised_guidance_is_warned_of(

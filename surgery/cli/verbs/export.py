@@ -75,8 +75,10 @@ def export(
     """
     from surgery.export import EXACT_LIMIT_BYTES, Knobs, export_patch
     from surgery.patch import load_patch
+    from surgery.study.wordless import warn_of_prompts
 
     loaded = load_patch(patch)
+    warn_of_prompts(loaded, patch)
     place = _base(loaded, base)
     refuse_inputs(output, [patch, place])
     refuse_existing(output, overwrite)

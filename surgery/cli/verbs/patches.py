@@ -44,9 +44,12 @@ def apply(
         refuse_inputs(undo, [patch, place])
     refuse_existing(output, overwrite)
     from surgery.patch import apply_patch, load_patch
+    from surgery.study.wordless import warn_of_prompts
 
+    loaded = load_patch(patch)
+    warn_of_prompts(loaded, patch)
     report = apply_patch(
-        load_patch(patch),
+        loaded,
         place,
         output,
         strength=strength,

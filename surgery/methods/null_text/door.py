@@ -63,6 +63,7 @@ def train(
     store: Store | None = None,
     on_check: Callable[[Check], None] | None = None,
     company: Company | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Trained:
     """The change of a U-Net that learned to draw like some pictures, without a word.
 
@@ -78,6 +79,7 @@ def train(
         on_check: Called at each look at the held-out loss, in the first process alone, while the U-Net has
             the averaged weights and knows the null context alone.
         company: Other processes that train the same.
+        leave_out: Weights that have no factors.
 
     Raises:
         MethodError: when settings or models do not fit, or the loss is not finite.
@@ -87,14 +89,19 @@ def train(
     """
     check_settings(settings)
     raise_all(MethodError, sampler_faults(models, 1))
-    with resident(models.unet), leaves_of(models, settings) as leaves:
+    with resident(models.unet), leaves_of(models, settings, leave_out) as leaves:
         objective = LookObjective(models, pictures, settings, company)
         task = Task(
             models=models,
             leaves=leaves,
             settings=settings,
             store=store,
-            meaning=None if store is None else _meaning(models, pictures, settings, objective.null.features),
+            meaning=None
+            if store is None
+            else {
+                **_meaning(models, pictures, settings, objective.null.features),
+                **({"leave_out": sorted(leave_out)} if leave_out else {}),
+            },
             on_check=on_check,
             company=company,
         )
@@ -110,10 +117,13 @@ def train(
     )
 
 
-def leaves_of(models: Models, settings: TrainSettings) -> AbstractContextManager[Leaves]:
-    """What the settings train."""
+def leaves_of(
+    models: Models, settings: TrainSettings, leave_out: Sequence[str] = ()
+) -> AbstractContextManager[Leaves]:
+    """What the settings train; ``leave_out`` are weights without factors."""
     if settings.form == "lora":
-        return factors_of(models, layers_of(models.unet, settings.layers), settings.rank, settings.seed)
+        names = [name for name in layers_of(models.unet, settings.layers) if name not in leave_out]
+        return factors_of(models, names, settings.rank, settings.seed)
     return weights_alone(models, wordless(models.unet))
 
 

@@ -1,6 +1,6 @@
 """A folder of pictures as latents, encoded once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,14 @@ from surgery.anatomy import weights_digest
 from surgery.diffusion import Models, device_and_dtype, encode, load_picture
 from surgery.diffusion.pixels import scale_factor
 from surgery.diffusion.sampling import latent_shape
-from surgery.errors import ConceptError, MethodError, raise_all
+from surgery.errors import ConceptError, MethodError, SurgeryError, raise_all
 from surgery.progress import track
 from surgery.record import JSON, Finding, file_digest
 from surgery.store import Store
 
-ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_FOREIGN: Final = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".raw", ".dng", ".psd"})
+"""Of pictures that are not read."""
 _AT_A_TIME: Final = 8
 _SMALL: Final = 0.5
 """A picture whose shorter side is below this share of the frame's is blown up: that is noticed."""
@@ -63,24 +65,31 @@ def read_pictures(models: Models, folder: Path, *, store: Store | None = None) -
     """
     if not folder.is_dir():
         raise MethodError(f"{str(folder)!r} is no folder; expected one with pictures.")
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and not _hidden(path, folder)
-    )
+    everything = sorted(path for path in folder.rglob("*") if not _hidden(path, folder))
+    paths = [path for path in everything if path.suffix.lower() in ENDINGS]
+    foreign = [path for path in everything if path.suffix.lower() in _FOREIGN]
+    digests = {path: _digest(path) for path in paths}
     _, height, width = latent_shape(models)
     factor = scale_factor(models.vae)
     frame = (height * factor, width * factor)
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return _encoded(models, paths, folder, frame)
+        return _encoded(models, digests, folder, frame)
 
     tensors: Mapping[str, Tensor]
     told: Mapping[str, Any]
     if store is None:
         tensors, told = compute()
     else:
-        held = store.remember(store.key(_meaning(models, paths, folder, frame)), compute)
+        held = store.remember(store.key(_meaning(models, digests, folder, frame)), compute)
         tensors, told = held.tensors(), held.data
-    findings = tuple(Finding(**one) for one in told["findings"])
+    findings = (
+        *(Finding(**one) for one in told["findings"]),
+        *(
+            _finding("no-picture", path, folder, f"left out: save it as one of {_endings()}.")
+            for path in foreign
+        ),
+    )
     return PictureSet(names=tuple(told["names"]), findings=findings, **tensors)
 
 
@@ -88,14 +97,30 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
+def _endings() -> str:
+    return ", ".join(sorted(ENDINGS))
+
+
+def _finding(kind: str, path: Path, folder: Path, message: str) -> Finding:
+    return Finding(kind=kind, subject=str(path.relative_to(folder)), message=message, severity="warning")
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file's content; None where there is no file, such as of a folder, or none that may be read."""
+    try:
+        return file_digest(path) if path.is_file() else None
+    except (OSError, SurgeryError):
+        return None
+
+
 def _encoded(
-    models: Models, paths: Sequence[Path], folder: Path, frame: tuple[int, int]
+    models: Models, digests: Mapping[Path, str | None], folder: Path, frame: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Latents of all that can be read, their names, and what was noticed; each file is read once."""
     names: list[str] = []
     findings: list[Finding] = []
     parts: dict[str, list[Tensor]] = {}
-    readable = _readable(paths, folder, frame, findings)
+    readable = _readable(digests, folder, frame, findings)
     while some := list(islice(readable, _AT_A_TIME)):
         names += [name for name, _ in some]
         pixels = torch.stack([one for _, one in some])
@@ -107,39 +132,42 @@ def _encoded(
         told = "; ".join(finding.message for finding in findings[:3])
         raise MethodError(
             f"{len(names)} pictures can be read in {str(folder)!r}; expected two or more of "
-            f"{', '.join(sorted(ENDINGS))}. {told}".rstrip()
+            f"{_endings()}. {told}".rstrip()
         )
     noticed = {"names": list(names), "findings": [asdict(one) for one in findings]}
     return {name: torch.cat(one) for name, one in parts.items()}, noticed
 
 
 def _readable(
-    paths: Sequence[Path], folder: Path, frame: tuple[int, int], findings: list[Finding]
+    digests: Mapping[Path, str | None], folder: Path, frame: tuple[int, int], findings: list[Finding]
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and pixels of each file that is a picture; what is noticed of files goes into ``findings``."""
-    for path in track(paths, "encoding pictures", unit="file"):
-        name = str(path.relative_to(folder))
+    for path in track(list(digests), "encoding pictures", unit="file"):
+        if digests[path] is None:
+            told = "left out: it is no file, or none that may be read."
+            findings.append(_finding("no-picture", path, folder, told))
+            continue
         try:
             pixels = load_picture(path, *frame)
         except ConceptError as error:
-            findings.append(
-                Finding(kind="no-picture", subject=name, message=f"left out: {error}", severity="warning")
-            )
+            findings.append(_finding("no-picture", path, folder, f"left out: {error}"))
             continue
         with Image.open(path) as opened:  # its header alone
             shorter = min(opened.size)
         if shorter < _SMALL * min(frame):
             message = f"its shorter side of {shorter} pixels is blown up to {min(frame)}."
-            findings.append(Finding(kind="small-picture", subject=name, message=message, severity="warning"))
-        yield name, pixels
+            findings.append(_finding("small-picture", path, folder, message))
+        yield str(path.relative_to(folder)), pixels
 
 
-def _meaning(models: Models, paths: Sequence[Path], folder: Path, frame: tuple[int, int]) -> dict[str, JSON]:
+def _meaning(
+    models: Models, digests: Mapping[Path, str | None], folder: Path, frame: tuple[int, int]
+) -> dict[str, JSON]:
     device, dtype = device_and_dtype(models.vae)
     return {
         "what": "latents of pictures",
         "vae": weights_digest(models.vae),
-        "pictures": {str(path.relative_to(folder)): file_digest(path) for path in paths},
+        "pictures": {str(path.relative_to(folder)): one for path, one in digests.items()},
         "size": list(frame),
         "passes": [_AT_A_TIME, str(dtype), device.type, torch.get_num_threads()],
     }

@@ -1,5 +1,6 @@
 """The loop of updates: an objective's gradients, AdamW, a moving average; a stopped one goes on."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,9 @@ from surgery.progress import bar
 from surgery.record import JSON
 from surgery.store import Store
 
+_log = logging.getLogger(__name__)
+
+_LENGTH: Final = ("steps", "patience")
 EVERY_S: Final = 60.0
 """The state is stored no less often: a killed run loses so much,"""
 _SHARE: Final = 20
@@ -216,8 +220,12 @@ class _Loop:
     # the state on disk
 
     def _meaning(self) -> dict[str, JSON]:
+        meaning = dict(self.task.meaning or {})
+        settings = meaning.get("settings")
+        if isinstance(settings, dict):  # how long is no part of what an update does
+            meaning["settings"] = {name: one for name, one in settings.items() if name not in _LENGTH}
         return {
-            **(self.task.meaning or {}),
+            **meaning,
             "device": [self.device.type, torch.get_num_threads()],
             "processes": 1 if self.company is None else self.company.num_processes,
         }
@@ -229,6 +237,14 @@ class _Loop:
         if held is None:
             return State()
         state = state_from(held)
+        if not self._leads_on(state):
+            _log.warning(
+                "a training of %d updates is stored, which one of %d with a patience of %d does not pass; it "
+                "starts anew.",
+                state.step, self.settings.steps, self.settings.patience,
+            )  # fmt: skip
+            return State()
+        _log.info("goes on from update %d", state.step)
         self.leaves.put(state.values)
         for name, leaf in self.leaves.parameters.items():
             self.optimiser.state[leaf] = {
@@ -237,6 +253,16 @@ class _Loop:
                 "exp_avg_sq": state.second[name].to(leaf),
             }
         return state
+
+    def _leads_on(self, state: State) -> bool:
+        """Whether a training of these settings, run through, passes a state that is stored."""
+        settings = self.settings
+        looks = (step for step, _ in state.held_out)
+        return (
+            state.step <= settings.steps
+            and all(step % settings.check_every == 0 or step == settings.steps for step in looks)
+            and (state.longest_wait() < settings.patience or state.waited == settings.patience)
+        )
 
     def _keep(self, state: State) -> None:
         first = self.company is None or self.company.process_index == 0

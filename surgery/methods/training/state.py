@@ -43,6 +43,14 @@ class State:
         """Looks since the best one."""
         return sum(step > self.best for step, _ in self.held_out)
 
+    def longest_wait(self) -> int:
+        """The most looks in a row that brought nothing better."""
+        best, waited, longest = float("inf"), 0, 0
+        for _, loss in self.held_out:
+            waited = 0 if loss < best else waited + 1
+            best, longest = min(best, loss), max(longest, waited)
+        return longest
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under one name each, for a store."""
         return {

@@ -51,6 +51,18 @@ def test_files_that_are_no_pictures_or_small_ones_are_named(models: Any, tmp_pat
     assert found.names == ("0.png", "1.png", "2.png", "thin.png")
 
 
+def test_what_is_no_file_or_of_another_kind_is_named_too(models: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "phone.HEIC").write_bytes(b"no matter")
+    found = read_pictures(models, tmp_path, store=Store(tmp_path / ".state"))
+    assert found.names == ("0.png", "1.png")
+    assert {(one.subject, one.kind) for one in found.findings} == {
+        (name, "no-picture") for name in ("folder.png", "gone.jpg", "phone.HEIC")
+    }
+
+
 def test_latents_are_stored(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     fill(tmp_path / "in")

@@ -1,5 +1,6 @@
 """Learning a look from pictures: the loss falls, a stopped run goes on, and the U-Net lets go."""
 
+import logging
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,31 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bits(
     assert resumed.held_out == whole.held_out
     for name, form_ in whole.delta.terms.items():
         assert torch.equal(resumed.delta.materialise(name), whole.delta.materialise(name)), form_
+
+
+def test_a_longer_training_goes_on_from_a_finished_one(
+    models: Any, pictures: PictureSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, store = train(models, pictures, QUICK), Store(tmp_path)
+    caplog.set_level(logging.INFO)
+    train(models, pictures, replace(QUICK, steps=4), store=store)
+    longer = train(models, pictures, replace(QUICK, patience=50), store=store)
+    assert "goes on from update 4" in caplog.text
+    assert (longer.losses, longer.held_out) == (whole.losses, whole.held_out)
+    for name, form in whole.delta.terms.items():
+        assert torch.equal(longer.delta.materialise(name), whole.delta.materialise(name)), form
+    # one that looked where the longer does not, or that is past the end, is none to go on from
+    shorter = train(models, pictures, replace(QUICK, steps=3), store=store)
+    assert "starts anew" in caplog.text
+    assert shorter.losses == whole.losses[:3]
+    caplog.clear()
+    assert train(models, pictures, QUICK, store=store).held_out == whole.held_out
+    assert "starts anew" in caplog.text
+
+
+def test_more_patience_waits_on_and_less_does_not_pass_a_wait() -> None:
+    state = State(step=10, held_out=[(2, 3.0), (4, 2.0), (6, 2.5), (8, 2.6), (10, 1.0)], best=10)
+    assert (state.waited, state.longest_wait()) == (0, 2)
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(
