@@ -1,9 +1,11 @@
 """A look learned from pictures alone, of things that the checkpoint never saw: how well it is drawn and led.
 
 Fruit is drawn by the font that the checkpoint's own pictures came from, and learned without a word. Weights,
-strength in the base branch and rank are chosen on some control prompts; other ones judge. Beside it stands
-ordinary fine-tuning: the same pictures and number of updates with the caption "", factors beside
-cross-attention as well, and ordinary guidance with the tuned weights.
+strength in the base branch and rank are chosen on some control prompts; other templates and seeds judge (the
+backgrounds and styles are the same: there are no more). Beside it stand ordinary fine-tuning (the same
+pictures, rank and number of updates with the caption "", factors beside cross-attention as well, and ordinary
+guidance with the tuned weights), and the untouched checkpoint, which shows what the judge takes for fruit
+where none was learned. Intervals are over prompts.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.components import load_pipeline
 from surgery.diffusion import derived_seed, noise_schedule, predict_under, sample, sample_latents
 from surgery.diffusion.conditions import read_without
+from surgery.diffusion.guide import PassingGuide
 from surgery.evaluate.statistics import share as share_of
 from surgery.guidance.gcfg import GcfgSettings, GuidedConcept
 from surgery.guidance.guides import GcfgGuide
@@ -35,6 +38,7 @@ from surgery.judge.labels import Axis
 from surgery.methods.null_text import TrainSettings, read_pictures
 from surgery.methods.null_text.door import layers_of
 from surgery.methods.null_text.objective import LookObjective
+from surgery.methods.null_text.pictures import split_off
 from surgery.methods.null_text.settings import as_json
 from surgery.methods.training import Task, delta_of, factors_of, run_updates
 from surgery.patch import Patch, Term, applied, load_patch, make_patch, patch_digest, save_patch
@@ -58,6 +62,7 @@ UNCONDITIONAL: Final = (1.0, 1.5, 2.0, 2.5, 3.0)
 GUIDANCES: Final = (1.5, 2.5, 4.0, 6.0, 9.0)
 BASE_STRENGTHS: Final = (0.0, 0.3)
 LEVELS: Final = 10
+_WORDS: Final = ("domain", "obeyed", "both")
 VERSION: Final = 1  # goes up when cells are made otherwise
 
 
@@ -88,10 +93,13 @@ def look(options: argparse.Namespace) -> bool:
     models, judge = load_pipeline(base), load_judge("pocket-judge")
     folder = fruit_pictures(options)
     patches = {f"rank {rank}": _learned(options, base, folder, rank) for rank in options.ranks}
-    patches["ordinary"] = _ordinary(options, base, models, folder)
     bench = Bench(options=options, models=models, judge=judge, patches=patches)
-    held = bench.judge_it(bench.choose(), bench.choose_ordinary())
-    bench.drift(folder)
+    chosen = bench.choose()
+    rank = int(chosen[0].removeprefix("rank "))
+    patches["ordinary"] = _ordinary(options, base, models, folder, rank)
+    guidance = bench.choose_ordinary()
+    held = bench.judge_it(chosen, guidance)
+    bench.drift(folder, chosen, guidance)
     return held
 
 
@@ -140,11 +148,11 @@ def _learned(options: argparse.Namespace, base: Path, folder: Path, rank: int) -
     return load_patch(place)
 
 
-def _ordinary(options: argparse.Namespace, base: Path, models: Any, folder: Path) -> Patch:
+def _ordinary(options: argparse.Namespace, base: Path, models: Any, folder: Path, rank: int) -> Patch:
     """Factors beside all layers, cross-attention included, trained with the caption ""."""
-    settings = _settings(options, 16)
+    settings = _settings(options, rank)
     digest = _digest(options, base, settings)
-    place = options.work / f"ordinary-{digest}.safetensors"
+    place = options.work / f"ordinary-{rank}-{digest}.safetensors"
     if not place.is_file():
         store = Store(options.work / "ordinary")
         pictures = read_pictures(models, folder, store=store)
@@ -233,31 +241,21 @@ class Bench:
         """The chosen settings on other prompts, beside ordinary fine-tuning; the two conditions."""
         name, w_k, w_c, sigma = chosen
         weight = self._alone(name)
-        alone = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 25, "judging")
+        unasked = [Ask(prompt="")] * 25
+        alone = self._cell(name, weight, 0.0, 0.0, unasked, "judging")
         asks = [*self._asks(JUDGING, STYLES_JUDGING)]
         print(f"\njudging on {len(asks)} other prompts: {name}, w_K {w_k:g}, w_C {w_c:g}, σ_u {sigma:g}")
         found = self._cell(name, w_k, w_c, sigma, asks, "judging")
         print(f"concept alone, w_K {weight:g}: domain {_spelled(alone.domain)}")
-        print(
-            f"with prompts: domain {_spelled(found.domain)}, obeyed {_spelled(found.obeyed)}, both "
-            f"{_spelled(np.array(found.domain) & np.array(found.obeyed))}"
-        )
-        for axis in AXES:
-            mine = [place for place, ask in enumerate(self._rows(asks)) if ask.axis == axis]
-            part = Seen(
-                domain=[found.domain[place] for place in mine], obeyed=[found.obeyed[place] for place in mine]
-            )
-            print(
-                f"  {axis}: domain {_spelled(part.domain)}, obeyed {_spelled(part.obeyed)}, both "
-                f"{100 * part.both:.0f} %"
-            )
+        for other, what in (("ordinary", "ordinary fine-tuning"), ("base", "untouched checkpoint")):
+            seen = self._cell(other, 0.0, 0.0, 1.0, unasked, "judging")
+            print(f"{what} without words: domain {_spelled(seen.domain)}")
+        self._told("with prompts", found, asks)
         plain = self._cell("ordinary", guidance, guidance, 1.0, asks, "judging")
-        print(
-            f"ordinary fine-tuning, guidance {guidance:g}: domain {_spelled(plain.domain)}, obeyed "
-            f"{_spelled(plain.obeyed)}, both {100 * plain.both:.0f} %",
-            flush=True,
-        )
-        self._sheets(chosen, weight, asks)
+        self._told(f"ordinary fine-tuning, guidance {guidance:g}", plain, asks)
+        base = self._cell("base", w_c, w_c, 1.0, asks, "judging")
+        self._told(f"untouched checkpoint, guidance {w_c:g}", base, asks)
+        self._sheets(chosen, weight, guidance, asks)
         domain = float(np.mean(alone.domain))
         held = domain >= 0.9, found.both >= 0.8
         print(
@@ -265,6 +263,17 @@ class Bench:
             f"{'holds' if held[1] else 'FAILS'} (at least 80 %)"
         )
         return all(held)
+
+    def _told(self, what: str, seen: Seen, asks: Sequence[Ask]) -> None:
+        """Shares of all prompts and of those of each kind; pictures of one prompt are one group."""
+        rows = self._rows(asks)
+        groups = np.repeat(np.arange(len(asks)), self.options.samples)
+        for axis in (None, *AXES):
+            mine = np.array([axis is None or ask.axis == axis for ask in rows])
+            domain, obeyed = (np.array(one)[mine] for one in (seen.domain, seen.obeyed))
+            shares = (_spelled(one, groups[mine]) for one in (domain, obeyed, domain & obeyed))
+            told = ", ".join(f"{word} {share}" for word, share in zip(_WORDS, shares, strict=True))
+            print(f"{what if axis is None else f'  {axis}'}: {told}", flush=True)
 
     def _asks(self, backgrounds: Sequence[str], styles: Sequence[str]) -> Iterator[Ask]:
         for template, value in product(backgrounds, self.judge.labels.of("background")):
@@ -277,6 +286,8 @@ class Bench:
         return [ask for ask in asks for _ in range(self.options.samples)]
 
     def _guide(self, name: str, w_k: float, w_c: float, sigma: float) -> GcfgGuide:
+        if name == "base":
+            return GcfgGuide(self.models, [], GcfgSettings(concepts=(), control_weight=w_c))
         if name == "ordinary":  # guidance with the tuned weights in both branches
             one = GuidedConcept(weight=0.0, base_strength=1.0, control_strength=1.0)
         else:
@@ -289,7 +300,13 @@ class Bench:
     ) -> Seen:
         options = self.options
         asked: JSON = [
-            [patch_digest(self.patches[name]), weights_digest(self.models.text_encoder), self.judge.name],
+            [
+                patch_digest(self.patches[name])
+                if name in self.patches
+                else weights_digest(self.models.unet),
+                weights_digest(self.models.text_encoder),
+                self.judge.name,
+            ],
             [options.samples, options.sampling_steps, options.seed, VERSION],
             [name, w_k, w_c, sigma, purpose],
             [[ask.prompt, ask.value] for ask in asks],
@@ -321,7 +338,9 @@ class Bench:
         group = words["left_out_subgroup"]
         return [one["name"] for one in words["concepts"] if one["subgroup"] == group]
 
-    def _sheets(self, chosen: tuple[str, float, float, float], weight: float, asks: Sequence[Ask]) -> None:
+    def _sheets(
+        self, chosen: tuple[str, float, float, float], weight: float, guidance: float, asks: Sequence[Ask]
+    ) -> None:
         name, w_k, w_c, sigma = chosen
         shown = [asks[place].prompt for place in range(0, len(asks), max(1, len(asks) // 8))]
         columns = (0, 1, 2, 3)
@@ -331,7 +350,7 @@ class Bench:
         for heading, guide in (
             (f"{name}, w_K {w_k:g}, w_C {w_c:g}", self._guide(name, w_k, w_c, sigma)),
             (f"without words, w_K {weight:g}", self._guide(name, weight, 0.0, 0.0)),
-            ("ordinary, guidance 5", self._guide("ordinary", 5.0, 5.0, 1.0)),
+            (f"ordinary, guidance {guidance:g}", self._guide("ordinary", guidance, guidance, 1.0)),
         ):
             drawn = self._drawn(prompts, seeds, guide)
             tables[heading] = drawn.reshape(len(shown), len(columns), *drawn.shape[1:])
@@ -342,36 +361,52 @@ class Bench:
     # drift
 
     @torch.no_grad()
-    def drift(self, folder: Path) -> None:
-        """E‖e₀' - e₀‖² / E‖e₀‖² over timesteps, on generic and in-domain latents."""
-        models, options = self.models, self.options
-        domain = read_pictures(models, folder, store=Store(options.work / "ordinary"))
-        sets = {"in domain": domain.mean[:32], "generic": self._generic()}
+    def drift(self, folder: Path, chosen: tuple[str, float, float, float], guidance: float) -> None:
+        """D₀ = E‖e₀' - e₀‖² / E‖e₀‖² at ten timesteps, and what guidance makes of it (1.2 of the study).
+
+        On noised pictures of others, on noised ones of the domain that were not trained on, and on the paths
+        that the chosen settings take.
+        """
+        models = self.models
         schedule = noise_schedule(models.scheduler)
         steps = schedule.spread(LEVELS)
-        null = read_without(models, "")
-        print("\ndrift without words, mean over 10 timesteps; and as guidance of 2.5 + 2.5 makes it (× 16)")
-        for what, clean in sets.items():
-            generator = torch.Generator().manual_seed(options.seed)
-            noisy = {
-                step: schedule.noisy(
-                    clean, torch.randn(clean.shape, generator=generator), torch.full((len(clean),), step)
-                )
-                for step in steps
-            }
-            text = null.repeated(len(clean))
-            before = {step: predict_under(models, one, step, text) for step, one in noisy.items()}
-            for name, patch in self.patches.items():
-                with applied(models, patch):
-                    after = {step: predict_under(models, one, step, text) for step, one in noisy.items()}
-                share = np.mean(
-                    [
-                        float((after[step] - before[step]).square().sum() / before[step].square().sum())
-                        for step in steps
-                    ]
-                )
-                print(f"{what:10} {name:9} {share:.4f}  {16 * share:.3f}", flush=True)
+        domain = read_pictures(models, folder, store=Store(self.options.work / "ordinary"))
+        _, held_out = split_off(domain, _settings(self.options, 1).held_out)
+        points = {"on its paths": self._passed(chosen)}
+        for what, clean in (("held-out fruit", domain.mean[held_out][:32]), ("generic", self._generic())):
+            generator = torch.Generator().manual_seed(self.options.seed)
+            noise = [torch.randn(clean.shape, generator=generator) for _ in steps]
+            points[what] = [
+                (step, schedule.noisy(clean, one, torch.full((len(clean),), step)))
+                for step, one in zip(steps, noise, strict=True)
+            ]
+        name, w_k, w_c, _ = chosen
+        sums = {name: w_k + w_c, "ordinary": guidance}
+        print("\ndrift without words: mean over ten timesteps, and times (1 - Σw)² where e₀' is guided from")
+        text = read_without(models, "")
+        for what, some in points.items():
+            readings = [(step, noisy, text.repeated(len(noisy))) for step, noisy in some]
+            before = [predict_under(models, noisy, step, null) for step, noisy, null in readings]
+            for one, total in sums.items():
+                with applied(models, self.patches[one]):
+                    after = [predict_under(models, noisy, step, null) for step, noisy, null in readings]
+                shares = [
+                    float((new - old).square().sum() / old.square().sum())
+                    for new, old in zip(after, before, strict=True)
+                ]
+                drifted = float(np.mean(shares))
+                print(f"{what:14} {one:9} {drifted:.4f}, {(1 - total) ** 2 * drifted:.3f}", flush=True)
         print("generalised guidance with σ_u 0 takes the untouched base: 0 by construction")
+
+    def _passed(self, chosen: tuple[str, float, float, float]) -> list[tuple[int, torch.Tensor]]:
+        """Timestep and latents at ten steps of the paths to 32 pictures under prompts that judge."""
+        asks = list(self._asks(JUDGING, STYLES_JUDGING))
+        prompts = [asks[place * len(asks) // 32].prompt for place in range(32)]
+        passing = PassingGuide(self._guide(*chosen), range(LEVELS))
+        sample_latents(
+            self.models, prompts, list(range(32)), steps=LEVELS, batch=32, guide=passing, progress=False
+        )
+        return [(int(when[0]), noisy) for when, noisy in zip(passing.timesteps, passing.noisy, strict=True)]
 
     def _generic(self) -> torch.Tensor:
         """Latents that the untouched checkpoint draws of its own names."""
@@ -383,6 +418,6 @@ class Bench:
         return found
 
 
-def _spelled(hits: Any) -> str:
-    score = share_of("", np.array(hits, bool))
+def _spelled(hits: Any, groups: np.ndarray[Any, Any] | None = None) -> str:
+    score = share_of("", np.array(hits, bool), groups)
     return f"{100 * score.value:.0f} % [{100 * score.low:.0f}, {100 * score.high:.0f}]"

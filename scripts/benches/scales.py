@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import kept
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from surgery.anatomy import weights_digest
@@ -33,7 +34,15 @@ from surgery.study.samples import write_sheet
 
 PASSES: Final = (0, 1, 2, 4, 8)
 SCALES: Final = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
-VERSION: Final = 1  # goes up when cells are made otherwise
+_INVERSIONS: Final[Mapping[str, Callable[[int], InversionSettings]]] = {
+    "published": lambda passes: InversionSettings(renoise=passes, regularise=True),
+    "unregularised": lambda passes: InversionSettings(renoise=passes, regularise=False),
+    # the last pass alone, and as many at every step: how fast the fixed point is reached
+    "last pass": lambda passes: InversionSettings(
+        renoise=passes, regularise=False, average=(0, 0), average_above=(0, 0), most_below=passes
+    ),
+}
+VERSION: Final = 2  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +62,23 @@ def scales(options: argparse.Namespace) -> None:
     drawn = drawn_pairs(base, judge, options)
     key: list[JSON] = [weights_digest(models.unet), options.seed, options.steps, options.pictures, VERSION]
     print(f"{len(drawn.first)} drawn pictures, {options.steps} steps; drawn again with the concept as it is:")
-    for regularised in (False, True):
+    for kind, made in _INVERSIONS.items():
         for passes in PASSES:
-            inversion = InversionSettings(renoise=passes, regularise=regularised)
+            inversion = made(passes)
 
             def errors(inversion: InversionSettings = inversion) -> Mapping[str, Any]:
                 found = [
                     invert_pictures(
                         models, drawn.pixels[[place]], name, inversion, steps=options.steps
                     ).error[0]
-                    for place, name in track(
-                        list(enumerate(drawn.first[: options.few])), "inverting", unit="picture"
-                    )
+                    for place, name in track(list(enumerate(drawn.first)), "inverting", unit="picture")
                 ]
                 return {"errors": found}
 
-            name = f"error-{passes}-{regularised}-{json_digest([*key, options.few])[:10]}.json"
-            told = kept(options.out / name, errors)["errors"]
+            name = f"error-{passes}-{kind.replace(' ', '-')}-{json_digest(key)[:10]}.json"
+            told = np.array(kept(options.out / name, errors)["errors"])
             print(
-                f"K {passes}{' regularised' if regularised else '':13} {100 * np.mean(told):.2f} % "
-                f"(worst {100 * np.max(told):.1f} %)",
-                flush=True,
+                f"K {passes} {kind:14} {_mean(100 * told, 2)} % (worst {100 * told.max():.1f} %)", flush=True
             )
     print("\nscaled: the judge's probability of the concept, of the other thing, and pixels moved outside")
     for kind, settings in _schedules(options.steps).items():
@@ -84,14 +89,21 @@ def scales(options: argparse.Namespace) -> None:
 
         cell = kept(place, scaled)
         for scale in SCALES:
-            own = cell[f"{scale:g}"]
+            own = {what: np.array(values) for what, values in cell[f"{scale:g}"].items()}
             print(
-                f"{kind:20} ω {scale:g}: concept {own['concept']:.3f}, other {own['other']:.3f}, moved "
-                f"{own['moved']:.1f} of 255 outside, {own['inside']:.1f} inside",
+                f"{kind:20} ω {scale:g}: concept {_mean(own['concept'], 2)}, other {_mean(own['other'], 2)}, "
+                f"moved {_mean(own['moved'], 1)} of 255 outside, {_mean(own['inside'], 1)} inside",
                 flush=True,
             )
     if options.sheet is not None:
         _sheet(models, drawn, options)
+
+
+def _mean(values: np.ndarray[Any, Any], digits: int) -> str:
+    """The mean over pictures and its 95 % interval (BCa)."""
+    found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), n_resamples=2000)
+    low, high = found.confidence_interval
+    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _schedules(steps: int) -> dict[str, ScalingSettings]:
@@ -106,7 +118,7 @@ def _schedules(steps: int) -> dict[str, ScalingSettings]:
 
 def _scaled(
     models: Any, judge: Judge, drawn: Drawn, settings: ScalingSettings, options: argparse.Namespace
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, list[float]]]:
     inversion = InversionSettings(renoise=options.passes, regularise=False)
     columns: dict[float, list[np.ndarray[Any, Any]]] = {scale: [] for scale in SCALES}
     again = []
@@ -121,10 +133,10 @@ def _scaled(
         rows = range(len(pictures))
         gap = np.abs(np.stack(pictures).astype(int) - np.stack(again)).mean(3)
         told[f"{scale:g}"] = {
-            "concept": float(np.mean([seen.probability(Trait(drawn.first[row]))[row] for row in rows])),
-            "other": float(np.mean([seen.probability(Trait(drawn.second[row]))[row] for row in rows])),
-            "moved": float(gap[:, drawn.outside].mean()),
-            "inside": float(gap[:, ~drawn.outside].mean()),
+            "concept": [float(seen.probability(Trait(drawn.first[row]))[row]) for row in rows],
+            "other": [float(seen.probability(Trait(drawn.second[row]))[row]) for row in rows],
+            "moved": gap[:, drawn.outside].mean(1).tolist(),
+            "inside": gap[:, ~drawn.outside].mean(1).tolist(),
         }
     return told
 

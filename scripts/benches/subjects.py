@@ -1,9 +1,10 @@
 """Two things in one picture: guidance by a prompt's subjects beside plain guidance and Composable Diffusion.
 
 The pairs that judge are those that the checkpoint's training never showed together; every way draws from the
-same seeds, and the judge says in how many pictures it sees both. Each way's scale (of the guidance, or of the
-subjects beside it) is chosen beforehand on other pairs and another template. Differences to plain guidance
-come from pictures in pairs, with intervals over pairs of things.
+same seeds, and the judge says in how many pictures it sees both, and in how many something else that nobody
+asked for: clutter would show as both. Each way's scales (of the guidance, and of the subjects beside it) are
+chosen beforehand on other pairs and another template; the two releases are also taken as published.
+Differences to plain guidance come from pictures in pairs, with intervals over pairs of things.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,21 +37,27 @@ from surgery.shelf import checkpoint_path
 from surgery.study.samples import sheet_of, write_sheet
 
 Pair = tuple[str, str]
+Bools = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 TEMPLATES: Final = ("this image shows {}", "a simple picture of {}")
 CHOOSING: Final = "a drawing of {}"
 GUIDANCES: Final = (2.5, 5.0, 7.5)
+STRONGER: Final = (5.0, 7.5)
 WEIGHTS: Final = (0.5, 1.0, 2.0, 5.0)
-PRESETS: Final = {"subjects, published": INITIAL, "subjects, later": LATER, "subjects, ours": OURS}
-VERSION: Final = 2  # goes up when cells are made otherwise
+PRESETS: Final = {"initial": INITIAL, "later": LATER, "ours": OURS}
+VERSION: Final = 3  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a way guides models, given the subjects of each prompt and the prompts; its settings, for keys."""
+    """How a way guides models, given the subjects of each prompt and the prompts; its settings, for keys.
+
+    ``rows`` are those of the U-Net for a picture and step.
+    """
 
     guide: Callable[[Models, Mapping[str, Sequence[str]], Sequence[str]], Guide]
     settings: Any
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +89,8 @@ class Bench:
     models: Any
     judge: Judge
 
-    def both(self, name: str, way: Way, subjects: Mapping[str, Pair], samples: int) -> np.ndarray[Any, Any]:
-        """Whether each picture shows both, prompt by prompt; kept in a file."""
+    def seen(self, name: str, way: Way, subjects: Mapping[str, Pair], samples: int) -> Bools:
+        """Whether each picture shows both, and whether anything else, prompt by prompt; kept in a file."""
         options = self.options
         prompts = [prompt for prompt in subjects for _ in range(samples)]
         asked: JSON = [
@@ -97,39 +105,48 @@ class Bench:
             guide = way.guide(self.models, subjects, prompts)
             drawn = sample(self.models, prompts, seeds, steps=options.steps, batch=24, guide=guide)
             seen = self.judge.score(drawn)
-            shown = [
-                [bool(seen.shows(Trait(one))[row]) for one in subjects[prompt]]
-                for row, prompt in enumerate(prompts)
-            ]
-            return {"shown": shown}
+            shown = np.stack([seen.shows(Trait(one)) for one in self.judge.labels.of("concept")])
+            both, more = [], []
+            for row, prompt in enumerate(prompts):
+                asked_for = [self.judge.labels.column(Trait(one)) for one in subjects[prompt]]
+                both.append(bool(shown[asked_for, row].all()))
+                more.append(bool(np.delete(shown[:, row], asked_for).any()))
+            return {"both": both, "else": more}
 
-        return np.array([all(one) for one in kept(place, made)["shown"]])
+        cell = kept(place, made)
+        return np.array(cell["both"]), np.array(cell["else"])
 
     def choose(self, ways: Mapping[str, Mapping[str, Way]], pairs: Sequence[Pair]) -> dict[str, Way]:
         """Of each way's scales the one with which most pictures show both."""
         subjects = subjects_of(pairs, [CHOOSING])
         print(f"choosing on {len(subjects)} prompts of other pairs, one picture each")
-        chosen = {}
+        chosen: dict[str, Way] = {}
         for name, scaled in ways.items():
-            found = {scale: float(self.both(name, way, subjects, 1).mean()) for scale, way in scaled.items()}
+            if len(scaled) == 1:  # as published
+                chosen |= {f"{name}, {scale}": way for scale, way in scaled.items()}
+                continue
+            found = {
+                scale: float(self.seen(name, way, subjects, 1)[0].mean()) for scale, way in scaled.items()
+            }
             best = max(found, key=lambda scale: found[scale])
             print(f"{name:22} {', '.join(f'{scale}: {100 * one:.0f} %' for scale, one in found.items())}")
             chosen[f"{name}, {best}"] = scaled[best]
         return chosen
 
     def judge_them(self, ways: Mapping[str, Way], pairs: Sequence[Pair]) -> None:
-        """Prints the share with both and its difference to the first way's."""
+        """Prints the share with both and its difference to the first way's, and the share with more."""
         samples = self.options.samples
         subjects = subjects_of(pairs, TEMPLATES)
         print(f"\n{len(subjects)} prompts of pairs never drawn together, {samples} pictures each")
         groups = np.repeat(np.arange(len(subjects)) % len(pairs), samples)  # a pair stands in all templates
-        found = {name: self.both(name, way, subjects, samples) for name, way in ways.items()}
-        first = next(iter(found.values()))
-        for name, shown in found.items():
-            score, gain = share(name, shown, groups), difference(name, first, shown, groups)
+        found = {name: self.seen(name, way, subjects, samples) for name, way in ways.items()}
+        first, _ = next(iter(found.values()))
+        for name, (both, more) in found.items():
+            score, gain = share(name, both, groups), difference(name, first, both, groups)
             print(
-                f"{name:32} both {100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}], "
-                f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] against the first",
+                f"{name:36} both {100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}], "
+                f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] against the first; "
+                f"something else {100 * more.mean():.0f} %; {ways[name].rows} rows a step",
                 flush=True,
             )
 
@@ -184,7 +201,11 @@ def _ways(steps: int) -> dict[str, dict[str, Way]]:
     """Every way with each of its scales, by what is scaled."""
 
     def plain(guidance: float) -> Way:
-        return Way(settings=guidance, guide=lambda models, _, prompts: PromptGuide(models, prompts, guidance))
+        return Way(
+            settings=guidance,
+            guide=lambda models, _, prompts: PromptGuide(models, prompts, guidance),
+            rows=2,
+        )
 
     def composable(guidance: float) -> Way:
         return Way(
@@ -192,26 +213,33 @@ def _ways(steps: int) -> dict[str, dict[str, Way]]:
             guide=lambda models, subjects, _: ComposableGuide(
                 models=models, subjects=subjects, guidance=guidance
             ),
+            rows=3,
         )
 
-    def by_subjects(settings: Any, weight: float) -> Way:
+    def by_subjects(settings: Any, **scales: float) -> Way:
         own = replace(
             settings,
-            guidance=5.0,
-            weight=weight,
+            **scales,
             first_step=round(settings.first_step * steps / 50),
             last_step=None if settings.last_step is None else round(settings.last_step * steps / 50),
         )
         return Way(
             settings=own,
             guide=lambda models, subjects, _: ConceptGuide(models=models, subjects=subjects, settings=own),
+            rows=4,
         )
 
     return {
         "plain": {f"guidance {one:g}": plain(one) for one in GUIDANCES},
         "composable": {f"guidance {one:g}": composable(one) for one in GUIDANCES},
+        **{f"subjects, {one}": {"as published": by_subjects(PRESETS[one])} for one in ("initial", "later")},
         **{
-            name: {f"weight {one:g}": by_subjects(settings, one) for one in WEIGHTS}
+            f"subjects, {name}, chosen": {
+                f"guidance {guidance:g}, weight {weight:g}": by_subjects(
+                    settings, guidance=guidance, weight=weight
+                )
+                for guidance, weight in product(STRONGER, WEIGHTS)
+            }
             for name, settings in PRESETS.items()
         },
     }
