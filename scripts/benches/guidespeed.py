@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from copy import copy, deepcopy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +37,7 @@ from surgery.diffusion import (
 from surgery.diffusion.inversion import PLAIN, Rung, cleaner
 from surgery.guidance.branches import Branch, BranchExecutor
 from surgery.guidance.scaling_concept import OBJECT, followed, invert_pictures, scale_schedule
-from surgery.guidance.weights import MixedWeights, _factors
+from surgery.guidance.weights import MixedWeights, SwappedWeights, _factors
 from surgery.methods.null_text import TrainSettings, read_pictures, train
 from surgery.methods.null_text.door import layers_of, leaves_of
 from surgery.patch import Patch, Term, make_patch
@@ -55,7 +58,7 @@ def guide_speed(options: argparse.Namespace) -> None:
     _scaling(options, models)
     _training(options, models)
     if options.full:
-        _memory(options)
+        _memory()
 
 
 def random_patch(base: Path, models: Any, rank: int = 16) -> Patch:
@@ -211,56 +214,72 @@ def _training(options: argparse.Namespace, models: Any) -> None:
         told(f"{count} updates of 16 pictures", found)
 
 
-def _memory(options: argparse.Namespace) -> None:
-    """Peak memory of one step of three branches at the size of Stable Diffusion 1.5, one U-Net or two."""
-    pocket = load_pipeline(checkpoint_path(options.base))
+MEMORY: Final = ("two U-Nets", "one pass", "one by one", "swapped")
+
+
+def _memory() -> None:
+    """Peak memory of a step of three branches at the size of Stable Diffusion 1.5, above one U-Net.
+
+    Each way has a process of its own, which finds no memory that another one left.
+    """
+    for way in MEMORY:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            print(
+                f"memory above one U-Net, SD 1.5: {way:10} {apart.submit(above, way).result() / 1e9:.2f} GB"
+            )
+
+
+def above(way: str) -> int:
+    """Bytes above one U-Net that a way takes: weights, factors and one step."""
     unet = randomsd.unet("sd15")
-    models = copy(pocket)
-    models.unet = unet
+    models = SimpleNamespace(unet=unet)
     features = torch.randn((1, 77, 768), generator=torch.Generator().manual_seed(0))
     latents = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(1))
-    rank, generator, terms = 16, torch.Generator().manual_seed(2), {}
+    branches = [Branch(text=Reading(features=features), strengths=(one,)) for one in (0.0, 1.0, 0.0)]
+    start = anonymous_bytes()
+    with peak_memory() as peak, torch.no_grad():
+        if way == "two U-Nets":
+            other = deepcopy(unet)
+            for name, form in _random_factors(unet):
+                weight = other.get_parameter(name.removeprefix("unet/"))
+                weight += (form.left @ form.right).view_as(weight)
+            for one in (unet, other, unet):
+                predict_noise(one, latents, 500, features)
+        else:
+            weights = _swapped(unet) if way == "swapped" else _mixed(unet)
+            executor = BranchExecutor(models=models, weights=weights, together=way == "one pass")
+            executor.predict(latents, 500, branches)
+    return peak.count - start
+
+
+def _random_factors(unet: Any) -> Iterator[tuple[str, LowRank]]:
+    """Of rank 16, beside all layers."""
+    generator = torch.Generator().manual_seed(2)
     for name in layers_of(unet, "all"):
         weight = unet.get_parameter(name.removeprefix("unet/"))
         rows, width = weight.shape[0], weight[0].numel()
-        left, right = (torch.randn(size, generator=generator) for size in ((rows, rank), (rank, width)))
-        terms[name] = LowRank(0.01 * left, right / width**0.5)
-    start = anonymous_bytes()
-    two = [unet]
-    with peak_memory() as peak, torch.no_grad():
-        two.append(deepcopy(unet))
-        for name, form in terms.items():
-            weight = two[1].get_parameter(name.removeprefix("unet/"))
-            weight += (form.left @ form.right).view_as(weight)
-        for one in (two[0], two[1], two[0]):
-            predict_noise(one, latents, 500, features)
-    second = peak.count - start
-    two.pop()
-    _told_memory(models, terms, features, latents, second)
+        left, right = (torch.randn(size, generator=generator) for size in ((rows, 16), (16, width)))
+        yield name, LowRank(0.01 * left, right / width**0.5)
 
 
-def _told_memory(
-    models: Any, terms: dict[str, LowRank], features: torch.Tensor, latents: torch.Tensor, second: int
-) -> None:
-    null = Reading(features=features)
-    branches = [Branch(text=null, strengths=(strength,)) for strength in (0.0, 1.0, 0.0)]
-    for together in (True, False):
-        start = anonymous_bytes()
-        with peak_memory() as peak:
-            weights = MixedWeights(models, [])
-            # there is no file of this checkpoint that a patch could be made for
-            weights._layers = [
-                (
-                    models.unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight")),
-                    [_factors(models.unet.get_parameter(name.removeprefix("unet/")), form, 0, 1.0)],
-                )
-                for name, form in terms.items()
-            ]
-            executor = BranchExecutor(models=models, weights=weights, together=together)
-            executor.predict(latents, 500, branches)
-        print(
-            f"memory above one U-Net, SD 1.5: {'one pass' if together else 'one by one'} "
-            f"{(peak.count - start) / 1e9:.2f} GB, two U-Nets {second / 1e9:.2f} GB",
-            flush=True,
+# there is no file of this checkpoint that a patch could be made for
+
+
+def _mixed(unet: Any) -> MixedWeights:
+    weights = MixedWeights(SimpleNamespace(unet=unet), [])
+    weights._layers = [
+        (
+            unet.get_submodule(name.removeprefix("unet/").removesuffix(".weight")),
+            [_factors(unet.get_parameter(name.removeprefix("unet/")), form, 0, 1.0)],
         )
-        del weights, executor
+        for name, form in _random_factors(unet)
+    ]
+    return weights
+
+
+def _swapped(unet: Any) -> SwappedWeights:
+    changed = {}
+    for name, form in _random_factors(unet):
+        weight = unet.get_parameter(name.removeprefix("unet/"))
+        changed[name] = weight + (form.left @ form.right).view_as(weight)
+    return SwappedWeights(models=SimpleNamespace(unet=unet), values={(1.0,): changed})

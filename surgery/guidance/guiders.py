@@ -298,7 +298,10 @@ class ConceptDiffusionGuider(_Guider):
 class ScalingConceptGuider(_Guider):
     """ScalingConcept (arXiv 2410.24151) for pipelines with a guider; the run starts from an inverted path.
 
-    Attach the path before a run, and give its first entry to the pipeline as latents.
+    Attach the path before a run, and give its first entry to the pipeline as latents. The two branches read
+    different latents until ``exit_step``, so that their predictions are of one kind only where these are of
+    noise: for checkpoints that predict velocities set ``exit_step`` to 0, or use ``scale_concept``, which
+    turns both into noise first (3.2 of the study). A guider sees no scheduler and cannot tell.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers ships no types

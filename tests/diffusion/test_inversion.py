@@ -92,7 +92,7 @@ def test_the_sampler_comes_back_to_the_picture(clean: Tensor, rungs: tuple[Rung,
     path = inverted(predict, clean, rungs, exactly(60))
     assert len(path) == len(rungs) + 1
     assert torch.equal(path[-1], clean)
-    torch.testing.assert_close(sampled(path[0], rungs), clean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(sampled(path[0], rungs), clean, rtol=0, atol=1e-10)
     rough = inverted(predict, clean, rungs, PLAIN)
     assert float((sampled(rough[0], rungs) - clean).norm()) > 1e-3
 

@@ -50,10 +50,10 @@ def test_the_abstract_part_is_orthogonal_to_the_subjects(predictions: Prediction
     whole, scores = prompt - base, [subject - base for subject in subjects]
     total = scores[0] + scores[1] + scores[2]
     published = abstract_part(whole, scores, "sum")
-    assert float(inner(published, total).abs().max()) < 1e-9
+    assert float(inner(published, total).abs().max()) < 1e-10
     near(cosine(whole, published).abs(), (1 - cosine(whole, total).square()).sqrt())
     ours = abstract_part(whole, scores, "span")
-    assert max(float(inner(ours, one).abs().max()) for one in scores) < 1e-9
+    assert max(float(inner(ours, one).abs().max()) for one in scores) < 1e-10
     assert max(float(cosine(published, one).abs().max()) for one in scores) > 0.01
 
 

@@ -66,9 +66,9 @@ def test_a_scale_of_one_draws_the_picture_again(  # 14
     path: list[Tensor], clean: Tensor, rungs: tuple[Rung, ...], exit_step: int
 ) -> None:
     found = followed(both, path, rungs, replace(AS_IT_IS, exit_step=exit_step))
-    torch.testing.assert_close(found, clean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, clean, rtol=0, atol=1e-10)
     anchored = ScalingSettings(scale=1.0, decay=3.0, exit_step=exit_step, anchored=True)
-    torch.testing.assert_close(followed(both, path, rungs, anchored), clean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(followed(both, path, rungs, anchored), clean, rtol=0, atol=1e-10)
     fading = followed(both, path, rungs, replace(AS_IT_IS, decay=3.0))
     assert float((fading - clean).norm() / clean.norm()) > 0.1
 
@@ -80,6 +80,23 @@ def test_a_scale_of_nothing_is_sampling_without_the_prompt(  # 14
     for rung in rungs:
         latents = cleaner(latents, without(latents, rung.timestep), rung)
     assert torch.equal(followed(both, path, rungs, ScalingSettings(scale=0.0)), latents)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_two_evaluations_are_the_three_written_by_hand(  # 13
+    path: list[Tensor], rungs: tuple[Rung, ...], anchored: bool
+) -> None:
+    settings = ScalingSettings(scale=3.0, exit_step=12, anchored=anchored)
+    latents = path[0]
+    for step, rung in enumerate(rungs):
+        scale = scale_schedule(settings, len(rungs))[step]
+        base, concept = without(latents, rung.timestep), with_concept(latents, rung.timestep)
+        noise = base + scale * (concept - base)
+        if step < settings.exit_step:
+            between = with_concept((latents + path[step]) / 2, rung.timestep)
+            noise = noise + scale * (between - concept)
+        latents = cleaner(latents, noise, rung)
+    torch.testing.assert_close(followed(both, path, rungs, settings), latents, rtol=0, atol=1e-10)
 
 
 def test_more_of_a_concept_moves_further(path: list[Tensor], clean: Tensor, rungs: tuple[Rung, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgery.delta import Operator
 from surgery.diffusion import Models, read_prompts
+from surgery.diffusion.conditions import read_without
 from surgery.methods.distill.settings import DistillConcept, DistillSettings
 
 _TINY = 1e-12
@@ -56,7 +57,7 @@ def closed_form(
 ) -> Operator:
     """The map of some concepts; the empty prompt and phrases to preserve stay."""
     kept = read_prompts(models, ["", *preserve]).features
-    null = kept[0]
+    null = read_without(models, "").features[0]  # what guidance leads away from: of SDXL zeros
     found, bases, scales = [], [], []
     for concept in concepts:
         features = read_prompts(models, list(concept.prompts)).features
