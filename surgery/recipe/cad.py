@@ -98,8 +98,9 @@ class Cad(Part):
     """Weights that are looked at: ff, ff_out, attn2_kv, attn, conv, linear, all, text_mlp, or patterns."""
     leave_out: tuple[Phrase, ...] = ()
     """Patterns of names among them that are not."""
-    combine: Literal["union", "sum", "quota"] = "union"
-    """Several concepts: a mask for each, one for the sum of their scores, or one in equal parts."""
+    combine: Literal["union", "sum", "quota", "intersection", "difference"] = "union"
+    """Several concepts: a mask for each, one for the sum of their scores, or one in equal parts; or only what
+    the masks of all share, or what that of the first has and those of the others have not."""
     attribution: Attribution = Attribution()
     selection: Selection = Selection()
     controls: bool = True
@@ -149,6 +150,8 @@ def _size_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for name in ("count", "left"):
         if chosen.ratio is not None and getattr(chosen, name) is not None:
             yield ("selection", name), "takes the ratio's place. Give one of the two."
+    if cad.combine in ("intersection", "difference") and len(cad.concepts) < 2:
+        yield ("combine",), f"{cad.combine!r} is of the masks of several concepts. Name two or more."
     if chosen.left is not None and cad.kind == "amplify":
         yield ("selection", "left"), "is how far a concept is erased. Give a ratio or a count."
 

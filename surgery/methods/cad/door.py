@@ -57,8 +57,13 @@ def edit(
     maker = Maker(models, names, settings, tuple(retain), store)
     maker.shelf.share_batches(concepts, settings.attribution)
     reports, findings = [], list(model_findings(models, (*concepts, *retain)))
-    for group in [tuple(concepts)] if settings.combine == "sum" else [(concept,) for concept in concepts]:
-        report, found = maker.report(group, len(concepts))
+    together = tuple(concepts)
+    if settings.combine in ("intersection", "difference"):
+        made = [maker.joint(together)]
+    else:
+        groups = [together] if settings.combine == "sum" else [(concept,) for concept in concepts]
+        made = [maker.report(group, len(concepts)) for group in groups]
+    for report, found in made:
         reports.append(report)
         findings += found
     for finding in findings:
@@ -101,8 +106,10 @@ def check_edit(
         faults.append("ratio is 0: nothing would be masked; expected a share above 0.")
     if chosen.left is not None and settings.polarity == "negative":
         faults.append("left is how far a concept is erased; the other polarity needs a ratio or a count.")
-    if chosen.left is not None and settings.combine == "quota":
-        faults.append("combine 'quota' parts a ratio, and left looks for one; use union or sum.")
+    if chosen.left is not None and settings.combine not in ("union", "sum"):
+        faults.append(f"combine {settings.combine!r} needs a ratio, and left seeks one; use union or sum.")
+    if settings.combine in ("intersection", "difference") and len(concepts) < 2:
+        faults.append(f"combine {settings.combine!r} is of several masks; expected two concepts or more.")
     if settings.attribution.standard_errors:
         faults += [
             f"{one.name!r} has one picture, and standard errors are between pictures; expected two or more."

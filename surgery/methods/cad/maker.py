@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import and_, sub
 from typing import Final
 
 import torch
@@ -121,6 +122,34 @@ class Maker:
             ratio, grown = found.ratio, found.left
         mask = ranked.mask(ratio, chosen.rounding)
         wanted = ranked.wanted(ratio, chosen.rounding)
+        report, findings = self._tried(group, facts, mask, ratio, wanted)
+        names = (concept.name for concept in group)
+        return report, [*findings, *grown_findings(dict(zip(names, grown, strict=False)), chosen)]
+
+    def joint(self, concepts: tuple[CadConcept, ...]) -> tuple[MaskReport, list[Finding]]:
+        """One mask: what those of several concepts share, or what the first has and the others have not."""
+        chosen, ratio = self.settings.selection, self._ratio()
+        masks: list[ComponentMask] = []
+        facts: list[Facts] = []
+        for concept in concepts:
+            ranked, own = self._ranked((concept,), ratio)
+            masks.append(ranked.mask(ratio, chosen.rounding))
+            facts += own
+        share = self.settings.combine == "intersection"
+        mask = reduce(and_ if share else sub, masks)
+        aimed = concepts if share else concepts[:1]
+        return self._tried(aimed, tuple(facts[: len(aimed)]), mask, ratio, mask.count)
+
+    def _tried(
+        self,
+        group: tuple[CadConcept, ...],
+        facts: tuple[Facts, ...],
+        mask: ComponentMask,
+        ratio: float,
+        wanted: int,
+    ) -> tuple[MaskReport, list[Finding]]:
+        """The report of a mask, with what it and random ones do to each concept that it is for."""
+        chosen = self.settings.selection
         tries = partial(self.trial.control, mask=mask, strength=chosen.strength)
         controls = tuple(tries(concept) for concept in group) if self.settings.controls else ()
         names = tuple(concept.name for concept in group)
@@ -136,7 +165,6 @@ class Maker:
             )
         erases = self.settings.polarity == "positive"
         findings += size_findings(" + ".join(names), mask, wanted, self.names)
-        findings += grown_findings(dict(zip(names, grown, strict=False)), chosen)
         findings += effect_findings(mask, tried, chosen, erases=erases)
         report = MaskReport(
             concepts=names, mask=mask, ratio=ratio, wanted=wanted, facts=facts, controls=controls

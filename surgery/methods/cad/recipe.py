@@ -1,6 +1,7 @@
 """Component attribution as recipes ask for it: a recipe's entry to settings, and the result to an outcome."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -27,8 +28,10 @@ from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.methods.concepts import TEMPLATES
 from surgery.recipe import Cad, Recipe
 from surgery.recipe.cad import Attributed
-from surgery.record import JSON, Work, file_digest
+from surgery.record import JSON, Finding, Work, file_digest
 from surgery.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 def settings_of(entry: Cad) -> CadSettings:
@@ -75,7 +78,11 @@ def retained(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
 
 
 def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
-    """What the entry asks for: nothing in particular in the concept's place, or more of the concept."""
+    """What the entry asks for: nothing in particular in a concept's place, or more of it.
+
+    Of a difference the first concept alone; the others are what stays.
+    """
+    aimed = entry.concepts[:1] if entry.combine == "difference" else entry.concepts
     return tuple(
         Replacement(
             source=one.source,
@@ -83,7 +90,7 @@ def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
             kind=entry.kind,
             pictures=bool(one.images),
         )
-        for one in entry.concepts
+        for one in aimed
     )
 
 
@@ -152,6 +159,21 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     return {("cad", entry.kind, name): concept.name for name, concept in zip(names, concepts, strict=True)}
 
 
+def _of_erased(recipe: Recipe, settings: CadSettings, concepts: Sequence[CadConcept]) -> Iterator[Finding]:
+    """Pictures that an edited checkpoint draws of what an earlier edit may have taken away."""
+    if not recipe.after or settings.attribution.objective != "denoise":
+        return
+    for concept in concepts:
+        if not concept.images:
+            yield Finding(
+                kind="drawn-when-erased",
+                subject=concept.name,
+                message="its pictures are drawn by the edited checkpoint, which may no longer show it. To "
+                "bring back what an earlier patch erased, give pictures of it (images), as drawn before.",
+                severity="warning",
+            )
+
+
 def run(
     entry: Cad,
     recipe: Recipe,
@@ -164,17 +186,21 @@ def run(
     settings, concepts = settings_of(entry), concepts_of(entry, recipe)
     names = components_of(base.shapes, entry.components, entry.leave_out)
     result = edit(models, concepts, names, settings, retain=retained(entry, recipe), store=store)
+    others = entry.combine == "difference"
+    found = tuple(_of_erased(recipe, settings, concepts))
+    for finding in found:
+        _log.warning("%s: %s", finding.subject, finding.message)
     return Outcome(
         delta=result.delta,
         replacements=replacements(entry, recipe),
-        preserved=entry.retain,
+        preserved=(*entry.retain, *(one.source for one in entry.concepts[1:] if others)),
         report={
             "method": "cad",
             "kind": entry.kind,
             "components": len(names),
             "masks": [mask.as_json() for mask in result.masks],
         },
-        findings=result.findings,
+        findings=(*result.findings, *found),
         lines=tuple(line for mask in result.masks for line in mask.lines()),
         made={
             "method": "cad",

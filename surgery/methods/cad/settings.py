@@ -14,7 +14,7 @@ Rounding: TypeAlias = Literal["carry", "floor", "ceil"]
 Ranking: TypeAlias = Literal["score", "t", "retain", "damage"]
 Weighting: TypeAlias = Literal["none", "even"]
 Polarity: TypeAlias = Literal["positive", "negative"]
-Combine: TypeAlias = Literal["union", "sum", "quota"]
+Combine: TypeAlias = Literal["union", "sum", "quota", "intersection", "difference"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,8 @@ class CadSettings:
         polarity: ``positive`` takes away what makes a concept, ``negative`` what stands in its way.
         combine: What several concepts share: ``union`` masks the ratio for each, ``sum`` for the sum of their
             scores, each as a share of its concept's measure; ``quota`` an equal part of the ratio for each.
+            ``intersection`` masks only what the masks of all have, ``difference`` what that of the first has
+            and those of the others have not.
         controls: Whether every mask is tried on pairs with other noise beside random ones.
         micro_batch: Noisy pictures in one pass forward and back; what suits the U-Net's size when left out.
         batch: Paths of the sampler at a time; the same.

@@ -228,6 +228,17 @@ def test_several_concepts_as_union_sum_and_quota(models: Any) -> None:
     }
 
 
+def test_what_masks_share_and_what_one_has_alone(models: Any) -> None:
+    much = replace(with_selection(ratio=0.3), controls=True)
+    cat, dog = (places(edit(models, [one], NAMES, much)) for one in (CAT, DOG))
+    both = edit(models, [CAT, DOG], NAMES, replace(much, combine="intersection"))
+    assert places(both) == cat & dog != set()
+    assert [(one.concepts, len(one.controls)) for one in both.masks] == [(("cat", "dog"), 2)]
+    alone = edit(models, [CAT, DOG], NAMES, replace(much, combine="difference"))
+    assert places(alone) == cat - dog != set()
+    assert [one.concepts for one in alone.masks] == [("cat",)]
+
+
 def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
     plain = places(edit(models, [CAT], NAMES, SETTINGS))
     for ranking in ("retain", "damage"):
@@ -351,6 +362,7 @@ def test_amplifying_looks_at_how_pictures_are_denoised(models: Any) -> None:
         (replace(with_selection(left=0.0), attribution=DENOISED), [], "denoise knows no base prompt"),
         (replace(with_selection(left=0.0), polarity="negative"), [], "how far a concept is erased"),
         (replace(with_selection(left=0.0), combine="quota"), [], "use union or sum"),
+        (replace(SETTINGS, combine="intersection"), [], "two concepts or more"),
         (with_selection(strength=1.5), [], r"strength is 1\.5"),
         (with_selection(ratio=1.0), [], r"ratio is 1\.0"),
         (SETTINGS, [CAT], "is to go and to be retained"),

@@ -1,6 +1,6 @@
 """Component attribution as recipes ask for it: settings, plan, checks, and a run that applies and reverts."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from surgery.delta import Form, Rescale
 from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
 from surgery.methods.cad.maker import LISTED
-from surgery.methods.cad.recipe import concepts_of, settings_of
+from surgery.methods.cad.recipe import _of_erased, concepts_of, replacements, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
 from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
@@ -148,6 +148,30 @@ def test_a_broken_picture_is_said_before_any_work(tiny_pipeline: Path, tmp_path:
     recipe = parse_recipe(text, path=tmp_path / "recipe.yaml", overrides=changes)
     with pytest.raises(SurgeryError, match=r"broken\.png"):
         check_edits(recipe, open_checkpoint(tiny_pipeline), small_pipeline(tiny_pipeline))
+
+
+def test_of_a_difference_the_first_concept_goes_and_the_others_stay(tiny_pipeline: Path) -> None:
+    asked = parsed(tiny_pipeline, combine="difference", controls="false")
+    found = asked.edits[0].cad
+    assert found is not None
+    assert [one.source for one in replacements(found, asked)] == ["cat"]
+    base = open_checkpoint(tiny_pipeline)
+    computed = compute_patch(asked, plan_recipe(asked, base), base, load_pipeline(tiny_pipeline), None)
+    assert computed.outcomes[0].preserved == ("dog",)
+    with pytest.raises(RecipeError, match="of the masks of several concepts"):
+        parsed(combine="intersection", concepts="[{source: cat}]")
+
+
+def test_pictures_of_what_an_earlier_patch_erased_are_asked_for(tiny_pipeline: Path) -> None:
+    settings = settings_of(entry(kind="amplify", attribution="{}"))
+    recipe = parsed(tiny_pipeline)
+    (cat, _) = concepts_of(entry(), recipe)
+    later = recipe.model_copy(update={"after": ("one",)})
+    assert list(_of_erased(recipe, settings, [cat])) == []
+    (finding,) = _of_erased(later, settings, [cat])
+    assert (finding.kind, finding.subject) == ("drawn-when-erased", "cat")
+    assert list(_of_erased(later, settings, [replace(cat, images=(Path("a.png"),))])) == []
+    assert list(_of_erased(later, settings_of(entry()), [cat])) == []
 
 
 def test_a_weight_that_two_edits_mask_is_told(tiny_pipeline: Path) -> None:
