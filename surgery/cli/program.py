@@ -38,6 +38,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "verify": "patches",
         "diff": "making",
         "compose": "making",
+        "thin": "making",
         "audit": "audit",
     },
     "Judge": {"evaluate": "evaluate"},

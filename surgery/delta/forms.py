@@ -122,15 +122,22 @@ class Replace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rescale:
-    """Factors for the values at some places: 0 erases, 1 keeps, 2 doubles."""
+    """Factors for the values at some places: 0 erases, 1 keeps, 2 doubles.
+
+    ``scores`` say how much speaks for each place, so that fewer can be chosen later; they change nothing.
+    """
 
     places: Places
     factors: Float[Tensor, "*places"]
+    scores: Float[Tensor, "*places"] | None = None
 
     def __post_init__(self) -> None:
         _refuse_integers(self.factors)
         if self.factors.ndim:
             _refuse_shape("factors", self.factors, self.places)
+        if self.scores is not None:
+            _refuse_integers(self.scores)
+            _refuse_shape("scores", self.scores, self.places)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from surgery.patch.model import Change, Patch, make_patch
 from surgery.patch.revert import revert_patch
 from surgery.patch.runtime import applied
 from surgery.patch.terms import Term
+from surgery.patch.thin import thinned
 from surgery.patch.undo import is_undo, read_undo
 from surgery.patch.verify import VerifyReport, verify_patch
 
@@ -35,5 +36,6 @@ __all__ = [
     "revert_patch",
     "save_patch",
     "take_out",
+    "thinned",
     "verify_patch",
 ]

@@ -8,7 +8,7 @@ operation                                               form                    
 ``add_lowrank``                                         `LowRank`               ``up``, ``down``
 ``operator``                                            `Operator`              ``left``, ``right``
 ``set_rows``, ``set_cols``, ``set_elems``, ``set_full``  `Replace`               ``new``, perhaps ``old``
-``scale_rows``, … , ``scale_full``                       `Rescale`               ``factors``
+``scale_rows``, … , ``scale_full``                       `Rescale`               ``factors`` (``scores``)
 ======================================================= ======================= =========================
 
 The index of rows or columns is a list. That of elements is the smallest of three: ``gaps`` between them, in
@@ -78,7 +78,9 @@ def encode(form: Form) -> Encoded:
             old = {} if form.old is None else {"old": form.old}
             return Encoded(op=f"set_{suffix}", index=index, parts={**parts, "new": form.new, **old})
         case Rescale():
-            return Encoded(op=f"scale_{suffix}", index=index, parts={**parts, "factors": form.factors})
+            scores = {} if form.scores is None else {"scores": form.scores.half()}
+            parts |= {"factors": form.factors, **scores}
+            return Encoded(op=f"scale_{suffix}", index=index, parts=parts)
 
 
 def with_index(form: Form, keep: Callable[[Tensor], Tensor]) -> Form:
@@ -110,7 +112,8 @@ def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, .
         "operator": {"left", "right"},
     }.get(op, {"new"} if verb == "set" else {"factors"})
     wanted |= set(_INDEX_PARTS[index])
-    if parts.keys() - {"old"} != wanted or ("old" in parts and verb != "set"):
+    perhaps = {"set": {"old"}, "scale": {"scores"}}.get(verb, set())
+    if parts.keys() - perhaps != wanted:
         raise ValueError(f"has the parts {sorted(parts)}; {sorted(wanted)} were expected")
     if op == "add_dense":
         return Dense(parts["values"])
@@ -124,7 +127,7 @@ def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, .
         return Sparse(places, parts["values"])
     if verb == "set":
         return Replace(places, parts["new"], parts.get("old"))
-    return Rescale(places, parts["factors"])
+    return Rescale(places, parts["factors"], parts.get("scores"))
 
 
 def _index(places: Places) -> tuple[str, dict[str, Tensor]]:

@@ -82,6 +82,8 @@ class Selection(Knobs):
     """Whether scores of exactly nothing may fill a quota, as published."""
     strength: Share | None = None
     """How much of a masked weight is taken away; 1 is all of it."""
+    scores: bool | None = None
+    """Whether the patch carries the scores of masked weights, from which ``surgery thin`` cuts smaller ones."""
 
 
 class Cad(Part):

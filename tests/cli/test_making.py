@@ -84,6 +84,22 @@ def test_compose_counts_weights_that_two_masks_take(surgery: Call, base: Path, t
     assert surgery("compose", *made, "-o", tmp_path / "j", "--base", base, "--json").json["shared_masks"] == 2
 
 
+def test_thin_cuts_a_smaller_mask(surgery: Call, base: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    where = Places("elements", checkpoint.shapes[FC2_NAME], torch.tensor([1, 3, 4, 5]))
+    form = Rescale(where, torch.tensor(0.0), torch.tensor([0.2, 1.0, 0.1, 0.4]))
+    term = Term(delta=Delta({FC2_NAME: form}), source="cad")
+    save_patch(make_patch([term], checkpoint), tmp_path / "mask")
+    done = surgery("thin", tmp_path / "mask", "--keep", 0.5, "--base", base, "-o", tmp_path / "less")
+    assert done.code == 0
+    assert "2 of 4 changed weights" in done.out
+    told = surgery(
+        "thin", tmp_path / "mask", "--keep", 0.5, "--base", base, "-o", tmp_path / "j", "--json"
+    ).json
+    assert (told["weights"], told["before"]) == (2, 4)
+    assert surgery("thin", tmp_path / "mask", "--keep", 1, "--base", base, "-o", tmp_path / "x").code == 2
+
+
 def test_compose_asks_for_the_base_where_it_is_needed(
     surgery: Call, patches: list[Path], tmp_path: Path
 ) -> None:

@@ -88,6 +88,16 @@ def test_rows_of_an_older_file_come_back() -> None:
     assert again.places.index.tolist() == [7, 50_000, 150_009]
 
 
+def test_scores_of_masked_elements_come_back_in_half_precision() -> None:
+    places = Places("elements", (4, 5), torch.tensor([3, 11]))
+    again = back(encode(Rescale(places, torch.tensor(0.0), torch.tensor([1.0, 0.1]))), (4, 5))
+    assert isinstance(again, Rescale)
+    assert again.scores is not None
+    assert torch.equal(again.scores, torch.tensor([1.0, 0.1]).half())
+    with pytest.raises(NumericsError, match="the scores"):
+        Rescale(places, torch.tensor(0.0), torch.ones(3))
+
+
 def spoilt(form: Form | Encoded, **changes: Tensor | None) -> Encoded:
     encoded = form if isinstance(form, Encoded) else encode(form)
     parts = {k: v for k, v in (dict(encoded.parts) | changes).items() if v is not None}

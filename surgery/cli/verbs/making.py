@@ -1,6 +1,7 @@
-"""Verbs that make patches of checkpoints and of other patches: diff, compose."""
+"""Verbs that make patches of checkpoints and of other patches: diff, compose, thin."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -86,3 +87,49 @@ def compose(
         print(f"  {masked:,} weights are masked by two of them: the stronger mask counts")
     if found:
         print("  their order changes nothing: all are changes of the base's own weight")
+
+
+@click.command(cls=Verb)
+@click.argument("patch", type=FILE)
+@output_option("The new patch.")
+@click.option("--base", type=CHECKPOINT, required=True, help="The checkpoint that PATCH was made for.")
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    required=True,
+    help="Share of the masked weights, those with the largest scores.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["row", "tensor", "global"]),
+    default="global",
+    show_default=True,
+    help="Of what the share is taken: each row, each tensor, or all together.",
+)
+@overwrite_option
+@json_option
+def thin(
+    patch: Path,
+    output: Path,
+    base: str,
+    keep: float,
+    rule: Literal["row", "tensor", "global"],
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write PATCH with fewer masked weights, chosen by the scores that it carries; nothing is computed anew.
+
+    Recipes of 'cad' put scores into their patch with selection.scores.
+    """
+    place = checkpoint_path(base)
+    check_outputs([output], [patch, place], overwrite=overwrite)
+    from surgery.patch import load_patch, save_patch, thinned
+
+    before = load_patch(patch)
+    made = thinned(before, place, keep, rule)
+    digest = save_patch(made, output, overwrite=overwrite)
+    weights, all_of_them = (sum(one.changed for one in each.changes.values()) for each in (made, before))
+    if as_json:
+        print_json({"patch": str(output), "digest": digest, "weights": weights, "before": all_of_them})
+        return
+    print(f"{output}: {weights:,} of {all_of_them:,} changed weights, digest {digest[:12]}")

@@ -108,6 +108,8 @@ def check_edit(
         faults.append("left is how far a concept is erased; the other polarity needs a ratio or a count.")
     if chosen.left is not None and settings.combine not in ("union", "sum"):
         faults.append(f"combine {settings.combine!r} needs a ratio, and left seeks one; use union or sum.")
+    if chosen.scores and settings.combine in ("intersection", "difference"):
+        faults.append(f"combine {settings.combine!r} leaves no scores to carry; set scores to false.")
     if settings.combine in ("intersection", "difference") and len(concepts) < 2:
         faults.append(f"combine {settings.combine!r} is of several masks; expected two concepts or more.")
     if settings.attribution.standard_errors:

@@ -120,7 +120,7 @@ class Maker:
             masks = partial(ranked.mask, rounding=chosen.rounding)
             found = self.trial.grown(group, masks, chosen.strength, chosen.left, ratio)
             ratio, grown = found.ratio, found.left
-        mask = ranked.mask(ratio, chosen.rounding)
+        mask = ranked.mask(ratio, chosen.rounding, with_scores=chosen.scores)
         wanted = ranked.wanted(ratio, chosen.rounding)
         report, findings = self._tried(group, facts, mask, ratio, wanted)
         names = (concept.name for concept in group)

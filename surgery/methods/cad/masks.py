@@ -1,6 +1,6 @@
 """Sets of weights, by tensor and place, and how they combine. Masking a weight twice is masking it once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,10 @@ from surgery.errors import MethodError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComponentMask:
-    """Elements of some weights."""
+    """Elements of some weights; with ``scores``, how much speaks for each of them, largest 1."""
 
     places: Mapping[str, Places] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -25,6 +26,10 @@ class ComponentMask:
     def counts(self) -> dict[str, int]:
         """How many of each tensor."""
         return {name: len(_index(places)) for name, places in self.places.items()}
+
+    def scored(self, name: str) -> Tensor | None:
+        """The scores of one weight's elements."""
+        return None if self.scores is None else self.scores[name]
 
     def __or__(self, other: "ComponentMask") -> "ComponentMask":
         """What is in either."""
@@ -58,13 +63,15 @@ def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:
     """The change that takes the share ``strength`` of every masked weight away: W · min(1 - sⱼ).
 
     Where masks overlap, the strongest counts, as in patches: a mask taken twice is taken once, and two of
-    strength 1 leave nothing, and never the opposite of the weight, as the sum of two differences -w would.
+    strength 1 leave nothing, and never the opposite of the weight, as the sum of two differences -w would. Of
+    scores the larger one stays, where all masks have some.
 
     Raises:
         MethodError: when a strength is not between 0 and 1.
     """
     factors: dict[str, tuple[Places, Tensor]] = {}
-    for mask, strength in masks:
+    given = list(masks)
+    for mask, strength in given:
         if not 0 <= strength <= 1:
             raise MethodError(f"a mask has the strength {strength}; expected 0 (keep) to 1 (take all).")
         for name, places in mask.places.items():
@@ -73,8 +80,22 @@ def delta_of(masks: Iterable[tuple[ComponentMask, float]]) -> Delta:
     terms = {}
     for name, (places, values) in sorted(factors.items()):
         alike = len(values) and bool((values == values[0]).all())
-        terms[name] = Rescale(places, values[0].clone() if alike else values)
+        scores = _scores_at(name, places, [mask for mask, _ in given])
+        terms[name] = Rescale(places, values[0].clone() if alike else values, scores)
     return Delta(terms)
+
+
+def _scores_at(name: str, places: Places, masks: Sequence[ComponentMask]) -> Tensor | None:
+    """The larger of the masks' scores at each place."""
+    if any(mask.scores is None for mask in masks):
+        return None
+    index, found = _index(places), torch.zeros(len(_index(places)))
+    for mask in masks:
+        scores = mask.scored(name) if name in mask.places else None
+        if scores is not None:
+            where = torch.searchsorted(index, _index(mask.places[name]))
+            found[where] = torch.maximum(found[where], scores)
+    return found
 
 
 def _alone(places: Places, factor: float) -> tuple[Places, Tensor]:

@@ -42,7 +42,7 @@ class Ranked:
     shapes: Mapping[str, tuple[int, ...]]
     candidates: Mapping[str, Candidates]
 
-    def mask(self, ratio: float, rounding: Rounding = "carry") -> ComponentMask:
+    def mask(self, ratio: float, rounding: Rounding = "carry", *, with_scores: bool = False) -> ComponentMask:
         """The mask of a ratio: of each row, tensor or all together the candidates with the largest scores.
 
         Quotas that are carried on come to the whole number nearest to the ratio of all weights.
@@ -64,7 +64,17 @@ class Ranked:
         places = {
             name: Places("elements", self.shapes[name], index) for name, index in chosen.items() if len(index)
         }
-        return ComponentMask(places=places)
+        return ComponentMask(places, self._scores(places) if with_scores else None)
+
+    def _scores(self, places: Mapping[str, Places]) -> dict[str, Tensor]:
+        """Of the chosen candidates, as shares of the largest."""
+        found = {}
+        for name, chosen in places.items():
+            mine, index = self.candidates[name], chosen.index
+            assert index is not None
+            found[name] = mine.scores[torch.searchsorted(mine.places, index)].float()
+        largest = max((float(one.max()) for one in found.values()), default=0.0)
+        return {name: one / largest if largest > 0 else one for name, one in found.items()}
 
     def wanted(self, ratio: float, rounding: Rounding) -> int:
         """How many weights a ratio asks for; a mask has fewer where scores speak against the concept."""

@@ -95,6 +95,8 @@ class SelectionSettings:
         protect: Share of the weights, those that matter most to the concepts to retain, that are never taken.
         zeros: Whether a weight with a score of exactly nothing may fill a quota (published).
         strength: What is taken away of a weight: 1 is all of it.
+        scores: Whether the patch carries how much speaks for each masked weight, two bytes each, so that
+            smaller masks can be cut from it.
     """
 
     rule: Rule = "row"
@@ -107,6 +109,7 @@ class SelectionSettings:
     protect: float = 0.0
     zeros: bool = False
     strength: float = 1.0
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

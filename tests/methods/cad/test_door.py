@@ -228,6 +228,23 @@ def test_several_concepts_as_union_sum_and_quota(models: Any) -> None:
     }
 
 
+def test_a_patch_carries_scores_where_that_is_asked_for(models: Any) -> None:
+    plain = edit(models, [CAT, DOG], NAMES, SETTINGS)
+    scored = edit(models, [CAT, DOG], NAMES, with_selection(scores=True))
+    for name in NAMES:
+        form = scored.delta.terms[name]
+        assert isinstance(form, Rescale)
+        assert form.scores is not None
+        assert places(scored, name) == places(plain, name)
+        assert float(form.scores.min()) > 0
+    assert max(float(form.scores.max()) for form in scored.delta.terms.values()) == 1.0  # type: ignore[union-attr]
+    # the smaller mask is the part with the larger scores
+    (one,) = edit(models, [CAT], NAMES, with_selection(scores=True, rule="global")).masks
+    (less,) = edit(models, [CAT], NAMES, with_selection(scores=True, rule="global", ratio=0.025)).masks
+    both = torch.cat([one.mask.scored(name) for name in sorted(one.mask.places)])  # type: ignore[misc]
+    assert less.mask.count == int((both >= both.sort(descending=True).values[less.mask.count - 1]).sum())
+
+
 def test_what_masks_share_and_what_one_has_alone(models: Any) -> None:
     much = replace(with_selection(ratio=0.3), controls=True)
     cat, dog = (places(edit(models, [one], NAMES, much)) for one in (CAT, DOG))
