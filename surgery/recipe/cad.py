@@ -83,7 +83,7 @@ class Selection(Knobs):
     strength: Share | None = None
     """How much of a masked weight is taken away; 1 is all of it."""
     scores: bool | None = None
-    """Whether the patch carries the scores of masked weights, from which ``surgery thin`` cuts smaller ones."""
+    """Whether the patch carries the scores of masked weights, by which ``surgery thin`` leaves some out."""
 
 
 class Cad(Part):

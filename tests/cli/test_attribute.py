@@ -38,8 +38,11 @@ def test_attribute_tells_blocks_roles_and_overlap(surgery: Call, tiny_pipeline: 
 
 def test_attribute_of_one_concept_as_json(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    args = ("--components", "ff_out", "--template", "a {}", "--json", "-o", out)
+    masks = ("--rule", "global", "--weighting", "even")
+    args = ("--components", "ff_out", "--template", "a {}", *masks, "--json", "-o", out)
     found = surgery("attribute", tiny_pipeline, "cat", *QUICK, *args).json
+    assert found["settings"]["selection"]["rule"] == "global"
+    assert found["settings"]["attribution"]["weighting"] == "even"
     assert found["roles"] == ["mlp_out"]
     assert found["overlaps"] == [[1.0]]
 

@@ -56,6 +56,20 @@ from surgery.shelf import checkpoint_path
     help="In the ratio's place masks that leave so much of each concept's direction; 0 is nothing.",
 )
 @click.option(
+    "--rule",
+    type=click.Choice(["row", "tensor", "global"]),
+    default="row",
+    show_default=True,
+    help="What the masks take the ratio of: each row, each tensor, or all weights together.",
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(["none", "even"]),
+    default="none",
+    show_default=True,
+    help="Gradients as they are, or so that every noisy picture says as much.",
+)
+@click.option(
     "--trajectories",
     type=click.IntRange(min=1),
     help="Paths (30 when left out), or drawn pictures (10), of each concept.",
@@ -91,6 +105,8 @@ def attribute(
     objective: Literal["base_gap", "denoise"],
     ratio: float,
     left: float | None,
+    rule: Literal["row", "tensor", "global"],
+    weighting: Literal["none", "even"],
     trajectories: int | None,
     base_prompt: str | None,
     images: tuple[Path, ...],
@@ -145,8 +161,9 @@ def attribute(
             trajectories=trajectories or usual.trajectories,
             pictures=trajectories or usual.pictures,
             base_prompt=base_prompt or "",
+            weighting=weighting,
         ),
-        selection=SelectionSettings(ratio=ratio, left=left),
+        selection=SelectionSettings(rule=rule, ratio=ratio, left=left),
         polarity=polarity,
         controls=not no_controls,
         micro_batch=micro_batch,
