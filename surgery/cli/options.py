@@ -102,6 +102,17 @@ def output_option(what: str) -> Callable[[Function], Function]:
     return click.option("-o", "--output", "output", type=FILE, required=True, help=what)
 
 
+def rule_option(default: str, what: str) -> Callable[[Function], Function]:
+    """``--rule``: what has a quota of a mask."""
+    return click.option(
+        "--rule",
+        type=click.Choice(["row", "tensor", "global"]),
+        default=default,
+        show_default=True,
+        help=f"{what} each row, each tensor, or all together.",
+    )
+
+
 def given_options(context: click.Context) -> set[str]:
     """The options and arguments that the command line names, an option by its longest spelling."""
     return {

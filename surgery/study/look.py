@@ -33,6 +33,7 @@ from surgery.methods.null_text import (
 )
 from surgery.methods.null_text.pictures import PictureSet
 from surgery.methods.null_text.settings import as_json
+from surgery.methods.training import deciding
 from surgery.names import split
 from surgery.patch import Patch, Term, applied, describe_patch, make_patch, patch_digest, save_patch
 from surgery.patch.kohya import FAMILIES, unexportable
@@ -202,7 +203,7 @@ def _run_of(settings: TrainSettings, pictures: PictureSet, checkpoint: Checkpoin
     """What tells this training from others in one folder."""
     return json_digest(
         [
-            {name: one for name, one in as_json(settings).items() if name not in ("steps", "patience")},
+            deciding(as_json(settings)),
             [library_versions(), torch.get_num_threads(), 1 if company is None else company.num_processes],
             list(pictures.names),
             pictures.mean.double().sum().item(),

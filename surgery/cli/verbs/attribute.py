@@ -19,6 +19,7 @@ from surgery.cli.options import (
     output_option,
     overwrite_option,
     print_json,
+    rule_option,
     threads_option,
 )
 from surgery.cli.program import Verb
@@ -55,13 +56,7 @@ from surgery.shelf import checkpoint_path
     type=click.FloatRange(min=-1, max=1, max_open=True),
     help="In the ratio's place masks that leave so much of each concept's direction; 0 is nothing.",
 )
-@click.option(
-    "--rule",
-    type=click.Choice(["row", "tensor", "global"]),
-    default="row",
-    show_default=True,
-    help="What the masks take the ratio of: each row, each tensor, or all weights together.",
-)
+@rule_option("row", "What the masks take the ratio of:")
 @click.option(
     "--weighting",
     type=click.Choice(["none", "even"]),

@@ -6,7 +6,15 @@ from typing import Literal
 import click
 
 from surgery.checkpoint.outputs import check_outputs
-from surgery.cli.options import CHECKPOINT, FILE, json_option, output_option, overwrite_option, print_json
+from surgery.cli.options import (
+    CHECKPOINT,
+    FILE,
+    json_option,
+    output_option,
+    overwrite_option,
+    print_json,
+    rule_option,
+)
 from surgery.cli.program import Verb
 from surgery.errors import printable
 from surgery.record import JSON
@@ -99,13 +107,7 @@ def compose(
     required=True,
     help="Share of the masked weights, those with the largest scores.",
 )
-@click.option(
-    "--rule",
-    type=click.Choice(["row", "tensor", "global"]),
-    default="global",
-    show_default=True,
-    help="Of what the share is taken: each row, each tensor, or all together.",
-)
+@rule_option("global", "Of what the share is taken:")
 @overwrite_option
 @json_option
 def thin(

@@ -2,7 +2,7 @@
 
 from surgery.methods.training.leaves import Leaves, delta_of, factors_of, weights_alone
 from surgery.methods.training.loop import Check, Company, Objective, Task, refuse_half, run_updates
-from surgery.methods.training.settings import LoopSettings, Precision, loop_faults
+from surgery.methods.training.settings import LoopSettings, Precision, deciding, loop_faults
 from surgery.methods.training.state import State
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Precision",
     "State",
     "Task",
+    "deciding",
     "delta_of",
     "factors_of",
     "loop_faults",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surgery.diffusion import Models, device_and_dtype
 from surgery.errors import MethodError
 from surgery.methods.training.leaves import Leaves
-from surgery.methods.training.settings import LoopSettings
+from surgery.methods.training.settings import LoopSettings, deciding
 from surgery.methods.training.state import State, state_from
 from surgery.progress import bar
 from surgery.record import JSON
@@ -22,7 +22,6 @@ from surgery.store import Store
 
 _log = logging.getLogger(__name__)
 
-_LENGTH: Final = ("steps", "patience")
 EVERY_S: Final = 60.0
 """The state is stored no less often: a killed run loses so much,"""
 _SHARE: Final = 20
@@ -222,8 +221,8 @@ class _Loop:
     def _meaning(self) -> dict[str, JSON]:
         meaning = dict(self.task.meaning or {})
         settings = meaning.get("settings")
-        if isinstance(settings, dict):  # how long is no part of what an update does
-            meaning["settings"] = {name: one for name, one in settings.items() if name not in _LENGTH}
+        if isinstance(settings, dict):
+            meaning["settings"] = deciding(settings)
         return {
             **meaning,
             "device": [self.device.type, torch.get_num_threads()],

@@ -1,9 +1,11 @@
 """How leaves move: the knobs of the loop that methods share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, TypeAlias, get_args
+
+from surgery.record import JSON
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 """In which type products are taken; weights, gradients and averages are float32."""
@@ -32,6 +34,11 @@ class LoopSettings:
     check_every: int = 100
     patience: int = 5
     precision: Precision = "float32"
+
+
+def deciding(settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Of settings as plain data those that decide what an update does: all but how many there may be."""
+    return {name: one for name, one in settings.items() if name not in ("steps", "patience")}
 
 
 def loop_faults(settings: LoopSettings) -> Iterator[str]:
