@@ -46,7 +46,7 @@ from surgery.study.words import Words, read_words
 
 WAYS: Final = ("emcid", "uce", "drawn badly")
 SHOWN: Final = 20  # pictures of the concept that the masks are made from
-VERSION: Final = 2  # goes up when cells are made otherwise
+VERSION: Final = 3  # goes up when cells are made otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,17 @@ class Ground:
     store: Store
     names: tuple[str, ...]
     others: tuple[str, ...]
+    folder: Path
 
 
 def cad_recall(options: argparse.Namespace) -> None:
     """Prints, for each way of erasing, what masks and random ones bring back."""
-    ground, concepts = _ground(options)
-    weakest = _weakest(ground, options.concepts)
+    with TemporaryDirectory() as folder:
+        _recall(*_ground(options, Path(folder)))
+
+
+def _recall(ground: Ground, concepts: tuple[CadConcept, ...]) -> None:
+    weakest = _weakest(ground, ground.options.concepts)
     for way in WAYS:
         chosen = weakest if way == "drawn badly" else concepts
         print(f"\n{way}: {', '.join(one.name for one in chosen)}")
@@ -105,7 +110,7 @@ def _spelled(values: Sequence[float]) -> str:
     return f"{100 * float(np.mean(values)):.0f} % [{low:.0f}, {high:.0f}]"
 
 
-def _ground(options: argparse.Namespace) -> tuple[Ground, tuple[CadConcept, ...]]:
+def _ground(options: argparse.Namespace, folder: Path) -> tuple[Ground, tuple[CadConcept, ...]]:
     base = checkpoint_path(options.base)
     words, judge = read_words(base), load_judge("pocket-judge")
     known = [name for name in sorted(words.concepts) if judge.labels.fault(Trait(name)) is None]
@@ -121,6 +126,7 @@ def _ground(options: argparse.Namespace) -> tuple[Ground, tuple[CadConcept, ...]
         store=Store(options.store),
         names=components_of(checkpoint.shapes, ["ff"]),
         others=tuple(others),
+        folder=folder,
     )
     return ground, concepts_named(chosen, seed=options.seed)
 
@@ -162,11 +168,10 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
 def _recalled(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     tasks = _tasks(ground, concept)
     before = ground.easel.shares(ground.models, tasks, kept=True)
-    with TemporaryDirectory() as folder:
-        shown = replace(concept, images=_pictures(ground, concept, Path(folder)))
-        with _erased(ground, way, concept) as models:
-            erased = ground.easel.shares(models, tasks)
-            masked, random = _masks(ground, models, shown, tasks)
+    shown = replace(concept, images=_pictures(ground, concept))
+    with _erased(ground, way, concept) as models:
+        erased = ground.easel.shares(models, tasks)
+        masked, random = _masks(ground, models, shown, tasks)
     return Recalled(
         before=before[0],
         erased=erased[0],
@@ -196,17 +201,18 @@ def _masks(ground: Ground, models: Any, concept: CadConcept, tasks: Sequence[Tas
     return found
 
 
-def _pictures(ground: Ground, concept: CadConcept, folder: Path) -> tuple[Path, ...]:
-    """Pictures of the concept by the unedited model, those that show it first."""
-    prompts = [concept.prompts[n % len(concept.prompts)] for n in range(4 * SHOWN)]
-    seeds = [derived_seed(concept.seed, "shown", n) for n in range(4 * SHOWN)]
-    drawn = sample(ground.models, prompts, seeds, steps=20, batch=16, progress=False)
-    seen = ground.easel.judge.score(drawn).probability(Trait(concept.name))
-    paths = []
-    for number in np.argsort(-seen, kind="stable")[:SHOWN]:
-        paths.append(folder / f"{number}.png")
-        Image.fromarray(drawn[number]).save(paths[-1])
-    return tuple(paths)
+def _pictures(ground: Ground, concept: CadConcept) -> tuple[Path, ...]:
+    """Pictures of the concept by the unedited model, those that show it first; drawn once for all ways."""
+    paths = tuple(ground.folder / f"{concept.name} {number}.png" for number in range(SHOWN))
+    if not paths[-1].exists():
+        prompts = [concept.prompts[n % len(concept.prompts)] for n in range(4 * SHOWN)]
+        seeds = [derived_seed(concept.seed, "shown", n) for n in range(4 * SHOWN)]
+        steps = ground.options.steps
+        drawn = sample(ground.models, prompts, seeds, steps=steps, batch=16, progress=False)
+        seen = ground.easel.judge.score(drawn).probability(Trait(concept.name))
+        for path, number in zip(paths, np.argsort(-seen, kind="stable"), strict=False):
+            Image.fromarray(drawn[number]).save(path)
+    return paths
 
 
 def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextManager[Any]:

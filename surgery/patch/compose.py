@@ -14,9 +14,8 @@ from surgery.checkpoint.layout import Checkpoint, open_checkpoint
 from surgery.delta.forms import Dense, Form, LowRank, Operator
 from surgery.errors import PatchError, raise_all
 from surgery.patch.file import patch_digest
-from surgery.patch.lora_layout import carriers_for
-from surgery.patch.match import match_base
-from surgery.patch.model import Change, Patch, change_at
+from surgery.patch.match import match_very_base
+from surgery.patch.model import Change, Patch, carried, change_at
 from surgery.patch.terms import Term, conflicts, content_digest
 from surgery.record import JSON
 from surgery.store.libraries import library_versions
@@ -116,7 +115,7 @@ def take_out(patch: Patch, part: str, base: Path | None = None) -> Patch:
         patch, terms=tuple(kept), changes={name: patch.changes[name] for name in names}, provenance={}
     )
     left = [member for member in members if member is not found[0]]
-    return _recorded(_carried(rest, [patch]), touched & set(names), base, left)
+    return _recorded(carried(rest, [patch]), touched & set(names), base, left)
 
 
 def overlaps(patches: Sequence[Patch]) -> Iterator[Overlap]:
@@ -234,16 +233,8 @@ def _assembled(
         shared |= changes.keys() & patch.changes.keys()
         changes |= patch.changes
     ordered = {name: changes[name] for name in sorted(changes)}
-    whole = _carried(replace(patches[0], terms=terms, changes=ordered), patches)
+    whole = carried(replace(patches[0], terms=terms, changes=ordered), patches)
     return _recorded(whole, shared, base, members)
-
-
-def _carried(patch: Patch, origins: Sequence[Patch]) -> Patch:
-    """The patch with the carriers that its own tensors need; their shapes are those of its origins."""
-    shapes = {name: change.shape for origin in origins for name, change in origin.changes.items()}
-    for origin in origins:
-        shapes |= origin.carriers
-    return replace(patch, carriers=carriers_for(patch.changes, patch.architecture, shapes))
 
 
 def _recorded(patch: Patch, stale: set[str], base: Path | None, members: list[Mapping[str, JSON]]) -> Patch:
@@ -269,13 +260,5 @@ def _base_for(patch: Patch, names: set[str], base: Path | None) -> Checkpoint:
             "outcome depends on the base's numbers. Name the base."
         )
     checkpoint = open_checkpoint(base)
-    agreements = match_base(patch, checkpoint)
-    raise_all(
-        PatchError,
-        [
-            f"tensor {name!r} of {base} is the base's in half precision only; the very base was expected."
-            for name in sorted(names)
-            if agreements[name] != "bytes"
-        ],
-    )
+    match_very_base(patch, checkpoint, names)
     return checkpoint

@@ -1,6 +1,6 @@
 """Whether a checkpoint is the base of a patch, already has it, or is something else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -91,6 +91,24 @@ def match_base(
     ]
     raise_all(PatchError, faults)
     return {name: agreed for name, agreed in agreements.items() if agreed is not None}
+
+
+def match_very_base(patch: Patch, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse a checkpoint that is not the base of the patch, or whose ``names`` are not its very bytes.
+
+    Raises:
+        PatchError: as `match_base`, and listing every tensor that agrees in half precision only.
+    """
+    agreements = match_base(patch, checkpoint)
+    raise_all(
+        PatchError,
+        [
+            f"tensor {name!r} of {checkpoint.path} is the base's in half precision only; the very base was "
+            "expected."
+            for name in sorted(names)
+            if agreements[name] != "bytes"
+        ],
+    )
 
 
 def match_any(

@@ -168,6 +168,14 @@ def make_patch(
     )
 
 
+def carried(patch: Patch, origins: Sequence[Patch]) -> Patch:
+    """The patch with the carriers that its own tensors need; their shapes are those of its origins."""
+    shapes = {name: change.shape for origin in origins for name, change in origin.changes.items()}
+    for origin in origins:
+        shapes |= origin.carriers
+    return replace(patch, carriers=carriers_for(patch.changes, patch.architecture, shapes))
+
+
 def _notes(checkpoint: Checkpoint) -> dict[str, JSON]:
     notes: dict[str, JSON] = {**checkpoint.notes}
     return {"base_notes": notes} if notes else {}

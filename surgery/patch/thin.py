@@ -1,6 +1,7 @@
 """A smaller mask cut from a patch that carries the scores of its masked weights."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -14,11 +15,15 @@ from surgery.checkpoint.layout import open_checkpoint
 from surgery.delta import Delta, Form, Places, Rescale
 from surgery.errors import PatchError
 from surgery.patch.file import patch_digest
-from surgery.patch.match import match_base
-from surgery.patch.model import Patch, make_patch
-from surgery.patch.terms import Term
+from surgery.patch.match import match_very_base
+from surgery.patch.model import Patch, carried, change_at
+from surgery.patch.terms import Term, content_digest
+from surgery.record import JSON
+from surgery.store.libraries import library_versions
 
 Quota: TypeAlias = Literal["row", "tensor", "global"]
+
+_log = logging.getLogger(__name__)
 
 _EXACT: Final = 1e-6
 
@@ -33,28 +38,58 @@ def thinned(patch: Patch, base: Path, keep: float, rule: Quota = "global") -> Pa
         rule: Of what the share is taken: of each row, of each tensor, or of all together.
 
     Raises:
-        PatchError: when no mask carries scores, ``base`` is not the patch's, or nothing would be left.
+        PatchError: when no mask carries scores, nothing would be left of them, ``base`` is not the patch's to
+            the byte, or the patch is composed of others.
     """
+    _refuse(patch, keep, rule)
+    cut = [replace(term, delta=_cut(term, keep, rule)) for term in patch.terms]
+    terms = tuple(sorted((term for term in cut if term.delta.terms), key=content_digest))
+    if not any(_scored(form) for _, form in _forms(terms)):
+        raise PatchError(f"nothing is left of the masks when {100 * keep:.2g} % are kept. Keep more.")
+    told: dict[str, JSON] = {"of": patch_digest(patch), "keep": keep, "rule": rule}
+    provenance = {**patch.provenance, "versions": library_versions(), "thinned": told}
+    return replace(_recorded(patch, terms, base), provenance=provenance)
+
+
+def _refuse(patch: Patch, keep: float, rule: str) -> None:
+    """Refuse what cannot be thinned, and say what stays whole."""
     if not 0 < keep < 1 or rule not in get_args(Quota):
         raise PatchError(
             f"keep is {keep:g} and rule {rule!r}; expected a share above 0, below 1, and one of "
             f"{', '.join(get_args(Quota))}."
         )
-    if not any(_scored(form) for term in patch.terms for form in term.delta.terms.values()):
+    if "composed" in patch.provenance:
+        raise PatchError(
+            "it is composed of several patches, and would no longer be made of those. Thin the parts, then "
+            "compose them."
+        )
+    masks = [form for _, form in _forms(patch.terms) if isinstance(form, Rescale)]
+    whole = sum(not _scored(form) for form in masks)
+    if whole == len(masks):
         raise PatchError(
             "no mask of the patch carries scores, by which fewer weights could be chosen. Make it again with "
             "selection.scores, or with a smaller ratio."
         )
+    if whole:
+        _log.warning("%d of %d masks carry no scores and stay whole", whole, len(masks))
+
+
+def _recorded(patch: Patch, terms: tuple[Term, ...], base: Path) -> Patch:
+    """The patch with smaller ``terms``, and what they do to the base where that is not what it was."""
     checkpoint = open_checkpoint(base)
-    match_base(patch, checkpoint)
-    terms = [replace(term, delta=_cut(term, keep, rule)) for term in patch.terms]
-    left = [term for term in terms if term.delta.terms]
-    if not left:
-        raise PatchError(f"nothing is left of the masks when {100 * keep:.2g} % are kept. Keep more.")
-    told = {name: one for name, one in patch.provenance.items() if name not in ("versions", "base_notes")}
-    return make_patch(
-        left, checkpoint, {**told, "thinned": {"of": patch_digest(patch), "keep": keep, "rule": rule}}
-    )
+    match_very_base(patch, checkpoint, patch.changes)
+    left = {name for name, _ in _forms(terms)}
+    smaller = {name for name, form in _forms(patch.terms) if _scored(form)}
+    changes = {
+        name: change_at(terms, checkpoint, name, change.before) if name in smaller else change
+        for name, change in patch.changes.items()
+        if name in left
+    }
+    return carried(replace(patch, terms=terms, changes=changes), [patch])
+
+
+def _forms(terms: Sequence[Term]) -> Iterator[tuple[str, Form]]:
+    return ((name, form) for term in terms for name, form in term.delta.terms.items())
 
 
 def _scored(form: Form) -> bool:
@@ -84,7 +119,7 @@ def _chosen(masks: Sequence[Form], keep: float, rule: Quota) -> Sequence[Bool[Te
         assert isinstance(form, Rescale)
         assert form.places.index is not None
         assert form.scores is not None
-        scores.append(form.scores.float())
+        scores.append(form.scores.half().float())  # as in the file, so that equal patches become equal ones
         index, (rows, *inputs) = form.places.index, form.places.shape
         groups.append(index // prod(inputs) + last if rule == "row" else torch.full_like(index, last))
         last += {"row": rows, "tensor": 1, "global": 0}[rule]

@@ -12,6 +12,7 @@ from surgery.patch import (
     Patch,
     Term,
     apply_patch,
+    compose_patches,
     load_patch,
     make_patch,
     patch_digest,
@@ -19,7 +20,7 @@ from surgery.patch import (
     save_patch,
     thinned,
 )
-from tests.support.folders import CONV_NAME, FC2_NAME, contents, small_weights, write_folder
+from tests.support.folders import CONV_NAME, FC2_NAME, TO_K_NAME, contents, small_weights, write_folder
 from tests.support.patches import random_patch
 
 WHERE = {FC2_NAME: [1, 2, 3, 5, 6], CONV_NAME: [1, 3, 4]}
@@ -90,3 +91,33 @@ def test_what_carries_no_scores_or_is_of_another_base_is_refused(base: Path, tmp
     other = write_folder(tmp_path / "other", small_weights(seed=1))
     with pytest.raises(PatchError, match=FC2_NAME):
         thinned(mask(base), other, 0.5)
+    fine = write_folder(tmp_path / "fine", small_weights(torch.float32))
+    with pytest.raises(PatchError, match="half precision only"):
+        thinned(mask(fine), base, 0.5)
+    with pytest.raises(PatchError, match="composed of several patches"):
+        thinned(compose_patches([mask(base), random_patch(base, [TO_K_NAME])]), base, 0.5)
+
+
+def test_masks_without_scores_stay_whole_and_are_told(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint, terms = open_checkpoint(base), []
+    for name, scores in ((FC2_NAME, torch.tensor(SCORES[FC2_NAME])), (CONV_NAME, None)):
+        places = Places("elements", checkpoint.shapes[name], torch.tensor(WHERE[name]))
+        terms.append(Term(delta=Delta({name: Rescale(places, torch.tensor(0.0), scores)}), source=name))
+    both = make_patch(terms, checkpoint)
+    with caplog.at_level("WARNING"):
+        patch = thinned(both, base, 0.4)
+    assert "1 of 2 masks carry no scores" in caplog.text
+    assert {name: one.changed for name, one in patch.changes.items()} == {FC2_NAME: 2, CONV_NAME: 3}
+    assert patch.roots == both.roots
+    assert patch.changes[CONV_NAME] == both.changes[CONV_NAME]
+    with pytest.raises(PatchError, match="nothing is left of the masks"):
+        thinned(both, base, 0.01)
+
+
+def test_scores_are_told_apart_as_finely_as_the_file_does(base: Path, tmp_path: Path) -> None:
+    places = Places("elements", open_checkpoint(base).shapes[FC2_NAME], torch.tensor([1, 2, 3, 5]))
+    form = Rescale(places, torch.tensor(0.0), torch.tensor([0.9, 0.10002, 0.10001, 0.10003]))
+    whole = make_patch([Term(delta=Delta({FC2_NAME: form}), source="cad")], open_checkpoint(base))
+    save_patch(whole, tmp_path / "patch")
+    read = load_patch(tmp_path / "patch")
+    assert kept(thinned(whole, base, 0.5)) == kept(thinned(read, base, 0.5)) == {FC2_NAME: [1, 2]}
