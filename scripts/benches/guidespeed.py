@@ -232,7 +232,7 @@ def _memory() -> None:
 def above(way: str) -> int:
     """Bytes above one U-Net that a way takes: weights, factors and one step."""
     unet = randomsd.unet("sd15")
-    models = SimpleNamespace(unet=unet)
+    models = SimpleNamespace(unet=unet, vae=randomsd.vae("sd15"))
     features = torch.randn((1, 77, 768), generator=torch.Generator().manual_seed(0))
     latents = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(1))
     branches = [Branch(text=Reading(features=features), strengths=(one,)) for one in (0.0, 1.0, 0.0)]

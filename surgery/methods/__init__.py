@@ -102,6 +102,9 @@ class Method(Protocol):
     def replacements(self, entry: Any, recipe: Recipe) -> tuple[Replacement, ...]:
         """What ``entry`` asks for, before anything of it is left out; ``run`` says what came of it."""
 
+    def preserved(self, entry: Any) -> tuple[str, ...]:
+        """Phrases that ``entry`` keeps on purpose: no measure of what is left alone by itself."""
+
     def work(self, entry: Any, recipe: Recipe, base: Checkpoint) -> Work:
         """What ``entry``, the method's part of an edit, will do; from headers alone."""
 

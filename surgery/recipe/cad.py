@@ -154,6 +154,10 @@ def _size_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("selection", name), "takes the ratio's place. Give one of the two."
     if cad.combine in ("intersection", "difference") and len(cad.concepts) < 2:
         yield ("combine",), f"{cad.combine!r} is of the masks of several concepts. Name two or more."
+    if cad.combine in ("intersection", "difference") and chosen.scores:
+        yield ("selection", "scores"), f"combine {cad.combine!r} leaves no scores to carry. Leave it out."
+    if chosen.left is not None and cad.combine not in ("union", "sum"):
+        yield ("selection", "left"), f"combine {cad.combine!r} needs a ratio. Use union or sum."
     if chosen.left is not None and cad.kind == "amplify":
         yield ("selection", "left"), "is how far a concept is erased. Give a ratio or a count."
 
@@ -163,5 +167,6 @@ def _name_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for number, name in enumerate(names):
         if name in names[:number]:
             yield ("concepts", number, "source"), "stands there twice; expected each concept once."
-        if name in {one.casefold() for one in cad.retain}:
+        goes = number == 0 or cad.combine != "difference"
+        if goes and name in {one.casefold() for one in cad.retain}:
             yield ("concepts", number, "source"), "is to go and to be retained; expected one of the two."

@@ -68,7 +68,7 @@ def _told_by(recipes: Sequence[Recipe], other: Path) -> Edits:
     return Edits(
         recipes=tuple(recipes),
         asked=tuple(found for one, name, entry in entries for found in method(name).replacements(entry, one)),
-        preserved=tuple(phrase for *_, entry in entries for phrase in getattr(entry, "preserve", ())),
+        preserved=tuple(phrase for _, name, entry in entries for phrase in method(name).preserved(entry)),
     )
 
 

@@ -164,8 +164,21 @@ def unknown_findings(name: str, measured: float, made_up: float | None) -> Itera
         )
 
 
-def size_findings(name: str, mask: ComponentMask, wanted: int, tensors: Sequence[str]) -> Iterator[Finding]:
-    """Where a mask is empty, has fewer weights than the ratio's ``wanted``, or none of some tensors."""
+def size_findings(
+    name: str, mask: ComponentMask, wanted: int | None, tensors: Sequence[str]
+) -> Iterator[Finding]:
+    """Where a mask is empty, has fewer weights than the ratio's ``wanted``, or none of some tensors.
+
+    Args:
+        name: Its concepts.
+        mask: The mask.
+        wanted: None of an intersection or a difference, which may have any number.
+        tensors: Those that it may have weights of.
+    """
+    if wanted is None:
+        if not mask.count:
+            yield _finding("empty-mask", name, "the masks of its concepts, combined, have no weight.")
+        return
     if not mask.count:
         reason = (
             "none of those looked at says enough. Look at other components."
@@ -206,7 +219,12 @@ def grown_findings(left: Mapping[str, float], chosen: SelectionSettings) -> Iter
 
 
 def effect_findings(
-    mask: ComponentMask, controls: Mapping[str, Control], chosen: SelectionSettings, *, erases: bool
+    mask: ComponentMask,
+    controls: Mapping[str, Control],
+    chosen: SelectionSettings,
+    *,
+    erases: bool,
+    seeks: bool = True,
 ) -> Iterator[Finding]:
     """What is suspicious about what a mask does to each concept, beside random ones.
 
@@ -215,6 +233,7 @@ def effect_findings(
         controls: By concept, what it does.
         chosen: How it was chosen.
         erases: Whether it is to lower the measure; else to raise it.
+        seeks: Whether the ratio could have been looked for.
     """
     for concept, control in controls.items() if mask.count else ():
         if (control.effect > 0) == erases and control.effect:
@@ -231,7 +250,7 @@ def effect_findings(
                 "still-there",
                 concept,
                 f"{percent(control.left or 0)} of its direction is left: pictures probably show it still. "
-                f"{_more(chosen)} Or let selection.left look for the ratio.",
+                f"{_more(chosen)}{' Or let selection.left look for the ratio.' if seeks else ''}",
             )
 
 

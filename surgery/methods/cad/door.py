@@ -119,7 +119,8 @@ def check_edit(
             if len(one.images) == 1
         ]
     faults += repeats([concept.name for concept in retain])
-    both = {concept.name.casefold() for concept in concepts} & {one.name.casefold() for one in retain}
+    aimed = concepts[:1] if settings.combine == "difference" else concepts
+    both = {concept.name.casefold() for concept in aimed} & {one.name.casefold() for one in retain}
     if both:
         faults.append(f"{', '.join(sorted(both))} is to go and to be retained; expected one of the two.")
     raise_all(MethodError, faults)

@@ -138,7 +138,7 @@ class Maker:
         share = self.settings.combine == "intersection"
         mask = reduce(and_ if share else sub, masks)
         aimed = concepts if share else concepts[:1]
-        return self._tried(aimed, tuple(facts[: len(aimed)]), mask, ratio, mask.count)
+        return self._tried(aimed, tuple(facts[: len(aimed)]), mask, ratio, None)
 
     def _tried(
         self,
@@ -146,7 +146,7 @@ class Maker:
         facts: tuple[Facts, ...],
         mask: ComponentMask,
         ratio: float,
-        wanted: int,
+        wanted: int | None,
     ) -> tuple[MaskReport, list[Finding]]:
         """The report of a mask, with what it and random ones do to each concept that it is for."""
         chosen = self.settings.selection
@@ -165,9 +165,14 @@ class Maker:
             )
         erases = self.settings.polarity == "positive"
         findings += size_findings(" + ".join(names), mask, wanted, self.names)
-        findings += effect_findings(mask, tried, chosen, erases=erases)
+        findings += effect_findings(mask, tried, chosen, erases=erases, seeks=wanted is not None)
         report = MaskReport(
-            concepts=names, mask=mask, ratio=ratio, wanted=wanted, facts=facts, controls=controls
+            concepts=names,
+            mask=mask,
+            ratio=ratio,
+            wanted=mask.count if wanted is None else wanted,
+            facts=facts,
+            controls=controls,
         )
         return report, findings
 

@@ -82,7 +82,6 @@ def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
 
     Of a difference the first concept alone; the others are what stays.
     """
-    aimed = entry.concepts[:1] if entry.combine == "difference" else entry.concepts
     return tuple(
         Replacement(
             source=one.source,
@@ -90,8 +89,19 @@ def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
             kind=entry.kind,
             pictures=bool(one.images),
         )
-        for one in aimed
+        for one in _aimed(entry)
     )
+
+
+def _aimed(entry: Cad) -> tuple[Attributed, ...]:
+    """The concepts that are to change: of a difference the first alone."""
+    return entry.concepts[:1] if entry.combine == "difference" else entry.concepts
+
+
+def preserved(entry: Cad) -> tuple[str, ...]:
+    """What the entry keeps, with what a difference spares."""
+    spared = (one.source for one in entry.concepts[len(_aimed(entry)) :])
+    return tuple(dict.fromkeys([*entry.retain, *spared]))
 
 
 def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
@@ -112,7 +122,8 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
     }
     everyone = (*concepts, *kept)
     drawn = [one for one in everyone if not one.images]
-    trials = trial_rows(attribution, len(concepts), drawn=bool(drawn)) if settings.controls else 0
+    tried = len(_aimed(entry))
+    trials = trial_rows(attribution, tried, drawn=bool(drawn)) if settings.controls else 0
     if settings.selection.left is not None:
         trials += growing_rows(attribution, len(concepts), LISTED)
     probed = len(kept) * attribution.pairs * PROBES if settings.selection.ranking == "damage" else 0
@@ -152,11 +163,10 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     concepts = concepts_of(entry, recipe)
     check_edit(concepts, settings_of(entry), retained(entry, recipe))
     components_of(base.shapes, entry.components, entry.leave_out)
-    names = [concept.name.casefold() for concept in concepts]
     for concept in concepts:
         for path in concept.images:
             load_picture(path, 8, 8)  # a broken one is said before hours of work
-    return {("cad", entry.kind, name): concept.name for name, concept in zip(names, concepts, strict=True)}
+    return {("cad", entry.kind, one.source.casefold()): one.source for one in _aimed(entry)}
 
 
 def _of_erased(recipe: Recipe, settings: CadSettings, concepts: Sequence[CadConcept]) -> Iterator[Finding]:
@@ -186,14 +196,13 @@ def run(
     settings, concepts = settings_of(entry), concepts_of(entry, recipe)
     names = components_of(base.shapes, entry.components, entry.leave_out)
     result = edit(models, concepts, names, settings, retain=retained(entry, recipe), store=store)
-    others = entry.combine == "difference"
     found = tuple(_of_erased(recipe, settings, concepts))
     for finding in found:
         _log.warning("%s: %s", finding.subject, finding.message)
     return Outcome(
         delta=result.delta,
         replacements=replacements(entry, recipe),
-        preserved=(*entry.retain, *(one.source for one in entry.concepts[1:] if others)),
+        preserved=preserved(entry),
         report={
             "method": "cad",
             "kind": entry.kind,
@@ -208,6 +217,7 @@ def run(
             "sign": "a positive score: without the weight, the measure falls",
             "attribution": as_json(settings.attribution),
             "selection": as_json(settings.selection),
+            "combine": settings.combine,
             "masks": [
                 {
                     "concepts": list(mask.concepts),

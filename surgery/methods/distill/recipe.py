@@ -82,6 +82,11 @@ def replacements(entry: Distill, recipe: Recipe) -> tuple[Replacement, ...]:
     )
 
 
+def preserved(entry: Distill) -> tuple[str, ...]:
+    """What the entry keeps."""
+    return entry.preserve
+
+
 def work(entry: Distill, recipe: Recipe, base: Checkpoint) -> Work:
     """What the entry will do, from headers alone."""
     settings, concepts = settings_of(entry, recipe), concepts_of(entry, recipe)
@@ -143,7 +148,7 @@ def run(
     return Outcome(
         delta=found.delta,
         replacements=replacements(entry, recipe),
-        preserved=entry.preserve,
+        preserved=preserved(entry),
         report={
             "method": "distill",
             "scales": {one.name: one.scale for one in concepts},

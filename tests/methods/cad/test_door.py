@@ -254,6 +254,12 @@ def test_what_masks_share_and_what_one_has_alone(models: Any) -> None:
     alone = edit(models, [CAT, DOG], NAMES, replace(much, combine="difference"))
     assert places(alone) == cat - dog != set()
     assert [one.concepts for one in alone.masks] == [("cat",)]
+    assert not {"empty-mask", "short-mask"} & {one.kind for one in (*both.findings, *alone.findings)}
+    tiny = replace(with_selection(count=1, rule="global"), combine="difference")
+    nothing = edit(models, [CAT, DOG], NAMES, tiny)
+    assert [
+        (one.kind, "combined" in one.message) for one in nothing.findings if one.kind == "empty-mask"
+    ] == [("empty-mask", True)]
 
 
 def test_what_others_need_is_left_out_of_the_mask(models: Any) -> None:
@@ -383,6 +389,8 @@ def test_amplifying_looks_at_how_pictures_are_denoised(models: Any) -> None:
         (with_selection(strength=1.5), [], r"strength is 1\.5"),
         (with_selection(ratio=1.0), [], r"ratio is 1\.0"),
         (SETTINGS, [CAT], "is to go and to be retained"),
+        (replace(with_selection(left=0.0), combine="difference"), [], "use union or sum"),
+        (replace(with_selection(scores=True), combine="intersection"), [], "leaves no scores"),
         (replace(SETTINGS, attribution=replace(QUICK, graded_steps=9)), [], "no more points than steps"),
         (replace(SETTINGS, attribution=replace(QUICK, restart=True)), [], "of every length"),
     ],

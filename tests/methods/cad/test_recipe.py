@@ -13,13 +13,14 @@ from surgery.delta import Form, Rescale
 from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
 from surgery.methods.cad.maker import LISTED
-from surgery.methods.cad.recipe import _of_erased, concepts_of, replacements, settings_of
+from surgery.methods.cad.recipe import _of_erased, concepts_of, preserved, replacements, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
 from surgery.methods.cad.trial import growing_rows, trial_rows
 from surgery.patch import apply_patch, load_patch, revert_patch, save_patch
 from surgery.recipe import Cad, Recipe, parse_recipe
 from surgery.recipe.cad import Attribution, Selection
 from surgery.store import Store
+from surgery.study.remembered import edits_of
 from tests.support.folders import contents
 from tests.support.small import small_pipeline
 
@@ -157,7 +158,18 @@ def test_of_a_difference_the_first_concept_goes_and_the_others_stay(tiny_pipelin
     assert [one.source for one in replacements(found, asked)] == ["cat"]
     base = open_checkpoint(tiny_pipeline)
     computed = compute_patch(asked, plan_recipe(asked, base), base, load_pipeline(tiny_pipeline), None)
-    assert computed.outcomes[0].preserved == ("dog",)
+    assert computed.outcomes[0].preserved == ("dog",) == preserved(found)
+    assert computed.patch.provenance["made"][0]["combine"] == "difference"
+    told = edits_of(computed.patch, None, tiny_pipeline)  # what is measured later is left out there, too
+    assert ([one.source for one in told.asked], told.preserved) == (["cat"], ("dog",))
+    # what is spared may also be named among what must stay
+    parsed(tiny_pipeline, combine="difference", retain="[dog]", selection="{protect: 0.1}")
+    with pytest.raises(RecipeError, match="to go and to be retained"):
+        parsed(tiny_pipeline, combine="difference", retain="[cat]", selection="{protect: 0.1}")
+    with pytest.raises(RecipeError, match="leaves no scores"):
+        parsed(tiny_pipeline, combine="difference", selection="{scores: true}")
+    with pytest.raises(RecipeError, match="needs a ratio"):
+        parsed(tiny_pipeline, combine="intersection", selection="{left: 0}")
     with pytest.raises(RecipeError, match="of the masks of several concepts"):
         parsed(combine="intersection", concepts="[{source: cat}]")
 
