@@ -231,11 +231,11 @@ class Bench:
     def _alone(self, name: str) -> float:
         """The w_K with which a patch does best without words."""
         told = {}
-        for other, weight in product([one for one in self.patches if one != "ordinary"], UNCONDITIONAL):
-            seen = self._cell(other, weight, 0.0, 0.0, [Ask(prompt="")] * 8, "choosing")
-            told[other, weight] = float(np.mean(seen.domain))
-            print(f"without words, {other:9} w_K {weight:g}: domain {_spelled(seen.domain)}", flush=True)
-        return max(UNCONDITIONAL, key=lambda weight: told[name, weight])
+        for weight in UNCONDITIONAL:
+            seen = self._cell(name, weight, 0.0, 0.0, [Ask(prompt="")] * 8, "choosing")
+            told[weight] = float(np.mean(seen.domain))
+            print(f"without words, {name:9} w_K {weight:g}: domain {_spelled(seen.domain)}", flush=True)
+        return max(told, key=lambda weight: told[weight])
 
     def judge_it(self, chosen: tuple[str, float, float, float], guidance: float) -> bool:
         """The chosen settings on other prompts, beside ordinary fine-tuning; the two conditions."""
@@ -243,10 +243,12 @@ class Bench:
         weight = self._alone(name)
         unasked = [Ask(prompt="")] * 25
         alone = self._cell(name, weight, 0.0, 0.0, unasked, "judging")
+        unled = self._cell(name, 1.0, 0.0, 0.0, unasked, "judging")
         asks = [*self._asks(JUDGING, STYLES_JUDGING)]
         print(f"\njudging on {len(asks)} other prompts: {name}, w_K {w_k:g}, w_C {w_c:g}, σ_u {sigma:g}")
         found = self._cell(name, w_k, w_c, sigma, asks, "judging")
         print(f"concept alone, w_K {weight:g}: domain {_spelled(alone.domain)}")
+        print(f"concept alone, w_K 1, which is no guidance: domain {_spelled(unled.domain)}")
         for other, what in (("ordinary", "ordinary fine-tuning"), ("base", "untouched checkpoint")):
             seen = self._cell(other, 0.0, 0.0, 1.0, unasked, "judging")
             print(f"{what} without words: domain {_spelled(seen.domain)}")
@@ -380,7 +382,7 @@ class Bench:
                 (step, schedule.noisy(clean, one, torch.full((len(clean),), step)))
                 for step, one in zip(steps, noise, strict=True)
             ]
-        name, w_k, w_c, _ = chosen
+        name, w_k, w_c, sigma = chosen
         sums = {name: w_k + w_c, "ordinary": guidance}
         print("\ndrift without words: mean over ten timesteps, and times (1 - Σw)² where e₀' is guided from")
         text = read_without(models, "")
@@ -396,7 +398,8 @@ class Bench:
                 ]
                 drifted = float(np.mean(shares))
                 print(f"{what:14} {one:9} {drifted:.4f}, {(1 - total) ** 2 * drifted:.3f}", flush=True)
-        print("generalised guidance with σ_u 0 takes the untouched base: 0 by construction")
+        taken = "the untouched base, 0 by construction" if not sigma else f"{name} at strength {sigma:g}"
+        print(f"the chosen guidance is led from {taken}")
 
     def _passed(self, chosen: tuple[str, float, float, float]) -> list[tuple[int, torch.Tensor]]:
         """Timestep and latents at ten steps of the paths to 32 pictures under prompts that judge."""

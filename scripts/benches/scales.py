@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from surgery.report import SheetRow, contact_sheet
 from surgery.shelf import checkpoint_path
 from surgery.study.samples import write_sheet
 
+Pictures = np.ndarray[Any, Any]
 PASSES: Final = (0, 1, 2, 4, 8)
 SCALES: Final = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 _INVERSIONS: Final[Mapping[str, Callable[[int], InversionSettings]]] = {
@@ -81,15 +83,11 @@ def scales(options: argparse.Namespace) -> None:
                 f"K {passes} {kind:14} {_mean(100 * told, 2)} % (worst {100 * told.max():.1f} %)", flush=True
             )
     print("\nscaled: the judge's probability of the concept, of the other thing, and pixels moved outside")
-    for kind, settings in _schedules(options.steps).items():
-        place = options.out / f"{kind.replace(' ', '-')}-{json_digest([*key, options.passes])[:10]}.json"
-
-        def scaled(settings: ScalingSettings = settings) -> Mapping[str, Any]:
-            return _scaled(models, judge, drawn, settings, options)
-
-        cell = kept(place, scaled)
+    place = options.out / f"scaled-{json_digest([*key, options.passes])[:10]}.json"
+    cells = kept(place, lambda: _scaled(models, judge, drawn, options))
+    for kind in _schedules(options.steps):
         for scale in SCALES:
-            own = {what: np.array(values) for what, values in cell[f"{scale:g}"].items()}
+            own = {what: np.array(values) for what, values in cells[kind][f"{scale:g}"].items()}
             print(
                 f"{kind:20} ω {scale:g}: concept {_mean(own['concept'], 2)}, other {_mean(own['other'], 2)}, "
                 f"moved {_mean(own['moved'], 1)} of 255 outside, {_mean(own['inside'], 1)} inside",
@@ -100,8 +98,8 @@ def scales(options: argparse.Namespace) -> None:
 
 
 def _mean(values: np.ndarray[Any, Any], digits: int) -> str:
-    """The mean over pictures and its 95 % interval (BCa)."""
-    found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), n_resamples=2000)
+    """The mean over pictures and its 95 % interval."""
+    found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), method="percentile")
     low, high = found.confidence_interval
     return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -116,23 +114,26 @@ def _schedules(steps: int) -> dict[str, ScalingSettings]:
     }
 
 
-def _scaled(
-    models: Any, judge: Judge, drawn: Drawn, settings: ScalingSettings, options: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-    inversion = InversionSettings(renoise=options.passes, regularise=False)
-    columns: dict[float, list[np.ndarray[Any, Any]]] = {scale: [] for scale in SCALES}
+Told = dict[str, dict[str, list[float]]]
+
+
+def _scaled(models: Any, judge: Judge, drawn: Drawn, options: argparse.Namespace) -> dict[str, Told]:
+    """By schedule and scale: what is seen in each picture, all drawn from one inversion of it."""
+    inversion, ways = InversionSettings(renoise=options.passes, regularise=False), _schedules(options.steps)
+    columns: dict[tuple[str, float], list[Pictures]] = {one: [] for one in product(ways, SCALES)}
     again = []
     for place, name in track(list(enumerate(drawn.first)), "scaling", unit="picture"):
         found = invert_pictures(models, drawn.pixels[[place]], name, inversion, steps=options.steps)
         again.append(decode(models.vae, found.again)[0].astype(int))
-        for scale in SCALES:
-            columns[scale].append(draw_scaled(models, found, replace(settings, scale=scale))[0])
-    told = {}
-    for scale, pictures in columns.items():
+        for kind, scale in columns:
+            settings = replace(ways[kind], scale=scale)
+            columns[kind, scale].append(draw_scaled(models, found, settings)[0])
+    told: dict[str, Told] = {kind: {} for kind in ways}
+    for (kind, scale), pictures in columns.items():
         seen = judge.score(np.stack(pictures))
         rows = range(len(pictures))
         gap = np.abs(np.stack(pictures).astype(int) - np.stack(again)).mean(3)
-        told[f"{scale:g}"] = {
+        told[kind][f"{scale:g}"] = {
             "concept": [float(seen.probability(Trait(drawn.first[row]))[row]) for row in rows],
             "other": [float(seen.probability(Trait(drawn.second[row]))[row]) for row in rows],
             "moved": gap[:, drawn.outside].mean(1).tolist(),

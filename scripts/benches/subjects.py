@@ -42,8 +42,7 @@ Bools = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 TEMPLATES: Final = ("this image shows {}", "a simple picture of {}")
 CHOOSING: Final = "a drawing of {}"
 GUIDANCES: Final = (2.5, 5.0, 7.5)
-STRONGER: Final = (5.0, 7.5)
-WEIGHTS: Final = (0.5, 1.0, 2.0, 5.0)
+WEIGHTS: Final = (0.5, 1.5, 5.0)
 PRESETS: Final = {"initial": INITIAL, "later": LATER, "ours": OURS}
 VERSION: Final = 3  # goes up when cells are made otherwise
 
@@ -238,7 +237,7 @@ def _ways(steps: int) -> dict[str, dict[str, Way]]:
                 f"guidance {guidance:g}, weight {weight:g}": by_subjects(
                     settings, guidance=guidance, weight=weight
                 )
-                for guidance, weight in product(STRONGER, WEIGHTS)
+                for guidance, weight in product(GUIDANCES, WEIGHTS)
             }
             for name, settings in PRESETS.items()
         },

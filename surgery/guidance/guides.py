@@ -60,7 +60,11 @@ class GcfgGuide:
         self._models, self._patches, self._settings = models, tuple(patches), settings
         self._net = control
         self._base, self._control = settings.base_strengths, settings.control_strengths
-        self._own = [settings.concept_strengths(number) for number in range(len(settings.concepts))]
+        # a branch without weight is that of the base, unless the control is held across it
+        self._own = [
+            settings.concept_strengths(number) if one.weight or settings.across else self._base
+            for number, one in enumerate(settings.concepts)
+        ]
         strengths = [self._base, *self._own, *([self._control] if settings.control_weight else [])]
         weights = None
         if patches:
@@ -82,18 +86,20 @@ class GcfgGuide:
     def begin(self, prompts: Sequence[str], latents: Tensor, steps: int) -> Predict:
         """See ``surgery.diffusion.Guide``."""
         settings, count = self._settings, len(latents)
-        branches = [
-            Branch(text=self._without[one].to(latents).repeated(count), strengths=one)
-            for one in (self._base, *self._own)
+        branches = [  # alike ones are computed once
+            Branch(text=text.to(latents).repeated(count), strengths=one)
+            for one, text in self._without.items()
         ]
         if settings.control_weight:
             text = self._read(prompts, self._control).to(latents)
             branches.append(Branch(text=text, strengths=self._control, control=self._net))
 
         def predict(noisy: Tensor, timestep: Any) -> Tensor:
-            base, *found = self._executor.predict(noisy, timestep, branches)
+            found = self._executor.predict(noisy, timestep, branches)
             control = found.pop() if settings.control_weight else None
-            return gcfg.combined(base, found, control, settings)
+            by_strength = dict(zip(self._without, found, strict=True))
+            concepts = [by_strength[one] for one in self._own]
+            return gcfg.combined(by_strength[self._base], concepts, control, settings)
 
         return predict
 

@@ -98,6 +98,29 @@ def test_all_strengths_at_one_are_ordinary_guidance_with_the_tuned_model(
     torch.testing.assert_close(sampled(exact, guide), by_hand(exact, step), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("settings", "branches"),
+    [
+        (TWO, 4),
+        # without weight, or as strong as in the base, a branch is the base's own
+        (replace(TWO, concepts=(replace(TWO.concepts[0], weight=0.0), TWO.concepts[1])), 3),
+        (replace(TWO, concepts=(TWO.concepts[0], replace(TWO.concepts[1], strength=0.0))), 3),
+        # but what control is held across is needed without a weight, too
+        (replace(TWO, across=True, concepts=(replace(TWO.concepts[0], weight=0.0), TWO.concepts[1])), 4),
+    ],
+)
+def test_branches_that_are_alike_are_computed_once(
+    exact: Any, patches: list[Patch], settings: GcfgSettings, branches: int
+) -> None:
+    rows: list[int] = []
+    hook = exact.unet.conv_in.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    try:
+        sampled(exact, GcfgGuide(exact, patches, settings))
+    finally:
+        hook.remove()
+    assert sum(rows) == STEPS * len(PROMPTS) * branches
+
+
 def test_without_control_no_prompt_is_read(exact: Any, patches: list[Patch]) -> None:
     guide = GcfgGuide(exact, patches[:1], GcfgSettings(control_weight=0.0))
     first = sampled(exact, guide)
