@@ -289,7 +289,7 @@ def _features(models: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def full(options: argparse.Namespace) -> bool:
-    """At the size of Stable Diffusion 1.5: ours whole in float32, the plain way from three calls of each kind."""
+    """At SD 1.5's size: ours whole in float32, the plain way from three calls of each kind."""
     models = full_models(options.vocabulary)
     names = components_of({name: tuple(one.shape) for name, one in _named(models)}, ["ff"])
     count = sum(one.numel() for name, one in _named(models) if name in names)
