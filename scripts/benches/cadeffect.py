@@ -36,6 +36,7 @@ from surgery.study.words import Words, read_words
 GRID: Final = tuple(MOST * 2.0**-step for step in range(16, -1, -1))
 """Ratios that are tried: from 8 millionths to half of the weights, each twice the one before."""
 BEST: Final = 3
+NEAR: Final = 20  # pictures of the nearest names, at least
 VERSION: Final = 4  # goes up when cells are made otherwise
 
 Hits = list[float]
@@ -220,8 +221,11 @@ def _row(name: str, cells: Sequence[Erased]) -> str:
 
 
 def _beside(cell: Erased) -> float:
-    """The mean change over pictures of all other concepts: two of each, four of the near ones."""
-    return _change([*cell.others.values(), *cell.near.values(), *cell.near.values()])
+    """The mean change over pictures of all other concepts: two of each, and those of the near ones."""
+    others, near = ([after - before for before, after in some.values()] for some in (cell.others, cell.near))
+    return float(
+        np.average([*others, *near], weights=[2] * len(others) + [NEAR / max(1, len(near))] * len(near))
+    )
 
 
 def _change(shares: Iterable[tuple[float, float]]) -> float:
@@ -264,7 +268,7 @@ def _erased(ground: Ground, bank: Bank, rule: MaskRule, concept: CadConcept) -> 
     tasks = [
         _task(concept.name, judging, options.pictures),
         *(Task(phrase=name, templates=few, samples=1) for name in ground.others),
-        *(Task(phrase=name, templates=few, samples=2) for name in near),
+        *(Task(phrase=name, templates=few, samples=-(-NEAR // (2 * len(near)))) for name in near),
     ]
     before = ground.easel.shares(ground.models, tasks, kept=True)
     after = ground.easel.masked(ground.models, bank.weights, mask, rule.strength, tasks)
