@@ -51,11 +51,9 @@ _TINY: Final = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Others:
-    """Scores of the reference concepts, each as a share of its own measure: moments over the concepts."""
+    """Means over the reference concepts, each as a share of its own measure: of |score|, and of curvature."""
 
-    mean: Scored
     absolute: Scored
-    deviation: Scored
     damage: Scored
 
 
@@ -150,31 +148,24 @@ class Bank:
         parts: dict[str, Scored] = {kind: {} for kind in kinds}
         for key, one in load_file(place).items():
             kind, _, name = key.partition(":")
-            parts[kind][name] = one
+            if kind in parts:
+                parts[kind][name] = one
         return Others(**parts)
 
     def _moments(self) -> Others:
-        mean: Scored = {}
         absolute: Scored = {}
-        squares: Scored = {}
         damage: Scored = {}
         count = len(self.references)
         for concept in track(self.references, "reference concepts", unit="concept"):
             (pairs,) = pairs_of(self.models, [concept], self.scheme, batch=16)
             found = attribute(self.models, pairs, self.grading)
             for name, score in found.scores():
-                own = score / (found.measured.mean * count)
-                add_to(mean, name, own.clone())
-                add_to(absolute, name, own.abs())
-                add_to(squares, name, own.square() * count)
+                add_to(absolute, name, (score / (found.measured.mean * count)).abs())
             generator = torch.Generator().manual_seed(derived_seed(concept.seed, "signs"))
             heights = curvature(self.models, pairs, self.grading, _PROBES, generator)
             for name, height in heights.items():
                 add_to(damage, name, height / (found.measured.mean * count))
-        deviation = {
-            name: (squares[name] - mean[name].square()).clamp_min(0).sqrt() + _TINY for name in self.names
-        }
-        return Others(mean=mean, absolute=absolute, deviation=deviation, damage=damage)
+        return Others(absolute=absolute, damage=damage)
 
     def _kept(self, concept: CadConcept, what: str, make: Callable[[], Any]) -> Any:
         if (concept.name, what) not in self._last:
@@ -255,29 +246,10 @@ def t_statistic(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return dict(bank.attribution(concept, errors=True).t_statistics())
 
 
-def less(what: Literal["mean", "absolute", "damage"], weight: float) -> Scores:
-    """The concept's score less so much of a moment of the reference concepts'."""
-
-    def scores(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
-        penalty: Scored = getattr(bank.others, what)
-        return {name: score - weight * penalty[name] for name, score in shares.items()}
-
-    return scores
-
-
-def unusual(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
-    """How many deviations the concept's score lies above the reference concepts', where it speaks for it."""
-    others = bank.others
-    return {
-        name: torch.where(score > 0, (score - others.mean[name]) / others.deviation[name], -1.0)
-        for name, score in shares.items()
-    }
-
-
-def unusual_share(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
-    """The concept's score, weighed by how far it lies above the reference concepts'."""
-    found = unusual(bank, concept, shares)
-    return {name: score * found[name].clamp_min(0) for name, score in shares.items()}
+def less_usual(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
+    """The concept's score less what its weight usually says of the reference concepts."""
+    usual = bank.others.absolute
+    return {name: score - usual[name] for name, score in shares.items()}
 
 
 def by_damage(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
@@ -340,21 +312,15 @@ RULES: Final[Mapping[str, MaskRule]] = {
     "tensor": MaskRule(says="a quota for each tensor", scores=own, quota="tensor"),
     "global": MaskRule(says="one quota", scores=own),
     "even": MaskRule(says="every pair says as much", scores=own, even=True),
-    "row-t": MaskRule(says="score over its standard error, rows", scores=t_statistic, quota="row"),
     "global-t": MaskRule(says="score over its standard error", scores=t_statistic),
-    "contrast": MaskRule(says="less the others' mean score", scores=less("mean", 1)),
-    "unusual-share": MaskRule(says="score, weighed by those deviations", scores=unusual_share),
-    "retain": MaskRule(says="less the others' mean |score|", scores=less("absolute", 1)),
-    "row-retain": MaskRule(says="the same, rows", scores=less("absolute", 1), quota="row"),
-    "damage": MaskRule(says="less 4 times the others' curvature", scores=less("damage", 4)),
+    "retain": MaskRule(says="less the others' mean |score|", scores=less_usual),
+    "row-retain": MaskRule(says="the same, rows", scores=less_usual, quota="row"),
     "by-damage": MaskRule(says="score for each unit of the others' curvature", scores=by_damage),
     "refined": MaskRule(says="one quota, scored anew as the mask grows", scores=own, refined=True),
-    "row-refined": MaskRule(says="rows, scored anew", scores=own, quota="row", refined=True),
     "refined-by-damage": MaskRule(
         says="score for each unit of the others' curvature, scored anew", scores=by_damage, refined=True
     ),
     "half": MaskRule(says="one quota, half of each weight", scores=own, strength=0.5),
-    "row-half": MaskRule(says="rows, half of each weight", scores=own, quota="row", strength=0.5),
     "published": MaskRule(
         says="CAD as published",
         scores=published,

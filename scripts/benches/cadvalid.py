@@ -219,7 +219,7 @@ def _r(one: Told, rule: str) -> float:
 
 
 def verdict(rule: Predictor, concepts: Sequence[CadConcept], shares: Sequence[float], told: Cells) -> bool:
-    """The mean over concepts with its interval, masks and concepts drawn anew; and each concept by itself."""
+    """The mean over concepts with its interval, masks drawn anew; and each concept by itself."""
     held = True
     for share in shares:
         cells = [told[concept.name, share] for concept in concepts]

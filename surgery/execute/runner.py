@@ -90,6 +90,7 @@ def compute_patch(
     """
     outcomes, terms, elapsed = [], [], []
     labels: list[str] = []
+    made: list[JSON] = []
     earlier = keys_of(recipe, base)
     for step, (name, entry) in zip(plan.steps, map(_only, (tuned or recipe).edits), strict=True):
         started = time.monotonic()
@@ -100,8 +101,9 @@ def compute_patch(
         if outcome.delta.terms:
             terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
             labels.append(f"edits[{step.number - 1}] ({_kind_of(name, entry)})")
+        if outcome.made:
+            made.append({"source": f"{name} {step.identity}", **outcome.made})
     keys = [*(key for outcome in outcomes for key in outcome.keys), *earlier]
-    made = [dict(outcome.made) for outcome in outcomes if outcome.made]
     told = {
         **provenance(recipe, plan),
         **({"keys": keys} if keys else {}),

@@ -93,7 +93,9 @@ def _forms(terms: Sequence[Term]) -> Iterator[tuple[str, Form]]:
 
 
 def _scored(form: Form) -> bool:
-    return isinstance(form, Rescale) and form.scores is not None and form.places.kind == "elements"
+    if not isinstance(form, Rescale) or form.scores is None:
+        return False
+    return form.places.kind == "elements" and bool(form.places.shape)
 
 
 def _cut(term: Term, keep: float, rule: Quota) -> Delta:

@@ -139,6 +139,7 @@ def cad_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 yield ("concepts", number, "images"), f"objective 'base_gap' reads no pictures. {hint}"
     yield from _name_faults(cad)
     yield from _size_faults(cad)
+    yield from _unread(cad)
     if cad.selection.ranking in ("retain", "damage") and not cad.retain:
         yield ("selection", "ranking"), "looks at concepts that must stay. Name them under retain."
     reads = cad.selection.ranking in ("retain", "damage") or (cad.selection.protect or 0) > 0
@@ -160,6 +161,27 @@ def _size_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield ("selection", "left"), f"combine {cad.combine!r} needs a ratio. Use union or sum."
     if chosen.left is not None and cad.kind == "amplify":
         yield ("selection", "left"), "is how far a concept is erased. Give a ratio or a count."
+
+
+def _unread(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Keys without which the outcome would be the same."""
+    given, chosen = cad.attribution.given(), cad.selection
+    usual = cad.preset == "published-erase"
+    restart = usual if cad.attribution.restart is None else cad.attribution.restart
+    if given.get("standard_errors") and chosen.ranking != "t":
+        yield ("attribution", "standard_errors"), "is read by selection.ranking 't' alone. Leave it out."
+    if restart and "trajectories" in given:
+        yield ("attribution", "trajectories"), "restart has a path for every step. Leave it out."
+    for name in ("pictures", "guidance") if all(one.images for one in cad.concepts) else ():
+        if name in given:
+            yield (
+                ("attribution", name),
+                "is about drawn pictures; every concept has its own. Leave it out.",
+            )
+    if chosen.retain_weight is not None and chosen.ranking not in ("retain", "damage"):
+        yield ("selection", "retain_weight"), "is read by the rankings retain and damage alone. Leave it out."
+    if chosen.count is not None and chosen.rounding not in (None, "carry"):
+        yield ("selection", "rounding"), "is about a ratio; a count is exact. Leave it out."
 
 
 def _name_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from surgery.errors import SurgeryError
 from surgery.record import Score
-from surgery.report.text import FAINT, INK, RULE
+from surgery.report.text import CHART_TEXT, FAINT, INK, RULE
 
 _BEFORE: Final = "#9aa4ae"
 _AFTER: Final = "#0969da"
@@ -38,8 +38,7 @@ def share_chart(bars: Sequence[ShareBar], *, title: str = "", kind: Literal["svg
     if not bars:
         raise SurgeryError("a chart of no shares; expected at least one. Pass what was measured.")
     content = BytesIO()
-    # text stays text, and no random ids or dates get into the file
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "surgery", "font.family": "DejaVu Sans"}):
+    with rc_context(CHART_TEXT):
         padding = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
         figure = Figure(figsize=(7.2, 1.2 + 0.5 * len(bars)), layout=padding)
         FigureCanvasAgg(figure)

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from surgery.errors import SurgeryError
-from surgery.report.text import FAINT, INK
+from surgery.report.text import CHART_TEXT, FAINT, INK
 
 Cell = tuple[str, str]
 """Block and role."""
 
 _COLOURS: Final = "Blues"
 _ACROSS: Final = 3  # maps side by side
+_MOST_PIXELS: Final = 60e6  # of the whole picture; more become smaller ones
 _BRIGHT: Final = 0.55  # of the largest value, from which on a number is written in white
 
 
@@ -57,9 +58,10 @@ def concept_maps(
     across = min(_ACROSS, panels)
     down = -(-panels // across)
     content = BytesIO()
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+    with rc_context({**CHART_TEXT, "font.size": 9}):
         columns = max(len(roles), len(maps) if len(maps) > 1 else 0)
         size = (across * max(4.2, 1.6 + 0.62 * columns), down * (1.9 + 0.32 * max(len(blocks), len(maps))))
+        dpi = min(150, (_MOST_PIXELS / (size[0] * size[1])) ** 0.5)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.16))
         FigureCanvasAgg(figure)
         axes = list(np.atleast_1d(figure.subplots(down, across)).flat)
@@ -69,7 +71,7 @@ def concept_maps(
             _matrix(axes[len(maps)], [one.name for one in maps], overlaps)
         for spare in axes[panels:]:
             spare.set_axis_off()
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
     return content.getvalue()
 
 

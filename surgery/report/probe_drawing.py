@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from surgery.errors import SurgeryError
-from surgery.report.text import FAINT, INK, RULE
+from surgery.report.text import CHART_TEXT, FAINT, INK, RULE
 
 _PANELS: Final = {
     "drift": ("Drift without words", "‖e₀' - e₀‖² / ‖e₀‖²", 0.0),
@@ -40,7 +40,7 @@ def probe_chart(lines: Sequence[ProbeLine], kind: Literal["svg", "png"] = "png")
     if not lines:
         raise SurgeryError("a chart of no probes; expected at least one. Pass what was measured.")
     content = BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "surgery", "font.family": "DejaVu Sans"}):
+    with rc_context(CHART_TEXT):
         figure = Figure(figsize=(11, 3.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         FigureCanvasAgg(figure)
         for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):

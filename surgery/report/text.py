@@ -2,12 +2,22 @@
 
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import matplotlib
 from PIL import ImageFont
 
 INK: Final = "#1f2328"
+# text of charts stays text, a name's "$" is one, and no random ids get into files
+CHART_TEXT: Final = MappingProxyType(
+    {
+        "font.family": "DejaVu Sans",
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "surgery",
+    }
+)
 FAINT: Final = "#6e7781"
 RULE: Final = "#d0d7de"
 PAPER: Final = "#ffffff"

@@ -147,7 +147,7 @@ def attribution_findings(name: str, facts: Facts) -> Iterator[Finding]:
         yield _finding(
             "masked-already",
             name,
-            f"{100 * facts.masked_already[worst]:.2g} % of {worst!r} is nothing already, and some of "
+            f"{_share(facts.masked_already[worst])} of {worst!r} is nothing already, and some of "
             f"{len(facts.masked_already)} tensors: a mask is in this checkpoint, and its weights have no "
             "score. Attribute the checkpoint it was made from.",
         )
@@ -270,6 +270,11 @@ def _wrong_way(name: str, control: Control) -> Finding:
         f"the mask {word} the {what}, by {100 * control.effect:+.0f} % on other noise: so many weights at "
         "once do not do what each of them would. Take fewer, or less strength.",
     )
+
+
+def _share(share: float) -> str:
+    """Whole percents, or as many digits as a small share has."""
+    return percent(share) if share >= 0.01 else f"{100 * share:.1g} %"
 
 
 def _largest_share(by_timestep: Mapping[int, float]) -> float:

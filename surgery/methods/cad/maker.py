@@ -117,11 +117,11 @@ class Maker:
         ranked, facts = self._ranked(group, ratio)
         grown: tuple[float, ...] = ()
         if chosen.left is not None:
-            masks = partial(ranked.mask, rounding=chosen.rounding)
+            masks = partial(ranked.mask, rounding=chosen.rounded)
             found = self.trial.grown(group, masks, chosen.strength, chosen.left, ratio)
             ratio, grown = found.ratio, found.left
-        mask = ranked.mask(ratio, chosen.rounding, with_scores=chosen.scores)
-        wanted = ranked.wanted(ratio, chosen.rounding)
+        mask = ranked.mask(ratio, chosen.rounded, with_scores=chosen.scores)
+        wanted = ranked.wanted(ratio, chosen.rounded)
         report, findings = self._tried(group, facts, mask, ratio, wanted)
         names = (concept.name for concept in group)
         return report, [*findings, *grown_findings(dict(zip(names, grown, strict=False)), chosen)]
@@ -133,7 +133,7 @@ class Maker:
         facts: list[Facts] = []
         for concept in concepts:
             ranked, own = self._ranked((concept,), ratio)
-            masks.append(ranked.mask(ratio, chosen.rounding))
+            masks.append(ranked.mask(ratio, chosen.rounded))
             facts += own
         share = self.settings.combine == "intersection"
         mask = reduce(and_ if share else sub, masks)

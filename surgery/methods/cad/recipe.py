@@ -166,7 +166,7 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     for concept in concepts:
         for path in concept.images:
             load_picture(path, 8, 8)  # a broken one is said before hours of work
-    return {("cad", entry.kind, one.source.casefold()): one.source for one in _aimed(entry)}
+    return {("cad", one.source.casefold()): one.source for one in _aimed(entry)}
 
 
 def _of_erased(recipe: Recipe, settings: CadSettings, concepts: Sequence[CadConcept]) -> Iterator[Finding]:

@@ -86,7 +86,7 @@ class SelectionSettings:
             looked for on noise of its own (``control.left_of``). On pocket-sd the first mask that takes a
             concept out of the pictures leaves -24 to 20 %, whatever the rule.
         rounding: How a row's quota becomes whole: ``carry`` hands what is left over to the next row, so that
-            no layer is skipped; ``floor`` skips (published).
+            no layer is skipped; ``floor`` skips (published). With ``count`` it is always ``carry``.
         ranking: What weights are ordered by: ``score``; ``t``, the score over its standard error;
             ``retain``, the score less ``retain_weight`` times the mean absolute score of the concepts to
             retain; ``damage``, the score for each unit of damage to them: over 1 + ``retain_weight`` times
@@ -110,6 +110,11 @@ class SelectionSettings:
     zeros: bool = False
     strength: float = 1.0
     scores: bool = False
+
+    @property
+    def rounded(self) -> Rounding:
+        """How quotas become whole numbers; a count is exact only where nothing is cut off."""
+        return self.rounding if self.count is None else "carry"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

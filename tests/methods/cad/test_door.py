@@ -199,6 +199,9 @@ def test_a_count_is_as_many_weights(models: Any, rule: Any) -> None:
     for count in (1, 7, 30):
         (report,) = edit(models, [CAT], NAMES, with_selection(count=count, rule=rule)).masks
         assert report.mask.count == report.wanted == count
+        # nor is anything cut off where ratios would be rounded down
+        (report,) = edit(models, [CAT], NAMES, with_selection(count=count, rule=rule, rounding="floor")).masks
+        assert report.mask.count == count
 
 
 def test_another_ratio_needs_no_new_attribution(

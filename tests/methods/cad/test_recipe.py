@@ -84,6 +84,22 @@ def test_published_presets_ask_with_the_bare_name() -> None:
         ({"selection": "{protect: 0.1}", "retain": "[Cat]"}, "is to go and to be retained"),
         ({"concepts": "[{source: cat}, {source: Cat}]"}, "stands there twice"),
         ({"components": "[]"}, "components"),
+        ({"attribution": "{standard_errors: true}"}, "standard_errors: is read by selection.ranking 't'"),
+        ({"attribution": "{restart: true, trajectories: 3}"}, "trajectories: restart has a path for every"),
+        (
+            {"preset": "published-erase", "attribution": "{trajectories: 3}"},
+            "trajectories: restart has a path for every",
+        ),
+        ({"selection": "{retain_weight: 2}"}, "retain_weight: is read by the rankings"),
+        ({"selection": "{count: 5, rounding: floor}"}, "rounding: is about a ratio"),
+        (
+            {
+                "kind": "amplify",
+                "concepts": "[{source: cat, images: [a.png]}]",
+                "attribution": "{pictures: 3, guidance: 2}",
+            },
+            "pictures: is about drawn pictures",
+        ),
     ],
 )
 def test_keys_that_nothing_reads_are_refused(changes: dict[str, str], message: str) -> None:
@@ -186,6 +202,16 @@ def test_pictures_of_what_an_earlier_patch_erased_are_asked_for(tiny_pipeline: P
     assert list(_of_erased(later, settings_of(entry()), [cat])) == []
 
 
+def test_one_concept_is_not_erased_and_amplified_at_once(tiny_pipeline: Path) -> None:
+    text = TEXT.format(base=tiny_pipeline)
+    both = parse_recipe(
+        text + text[text.index("  - cad:") :],
+        overrides={"edits[1].cad.kind": "amplify", "edits[1].cad.attribution": "{}"},
+    )
+    with pytest.raises(SurgeryError, match="cat"):
+        check_edits(both, open_checkpoint(tiny_pipeline), small_pipeline(tiny_pipeline))
+
+
 def test_a_weight_that_two_edits_mask_is_told(tiny_pipeline: Path) -> None:
     base = open_checkpoint(tiny_pipeline)
     text = TEXT.format(base=tiny_pipeline)
@@ -228,6 +254,7 @@ def test_the_patch_of_a_mask_is_applied_and_taken_out_to_the_byte(
     masks: Any = computed.outcomes[0].report["masks"]
     assert [mask["concepts"] for mask in masks] == [["cat"], ["dog"]]
     made: Any = patch.provenance["made"]
+    assert [one["source"] for one in made] == [term.source for term in patch.terms]
     assert [one["attribution"]["objective"] for one in made] == ["base_gap"]
     assert sum(mask["weights"] for mask in made[0]["masks"]) >= sum(
         change.changed for change in patch.changes.values()
