@@ -35,9 +35,11 @@ from surgery.diffusion.sampling import latent_shape
 from surgery.methods.cad import (
     AttributionSettings,
     CadConcept,
+    CadSettings,
     SelectionSettings,
     concepts_named,
     denoising,
+    edit,
 )
 from surgery.methods.cad.attribution import attribute
 from surgery.methods.cad.gradients import Grading
@@ -45,8 +47,10 @@ from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.ranked import Ranked, rank
+from surgery.methods.cad.settings import as_json
 from surgery.patch import Term, make_patch, save_patch
 from surgery.progress import track
+from surgery.record import JSON
 from surgery.shelf import checkpoint_path
 from surgery.study.words import read_words
 from tests.support.measure import peak_memory
@@ -56,6 +60,7 @@ PICTURES: Final = 50
 PATHS: Final = sum(range(1, STEPS + 1))  # 1,275 calls with guidance
 RATIOS: Final = tuple(0.001 * 10 ** (2 * step / 9) for step in range(10))  # 0.1 to 10 %
 MOST_FLOOR, MOST_DEFAULT = 235_000, 330_000  # bytes of a mask at ratio 0.001
+GROWN: Final = SelectionSettings(rule="tensor", left=0.0)
 SHORT: Final = 5  # a fifth of the paths
 MINUTES, MEMORY, MEMORY_SPARING = 25.0, 7.0e9, 5.6e9
 
@@ -93,12 +98,18 @@ def pocket(options: argparse.Namespace) -> bool:
     chosen = drawn[: options.concepts]
     print(f"pocket: {', '.join(chosen)}; {torch.get_num_threads()} threads, fp32, {len(names)} tensors")
     erased = [_erased(options, models, names, name) for name in track(chosen, "erase", unit="concept")]
-    plain_s, ours_s, plain_r, ours_r = (statistics.fmean(column) for column in zip(*erased, strict=True))
+    plain_s, ours_s, tried_s, grown_s, plain_r, ours_r = (
+        statistics.fmean(column) for column in zip(*erased, strict=True)
+    )
     held = told("erase", plain_s, ours_s, 10)
     steadier = ours_r >= plain_r
     print(
         f"erase: Pearson of two seeds {plain_r:.3f} plainly, {ours_r:.3f} ours: "
         f"{'holds' if steadier else 'FAILS'} (no worse)"
+    )
+    print(
+        f"an edit as recipes have it, its mask tried beside random ones: {tried_s:.1f} s; one whose mask is "
+        f"grown until nothing is left of the direction: {grown_s:.1f} s"
     )
     amplified = [
         _amplified(options, models, names, name)
@@ -121,10 +132,8 @@ def told(what: str, plain_s: float, ours_s: float, least: float) -> bool:
     return ratio >= least
 
 
-def _erased(
-    options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str
-) -> tuple[float, float, float, float]:
-    """Seconds plainly and ours, and the correlation of two seeds plainly and ours."""
+def _erased(options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str) -> tuple[float, ...]:
+    """Seconds plainly, ours, with masks tried, and grown; the correlation of two seeds, plainly and ours."""
     plain = [plain_erase(models, names, name, seed) for seed in (0, 1)]
     ours = [
         _ours(models, names, concept, AttributionSettings(), options.micro_batch)
@@ -134,9 +143,17 @@ def _erased(
     return (
         statistics.fmean(one.seconds for one in plain),
         statistics.fmean(one.seconds for one in ours),
+        *(_edited(models, names, name, selection) for selection in (SelectionSettings(), GROWN)),
         pearson(plain[0].scores, plain[1].scores),
         pearson(ours[0].scores, ours[1].scores),
     )
+
+
+def _edited(models: Any, names: tuple[str, ...], name: str, selection: SelectionSettings) -> float:
+    """Seconds of a whole edit, without a store."""
+    started = time.perf_counter()
+    edit(models, concepts_named([name]), names, CadSettings(selection=selection))
+    return time.perf_counter() - started
 
 
 def _amplified(
@@ -385,6 +402,13 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
+def _remembered() -> dict[str, JSON]:
+    """What a patch of a recipe remembers, about as long."""
+    recipe = Path(__file__).parents[2] / "recipes/erase/components.yaml"
+    settings = [as_json(one) for one in (AttributionSettings(), SelectionSettings())]
+    return {"recipe": recipe.read_text(), "made": [*settings]}
+
+
 def _stored_masks(scratch: Path, ranked: Ranked) -> bool:
     """The bytes of both masks of ratio 0.001 as patches."""
     from fullsize import SIZES, VOCABULARY, shapes_of, write_random
@@ -402,7 +426,8 @@ def _stored_masks(scratch: Path, ranked: Ranked) -> bool:
         for rounding, most in (("floor", MOST_FLOOR), ("carry", MOST_DEFAULT)):
             mask: ComponentMask = ranked.mask(0.001, rounding)  # type: ignore[arg-type]  # one of two words
             delta: Delta = delta_of([(mask, 1.0)])
-            save_patch(make_patch([Term(delta=delta, source="bench")], checkpoint), place, overwrite=True)
+            patch = make_patch([Term(delta=delta, source="bench")], checkpoint, _remembered())
+            save_patch(patch, place, overwrite=True)
             taken = place.stat().st_size
             held = held and taken <= most
             print(

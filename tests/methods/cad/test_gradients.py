@@ -139,6 +139,12 @@ def test_a_standard_error_is_that_of_the_mean_over_paths(models: Any, pairs: Pai
         means = torch.stack([gradients(models, pairs.of_sample(number))[name] / 2 for number in range(2)])
         torch.testing.assert_close(found.gradients[name], means.mean(0), rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(found.spread[name], means.std(0) / 2**0.5, rtol=1e-2, atol=1e-6)
+    # a score and its error are multiples of the weight, and the t-statistic has the score's sign
+    for (name, score), (_, t) in zip(found.scores(), found.t_statistics(), strict=True):
+        error = found.spread[name] * found.weights[name].detach().abs()
+        known = error > 1e-9
+        torch.testing.assert_close(t[known], score[known] / error[known], rtol=1e-3, atol=1e-5)
+        assert bool(known.any())
 
 
 def test_what_differs_between_timesteps_is_no_error_of_paths_spread_over_them() -> None:
