@@ -4,7 +4,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from surgery.checkpoint import open_checkpoint
@@ -259,3 +261,56 @@ def test_the_patch_of_a_mask_is_applied_and_taken_out_to_the_byte(
     assert sum(mask["weights"] for mask in made[0]["masks"]) >= sum(
         change.changed for change in patch.changes.values()
     )
+
+
+def test_a_mask_and_a_closed_form_edit_are_one_patch(tiny_pipeline: Path, tmp_path: Path) -> None:
+    closed = "  - distill:\n      preset: closed-form\n      concepts: [{source: fish, scale: 0}]\n"
+    recipe = parse_recipe(
+        TEXT.format(base=tiny_pipeline) + closed,
+        overrides={"edits[0].cad.components": "['unet/mid_block*ff*']", "edits[0].cad.controls": "false"},
+    )
+    base, models = open_checkpoint(tiny_pipeline), load_pipeline(tiny_pipeline)
+    computed = compute_patch(recipe, plan_recipe(recipe, base), base, models, None)
+    masked, added = (set(outcome.delta.terms) for outcome in computed.outcomes)
+    assert masked
+    assert added
+    assert not masked & added
+    save_patch(computed.patch, tmp_path / "patch")
+    patch = load_patch(tmp_path / "patch")
+    assert set(patch.changes) == masked | added
+    assert apply_patch(patch, tiny_pipeline, tmp_path / "edited", undo=tmp_path / "undo").exact
+    revert_patch(patch, tmp_path / "edited", tmp_path / "back", undo=tmp_path / "undo")
+    assert contents(tmp_path / "back") == contents(tiny_pipeline)
+
+
+def test_what_a_patch_erased_is_amplified_on_top_of_it(tiny_pipeline: Path, tmp_path: Path) -> None:
+    first = parsed(tiny_pipeline, components="['unet/mid_block*ff*']", controls="false")
+    base, models = open_checkpoint(tiny_pipeline), load_pipeline(tiny_pipeline)
+    save_patch(compute_patch(first, plan_recipe(first, base), base, models, None).patch, tmp_path / "first")
+    apply_patch(load_patch(tmp_path / "first"), tiny_pipeline, tmp_path / "edited")
+    noise = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(noise.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    changes = {
+        "edits[0].cad.kind": "amplify",
+        "edits[0].cad.concepts": "[{source: cat, images: [a.png, b.png]}]",
+        "edits[0].cad.attribution": "{graded_steps: 2}",
+        "edits[0].cad.components": "['unet/mid_block*ff*']",
+        "after": "[first]",
+    }
+    text = TEXT.format(base=tmp_path / "edited")
+    recipe = parse_recipe(text, path=tmp_path / "recipe.yaml", overrides=changes)
+    edited = open_checkpoint(tmp_path / "edited")
+    computed = compute_patch(
+        recipe, plan_recipe(recipe, edited), edited, load_pipeline(tmp_path / "edited"), None
+    )
+    (outcome,) = computed.outcomes
+    assert "drawn-when-erased" not in {finding.kind for finding in outcome.findings}
+    # weights that the first mask took have no score, and are in no other mask
+    gone = {name: (edited.read(name) == 0).flatten() for name in outcome.delta.terms}
+    assert sum(len(indices(form)) for form in outcome.delta.terms.values()) > 0
+    for name, form in outcome.delta.terms.items():
+        assert not bool(gone[name][sorted(indices(form))].any())
+    apply_patch(computed.patch, tmp_path / "edited", tmp_path / "amplified", undo=tmp_path / "undo")
+    revert_patch(computed.patch, tmp_path / "amplified", tmp_path / "back", undo=tmp_path / "undo")
+    assert contents(tmp_path / "back") == contents(tmp_path / "edited")
