@@ -61,7 +61,7 @@ PATHS: Final = sum(range(1, STEPS + 1))  # 1,275 calls with guidance
 RATIOS: Final = tuple(0.001 * 10 ** (2 * step / 9) for step in range(10))  # 0.1 to 10 %
 MOST_FLOOR, MOST_DEFAULT = 235_000, 330_000  # bytes of a mask at ratio 0.001
 GROWN: Final = SelectionSettings(rule="tensor", left=0.0)
-SHORT: Final = 5  # a fifth of the paths
+SHORT: Final = 6  # a sixth of the paths
 MINUTES, MEMORY, MEMORY_SPARING = 25.0, 7.0e9, 5.6e9
 
 Scored = Mapping[str, Tensor]
@@ -319,7 +319,7 @@ def full(options: argparse.Namespace) -> bool:
         for sparing in (False, True) if dtype == "float32" else (False,):
             models.unet.to(getattr(torch, dtype))
             timed = dtype == "float32" and not sparing
-            # memory does not depend on the number of paths: what has no condition of time takes a fifth
+            # memory does not depend on the number of paths: what has no condition of time takes a sixth
             share = 1 if timed or options.whole else SHORT
             settings = AttributionSettings()
             settings = replace(settings, trajectories=settings.trajectories // share)

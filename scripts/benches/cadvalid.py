@@ -41,7 +41,9 @@ from surgery.study.words import read_words
 PUBLISHED: Final = 0.506  # Pearson r of 1,000 random ablations in the paper
 PREDICTORS: Final[Sequence[Predictor]] = ("first_order", "gauss_newton", "midpoint", "midpoint_gauss_newton")
 CONTROLS: Final = ("shuffled", "absolute", "magnitude")
-SCHEME: Final = AttributionSettings(trajectories=4, sampling_steps=50, graded_steps=10, staggered=False)
+SCHEME: Final = AttributionSettings(
+    trajectories=4, sampling_steps=50, graded_steps=10, staggered=False, antithetic=False
+)
 RESAMPLED: Final = 2000
 VERSION: Final = 2  # goes up when cells are made otherwise
 

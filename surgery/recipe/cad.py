@@ -42,6 +42,8 @@ class Attribution(Knobs):
     """Steps of each path that are looked at; of a picture, timesteps."""
     staggered: bool | None = None
     """Whether paths pass timesteps between each other's, and pictures have such; else the sampler's own."""
+    antithetic: bool | None = None
+    """Whether paths start two by two from one noise and its negative, for steadier means."""
     guidance: NotNegative | None = None
     """Guidance scale of the paths and of drawn pictures."""
     base_prompt: str | None = None
@@ -117,7 +119,7 @@ class Cad(Part):
 
 # Settings of the attribution that one of the objectives alone reads.
 _READ_BY: Final[Mapping[str, frozenset[str]]] = {
-    "base_gap": frozenset({"trajectories", "base_prompt", "pairing", "restart"}),
+    "base_gap": frozenset({"trajectories", "antithetic", "base_prompt", "pairing", "restart"}),
     "denoise": frozenset({"pictures"}),
 }
 

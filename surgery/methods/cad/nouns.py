@@ -72,7 +72,7 @@ class Pairs:
         timesteps: t of each.
         target: The prediction for the base prompt, or the noise (velocity) that was added.
         prompt: Which of ``prompts`` each belongs to.
-        sample: Which path or picture each comes from.
+        sample: Which draw each comes from: a path, two that start from one noise, or a picture.
         towards: 1 where the squared distance to the target is the concept's measure (``base_gap``), -1 where
             it is what the measure falls with (``denoise``).
     """

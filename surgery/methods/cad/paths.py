@@ -50,12 +50,13 @@ class _Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """One path: whose it is, and where it goes."""
+    """One path: whose it is, and where it goes. A mirrored one starts from the negative of its noise."""
 
     concept: int
     prompt: int
     seed: int
     way: _Way
+    mirrored: bool = False
 
     @property
     def length(self) -> int:
@@ -135,7 +136,9 @@ def walked(
     """
     ways = _ways(models, settings)
     paths = [
-        path for number, concept in enumerate(concepts) for path in _paths(number, concept, ways, purpose)
+        path
+        for number, concept in enumerate(concepts)
+        for path in _paths(number, concept, ways, purpose, mirrors=settings.mirrors)
     ]
     # those of one length side by side, so that a batch ends together
     order = sorted(range(len(paths)), key=lambda row: -paths[row].length)
@@ -178,13 +181,13 @@ def _packed(points: Sequence[_Point]) -> Mapping[str, Tensor]:
 
 def _collected(points: Mapping[str, Tensor], paths: Sequence[_Path], concept: CadConcept) -> Pairs:
     rows = points["path"].tolist()
-    numbers = {path: place for place, path in enumerate(dict.fromkeys(rows))}
+    numbers = {seed: place for place, seed in enumerate(dict.fromkeys(paths[row].seed for row in rows))}
     return Pairs(
         noisy=points["noisy"],
         timesteps=points["timestep"],
         target=points["target"],
         prompt=torch.tensor([paths[row].prompt for row in rows]),
-        sample=torch.tensor([numbers[row] for row in rows]),
+        sample=torch.tensor([numbers[paths[row].seed] for row in rows]),
         prompts=concept.prompts,
     )
 
@@ -213,13 +216,16 @@ def _between(remaining: Tensor, steps: int, graded: tuple[int, ...], behind: flo
     return _Way(timesteps=timesteps, shares=shares, graded=graded)
 
 
-def _paths(number: int, concept: CadConcept, ways: Sequence[_Way], purpose: str) -> list[_Path]:
+def _paths(
+    number: int, concept: CadConcept, ways: Sequence[_Way], purpose: str, *, mirrors: bool
+) -> list[_Path]:
     return [
         _Path(
             concept=number,
             prompt=place % len(concept.prompts),
-            seed=derived_seed(concept.seed, purpose, "path", place),
+            seed=derived_seed(concept.seed, purpose, "path", place - place % 2 if mirrors else place),
             way=way,
+            mirrored=mirrors and place % 2 == 1,
         )
         for place, way in enumerate(ways)
     ]
@@ -245,7 +251,8 @@ class _Walker:
     def walk(self, paths: Sequence[tuple[int, _Path]], bar: progress.Bar) -> list[_Point]:
         """The points of some paths, the longest first."""
         noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(p.seed)) for _, p in paths]
-        latents = torch.stack(noise).to(self.device)
+        signs = torch.tensor([-1.0 if path.mirrored else 1.0 for _, path in paths]).view(-1, 1, 1, 1)
+        latents = (signs * torch.stack(noise)).to(self.device)
         points: list[_Point] = []
         for step in range(paths[0][1].length):
             live = [(row, path) for row, path in paths if path.length > step]

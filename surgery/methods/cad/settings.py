@@ -35,6 +35,8 @@ class AttributionSettings:
             many short paths then see every timestep. Else all take the sampler's own timesteps and are looked
             at in the middle of equal parts. Of pictures, whether timesteps are spread over all of them; else
             each takes the sampler's own where it has as many.
+        antithetic: Whether paths start two by two from one noise and its negative, which makes means steadier
+            (Hammersley and Morton 1956); a pair is then one draw.
         guidance: Guidance scale of the paths and drawn pictures.
         base_prompt: What the concept's prompt is compared with.
         pairing: ``matched`` looks at a point with its own timestep; ``shifted`` at the point one step later,
@@ -47,10 +49,11 @@ class AttributionSettings:
     """
 
     objective: Objective = "base_gap"
-    trajectories: int = 30
-    sampling_steps: int = 6
-    graded_steps: int = 1
+    trajectories: int = 24
+    sampling_steps: int = 8
+    graded_steps: int = 2
     staggered: bool = True
+    antithetic: bool = True
     guidance: float = 3.0
     base_prompt: str = ""
     pairing: Pairing = "matched"
@@ -67,11 +70,21 @@ class AttributionSettings:
         return self.graded_steps * (1 if self.restart else self.trajectories)
 
     @property
-    def samples(self) -> int:
-        """Paths, or drawn pictures: what counts as one draw for standard errors."""
+    def paths(self) -> int:
+        """Paths of the sampler, or drawn pictures."""
         if self.objective == "denoise":
             return self.pictures
         return self.sampling_steps if self.restart else self.trajectories
+
+    @property
+    def samples(self) -> int:
+        """What counts as one draw for standard errors: a path, two that mirror each other, or a picture."""
+        return -(-self.paths // 2) if self.mirrors else self.paths
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether two paths at a time start from one noise."""
+        return self.antithetic and self.objective == "base_gap" and not self.restart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +168,9 @@ def denoising(pictures: int) -> AttributionSettings:
 
 
 PUBLISHED_ERASE: Final = (
-    AttributionSettings(sampling_steps=50, graded_steps=50, staggered=False, pairing="shifted", restart=True),
+    AttributionSettings(
+        sampling_steps=50, graded_steps=50, staggered=False, antithetic=False, pairing="shifted", restart=True
+    ),
     SelectionSettings(rounding="floor", zeros=True),
 )
 """As released: 50 paths of 1 to 50 steps, each looked at where it ends, one step late."""
@@ -203,7 +218,7 @@ def check_settings(attribution: AttributionSettings, selection: SelectionSetting
     if selection.ranking == "t" and not attribution.standard_errors:
         faults.append("ranking 't' divides by standard errors; set standard_errors to true.")
     if attribution.standard_errors and attribution.samples < 2:
-        faults.append("standard errors need two paths (pictures) or more; one was asked for.")
+        faults.append("standard errors need two paths (pairs of them, pictures) or more; one was asked for.")
     raise_all(MethodError, faults)
 
 

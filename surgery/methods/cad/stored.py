@@ -92,7 +92,7 @@ class Shelf:
 
     def share_batches(self, concepts: Sequence[CadConcept], settings: AttributionSettings) -> None:
         """Let concepts draw their paths together where those of several fill one batch of the sampler."""
-        size = self._batch // settings.samples
+        size = self._batch // settings.paths
         for start in range(0, len(concepts), size) if size > 1 and settings.objective == "base_gap" else ():
             group = tuple(concepts[start : start + size])
             self.keys.among.update(dict.fromkeys(group, group) if len(group) > 1 else {})

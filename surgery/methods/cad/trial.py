@@ -37,6 +37,7 @@ def trial_scheme(attribution: AttributionSettings) -> AttributionSettings:
         pictures=PATHS,
         restart=False,
         staggered=False,
+        antithetic=False,
         pairing="matched",
         sampling_steps=20 if attribution.staggered else min(20, attribution.sampling_steps),
         graded_steps=10 if usual else min(10, attribution.graded_steps),

@@ -59,7 +59,7 @@ def test_staggered_paths_are_looked_at_side_by_side_and_in_turns() -> None:
     assert [behind for _, behind in found] == [0.25, 0.75] * 4
     # every step is looked at as often as any other where the paths are as many as it takes
     whole = [step for graded, _ in staggered_steps(AttributionSettings()) for step in graded]
-    assert {whole.count(step) for step in range(6)} == {5}
+    assert {whole.count(step) for step in range(8)} == {6}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,22 @@ def test_staggered_paths_pass_timesteps_between_each_other_s(models: Any) -> Non
     (other,) = pairs_of(models, [replace(CAT, seed=9)], settings)
     assert torch.equal(other.timesteps, pairs.timesteps)
     torch.testing.assert_close(pairs.target, predictions(models, pairs, ""), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trajectories", [4, 3])
+def test_antithetic_paths_start_from_one_noise_and_its_negative(models: Any, trajectories: int) -> None:
+    settings = AttributionSettings(trajectories=trajectories, sampling_steps=1, graded_steps=1)
+    (pairs,) = pairs_of(models, [CAT], settings)
+    assert torch.equal(pairs.noisy[1], -pairs.noisy[0])
+    assert not torch.equal(pairs.noisy[2].abs(), pairs.noisy[0].abs())
+    # two that mirror each other are one draw; the last one may be alone
+    assert pairs.sample.tolist() == [0, 0, 1, 1][:trajectories]
+    assert pairs.samples == settings.samples == 2
+    (alone,) = pairs_of(models, [CAT], replace(settings, antithetic=False))
+    assert alone.samples == trajectories
+    assert torch.equal(alone.noisy[0], pairs.noisy[0])
+    assert torch.equal(alone.noisy[2], pairs.noisy[2])
+    assert not torch.equal(alone.noisy[1], pairs.noisy[1])
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
