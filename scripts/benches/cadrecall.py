@@ -142,13 +142,21 @@ def _tasks(ground: Ground, concept: CadConcept) -> list[Task]:
 
 def _weakest(ground: Ground, count: int) -> tuple[CadConcept, ...]:
     """The concepts that the unedited model draws worst, by the prompts of the training."""
+    options, labels = ground.options, ground.easel.judge.labels
     templates = ground.words.templates("train")[:2]
-    labels, beside = ground.easel.judge.labels, set(ground.others)
-    names = [n for n in ground.words.concepts if labels.fault(Trait(n)) is None and n not in beside]
+    names = [name for name in ground.words.concepts if labels.fault(Trait(name)) is None]
     tasks = [Task(phrase=name, templates=templates, samples=2) for name in names]
-    shares = ground.easel.shares(ground.models, tasks, kept=True)
-    order = sorted(range(len(names)), key=lambda place: shares[place])
-    return concepts_named([names[place] for place in order[:count]], seed=ground.options.seed)
+    asked: JSON = [_models(ground), options.seed, options.steps, options.dtype, names]
+    place = options.out / f"drawn-{json_digest(asked)[:10]}.json"
+    shares = kept(place, lambda: dict(zip(names, ground.easel.shares(ground.models, tasks), strict=True)))
+    known = [
+        name for name in sorted(names, key=lambda name: float(shares[name])) if name not in ground.others
+    ]
+    return concepts_named(known[:count], seed=options.seed)
+
+
+def _models(ground: Ground) -> list[JSON]:
+    return [weights_digest(ground.models.unet), weights_digest(ground.models.text_encoder)]
 
 
 def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
@@ -156,7 +164,7 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     options = ground.options
     asked: JSON = [
         [options.seed, options.steps, options.dtype, options.pictures, list(options.ratios)],
-        [weights_digest(ground.models.unet), weights_digest(ground.models.text_encoder)],
+        _models(ground),
         [list(ground.others), list(ground.names), SHOWN],
         VERSION,
     ]
