@@ -1,7 +1,8 @@
-"""Concepts that another method erased, brought back by masking what stands in their way in the U-Net.
+"""Concepts that another method erased, brought back by masking what stands in their way.
 
 Each concept is erased by EMCID in the text encoder, or by UCE in the cross-attention. On the erased model the
-denoising loss of pictures of the concept, drawn before it was erased, says which weights work against it.
+denoising loss of pictures of the concept, drawn before it was erased, says which weights work against it: of
+the U-Net's feed-forward layers, and where the text encoder was edited, of its own.
 Masks of several ratios are tried beside random ones of their size. The same is done to concepts that the
 unedited model draws badly.
 """
@@ -9,12 +10,13 @@ unedited model draws badly.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -44,7 +46,10 @@ from surgery.shelf import checkpoint_path
 from surgery.store import Store
 from surgery.study.words import Words, read_words
 
-WAYS: Final = ("emcid", "uce", "drawn badly")
+# why concepts are not drawn, and among which weights those that stand in their way are looked for
+WAYS: Final = MappingProxyType(
+    {"emcid": "ff", "emcid, text encoder": "text_mlp", "uce": "ff", "drawn badly": "ff"}
+)
 SHOWN: Final = 20  # pictures of the concept that the masks are made from
 VERSION: Final = 3  # goes up when cells are made otherwise
 
@@ -74,7 +79,7 @@ class Ground:
     words: Words
     easel: Easel
     store: Store
-    names: tuple[str, ...]
+    names: Mapping[str, tuple[str, ...]]
     others: tuple[str, ...]
     folder: Path
 
@@ -124,7 +129,7 @@ def _ground(options: argparse.Namespace, folder: Path) -> tuple[Ground, tuple[Ca
         words=words,
         easel=Easel(options=options, judge=judge),
         store=Store(options.store),
-        names=components_of(checkpoint.shapes, ["ff"]),
+        names={way: components_of(checkpoint.shapes, [part]) for way, part in WAYS.items()},
         others=tuple(others),
         folder=folder,
     )
@@ -149,9 +154,8 @@ def _weakest(ground: Ground, count: int) -> tuple[CadConcept, ...]:
     asked: JSON = [_models(ground), options.seed, options.steps, options.dtype, names]
     place = options.out / f"drawn-{json_digest(asked)[:10]}.json"
     shares = kept(place, lambda: dict(zip(names, ground.easel.shares(ground.models, tasks), strict=True)))
-    known = [
-        name for name in sorted(names, key=lambda name: float(shares[name])) if name not in ground.others
-    ]
+    worst = sorted(names, key=lambda name: float(shares[name]))
+    known = [name for name in worst if name not in ground.others]
     return concepts_named(known[:count], seed=options.seed)
 
 
@@ -165,11 +169,11 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     asked: JSON = [
         [options.seed, options.steps, options.dtype, options.pictures, list(options.ratios)],
         _models(ground),
-        [list(ground.others), list(ground.names), SHOWN],
+        [list(ground.others), list(ground.names[way]), SHOWN],
         VERSION,
     ]
-    name = f"{way.replace(' ', '-')}-{concept.name.replace(' ', '-')}-{json_digest(asked)[:10]}.json"
-    place = options.out / name
+    said = f"{way} {concept.name}".replace(",", "").replace(" ", "-")
+    place = options.out / f"{said}-{json_digest(asked)[:10]}.json"
     return Recalled(**kept(place, lambda: asdict(_recalled(ground, way, concept))))
 
 
@@ -179,7 +183,7 @@ def _recalled(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     shown = replace(concept, images=_pictures(ground, concept))
     with _erased(ground, way, concept) as models:
         erased = ground.easel.shares(models, tasks)
-        masked, random = _masks(ground, models, shown, tasks)
+        masked, random = _masks(ground, models, ground.names[way], shown, tasks)
     return Recalled(
         before=before[0],
         erased=erased[0],
@@ -192,13 +196,15 @@ def _recalled(ground: Ground, way: str, concept: CadConcept) -> Recalled:
 Shares = dict[str, tuple[float, float]]
 
 
-def _masks(ground: Ground, models: Any, concept: CadConcept, tasks: Sequence[Task]) -> tuple[Shares, Shares]:
+def _masks(
+    ground: Ground, models: Any, names: tuple[str, ...], concept: CadConcept, tasks: Sequence[Task]
+) -> tuple[Shares, Shares]:
     settings = denoising(SHOWN)
     (pairs,) = pairs_of(models, [concept], settings)
-    grading = Grading(names=ground.names, micro_batch=ground.options.micro_batch)
+    grading = Grading(names=names, micro_batch=ground.options.micro_batch)
     against = {name: -score for name, score in attribute(models, pairs, grading).scores()}
     ranked = rank(partial(sorted, against.items()), "row", max(ground.options.ratios))
-    weights = {name: one.detach().clone() for name, one in weights_of(models, ground.names).items()}
+    weights = {name: one.detach().clone() for name, one in weights_of(models, names).items()}
     generator = torch.Generator().manual_seed(derived_seed(concept.seed, "random masks"))
     found: tuple[Shares, Shares] = {}, {}
     for ratio in ground.options.ratios:
@@ -226,11 +232,8 @@ def _pictures(ground: Ground, concept: CadConcept) -> tuple[Path, ...]:
 def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextManager[Any]:
     if way == "drawn badly":
         return nullcontext(ground.models)
-    made: Mapping[str, Callable[[], Patch]] = {
-        "emcid": lambda: _by_emcid(ground, concept.name),
-        "uce": lambda: uce_patch(ground.checkpoint, ground.models, [(concept.name, None)], ()),
-    }
-    return applied(ground.models, made[way]())
+    by_uce = partial(uce_patch, ground.checkpoint, ground.models, [(concept.name, None)], ())
+    return applied(ground.models, by_uce() if way == "uce" else _by_emcid(ground, concept.name))
 
 
 def _by_emcid(ground: Ground, name: str) -> Patch:
