@@ -38,7 +38,7 @@ def share_chart(bars: Sequence[ShareBar], *, title: str = "", kind: Literal["svg
     if not bars:
         raise SurgeryError("a chart of no shares; expected at least one. Pass what was measured.")
     content = BytesIO()
-    with rc_context(CHART_TEXT):
+    with rc_context(dict(CHART_TEXT)):
         padding = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
         figure = Figure(figsize=(7.2, 1.2 + 0.5 * len(bars)), layout=padding)
         FigureCanvasAgg(figure)

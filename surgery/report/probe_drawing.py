@@ -40,7 +40,7 @@ def probe_chart(lines: Sequence[ProbeLine], kind: Literal["svg", "png"] = "png")
     if not lines:
         raise SurgeryError("a chart of no probes; expected at least one. Pass what was measured.")
     content = BytesIO()
-    with rc_context(CHART_TEXT):
+    with rc_context(dict(CHART_TEXT)):
         figure = Figure(figsize=(11, 3.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         FigureCanvasAgg(figure)
         for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):

@@ -177,7 +177,8 @@ def test_of_a_difference_the_first_concept_goes_and_the_others_stay(tiny_pipelin
     base = open_checkpoint(tiny_pipeline)
     computed = compute_patch(asked, plan_recipe(asked, base), base, load_pipeline(tiny_pipeline), None)
     assert computed.outcomes[0].preserved == ("dog",) == preserved(found)
-    assert computed.patch.provenance["made"][0]["combine"] == "difference"
+    made: Any = computed.patch.provenance["made"]
+    assert made[0]["combine"] == "difference"
     told = edits_of(computed.patch, None, tiny_pipeline)  # what is measured later is left out there, too
     assert ([one.source for one in told.asked], told.preserved) == (["cat"], ("dog",))
     # what is spared may also be named among what must stay
