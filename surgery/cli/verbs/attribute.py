@@ -67,7 +67,7 @@ from surgery.shelf import checkpoint_path
 @click.option(
     "--trajectories",
     type=click.IntRange(min=1),
-    help="Paths (30 when left out), or drawn pictures (10), of each concept.",
+    help="Paths (24 when left out), or drawn pictures (10), of each concept.",
 )
 @click.option("--base-prompt", help="What prompts are compared with; an empty one when left out.")
 @click.option("--image", "images", type=FILE, multiple=True, help="Own picture of the concept, for denoise.")
