@@ -405,8 +405,8 @@ def _median(call: Callable[[], object]) -> float:
 def _remembered() -> dict[str, JSON]:
     """What a patch of a recipe remembers, about as long."""
     recipe = Path(__file__).parents[2] / "recipes/erase/components.yaml"
-    settings = [as_json(one) for one in (AttributionSettings(), SelectionSettings())]
-    return {"recipe": recipe.read_text(), "made": [*settings]}
+    made: list[JSON] = [as_json(one) for one in (AttributionSettings(), SelectionSettings())]
+    return {"recipe": recipe.read_text(), "made": made}
 
 
 def _stored_masks(scratch: Path, ranked: Ranked) -> bool:

@@ -98,11 +98,12 @@ def compute_patch(
         outcome = method(name).run(entry, recipe, base, models, store, earlier)
         elapsed.append(time.monotonic() - started)
         outcomes.append(outcome)
+        source = f"{name} {step.identity}"
         if outcome.delta.terms:
-            terms.append(Term(delta=outcome.delta, strength=1.0, source=f"{name} {step.identity}"))
+            terms.append(Term(delta=outcome.delta, strength=1.0, source=source))
             labels.append(f"edits[{step.number - 1}] ({_kind_of(name, entry)})")
         if outcome.made:
-            made.append({"source": f"{name} {step.identity}", **outcome.made})
+            made.append({"source": source, **outcome.made})
     keys = [*(key for outcome in outcomes for key in outcome.keys), *earlier]
     told = {
         **provenance(recipe, plan),

@@ -11,7 +11,7 @@ from surgery.methods.cad.fit import model_findings, refuse_unfit
 from surgery.methods.cad.maker import Maker, MaskReport
 from surgery.methods.cad.masks import delta_of
 from surgery.methods.cad.nouns import CadConcept
-from surgery.methods.cad.settings import CadSettings, check_settings
+from surgery.methods.cad.settings import CadSettings, aimed, check_settings
 from surgery.methods.concepts import repeats
 from surgery.record import Finding
 from surgery.store import Store
@@ -119,8 +119,8 @@ def check_edit(
             if len(one.images) == 1
         ]
     faults += repeats([concept.name for concept in retain])
-    aimed = concepts[:1] if settings.combine == "difference" else concepts
-    both = {concept.name.casefold() for concept in aimed} & {one.name.casefold() for one in retain}
+    going = aimed(concepts, settings.combine)
+    both = {concept.name.casefold() for concept in going} & {one.name.casefold() for one in retain}
     if both:
         faults.append(f"{', '.join(sorted(both))} is to go and to be retained; expected one of the two.")
     raise_all(MethodError, faults)

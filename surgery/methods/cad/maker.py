@@ -31,7 +31,7 @@ from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.ranked import Ranked, rank, ranked_from
 from surgery.methods.cad.retained import Retained
-from surgery.methods.cad.settings import CadSettings
+from surgery.methods.cad.settings import CadSettings, aimed
 from surgery.methods.cad.stored import Shelf
 from surgery.methods.cad.trial import Trial
 from surgery.record import JSON, Finding
@@ -135,10 +135,9 @@ class Maker:
             ranked, own = self._ranked((concept,), ratio)
             masks.append(ranked.mask(ratio, chosen.rounded))
             facts += own
-        share = self.settings.combine == "intersection"
-        mask = reduce(and_ if share else sub, masks)
-        aimed = concepts if share else concepts[:1]
-        return self._tried(aimed, tuple(facts[: len(aimed)]), mask, ratio, None)
+        mask = reduce(and_ if self.settings.combine == "intersection" else sub, masks)
+        going = aimed(concepts, self.settings.combine)
+        return self._tried(going, tuple(facts[: len(going)]), mask, ratio, None)
 
     def _tried(
         self,

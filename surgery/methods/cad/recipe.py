@@ -21,6 +21,7 @@ from surgery.methods.cad.settings import (
     AttributionSettings,
     CadSettings,
     SelectionSettings,
+    aimed,
     as_json,
     denoising,
 )
@@ -89,18 +90,13 @@ def replacements(entry: Cad, recipe: Recipe) -> tuple[Replacement, ...]:
             kind=entry.kind,
             pictures=bool(one.images),
         )
-        for one in _aimed(entry)
+        for one in aimed(entry.concepts, entry.combine)
     )
-
-
-def _aimed(entry: Cad) -> tuple[Attributed, ...]:
-    """The concepts that are to change: of a difference the first alone."""
-    return entry.concepts[:1] if entry.combine == "difference" else entry.concepts
 
 
 def preserved(entry: Cad) -> tuple[str, ...]:
     """What the entry keeps, with what a difference spares."""
-    spared = (one.source for one in entry.concepts[len(_aimed(entry)) :])
+    spared = (one.source for one in entry.concepts[len(aimed(entry.concepts, entry.combine)) :])
     return tuple(dict.fromkeys([*entry.retain, *spared]))
 
 
@@ -122,7 +118,7 @@ def work(entry: Cad, recipe: Recipe, base: Checkpoint) -> Work:
     }
     everyone = (*concepts, *kept)
     drawn = [one for one in everyone if not one.images]
-    tried = len(_aimed(entry))
+    tried = len(aimed(concepts, settings.combine))
     trials = trial_rows(attribution, tried, drawn=bool(drawn)) if settings.controls else 0
     if settings.selection.left is not None:
         trials += growing_rows(attribution, len(concepts), LISTED)
@@ -166,7 +162,7 @@ def check(entry: Cad, recipe: Recipe, base: Checkpoint, models: Any) -> Mapping[
     for concept in concepts:
         for path in concept.images:
             load_picture(path, 8, 8)  # a broken one is said before hours of work
-    return {("cad", one.source.casefold()): one.source for one in _aimed(entry)}
+    return {("cad", one.source.casefold()): one.source for one in aimed(entry.concepts, entry.combine)}
 
 
 def _of_erased(recipe: Recipe, settings: CadSettings, concepts: Sequence[CadConcept]) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
 """How weights are attributed and chosen: the knobs, their defaults, and the published scheme."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from surgery.errors import MethodError, raise_all
 from surgery.record import JSON
@@ -15,6 +16,7 @@ Ranking: TypeAlias = Literal["score", "t", "retain", "damage"]
 Weighting: TypeAlias = Literal["none", "even"]
 Polarity: TypeAlias = Literal["positive", "negative"]
 Combine: TypeAlias = Literal["union", "sum", "quota", "intersection", "difference"]
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,11 @@ class SelectionSettings:
     def rounded(self) -> Rounding:
         """How quotas become whole numbers; a count is exact only where nothing is cut off."""
         return self.rounding if self.count is None else "carry"
+
+
+def aimed(concepts: Sequence[Named], combine: Combine) -> tuple[Named, ...]:
+    """The concepts that are to change: of a difference the first alone, whose others stay."""
+    return tuple(concepts[:1] if combine == "difference" else concepts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
