@@ -47,9 +47,9 @@ def words_of_emcid(entry: Emcid) -> set[str]:
     return words
 
 
-def test_the_shelf_has_the_quickstart_and_something_for_erasing_replacing_and_guiding() -> None:
+def test_the_shelf_has_the_quickstart_and_something_for_each_use() -> None:
     assert "quickstart" in NAMES
-    assert {name.partition("/")[0] for name in NAMES} >= {"erase", "replace", "guide"}
+    assert {name.partition("/")[0] for name in NAMES} >= {"erase", "amplify", "replace", "debias", "guide"}
 
 
 @pytest.mark.parametrize("name", NAMES)
