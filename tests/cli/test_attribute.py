@@ -104,6 +104,7 @@ def test_attribute_of_own_pictures_looks_for_what_stands_in_the_way(
     for words, said in (
         (("cat", "dog"), "--image is for one concept"),
         (("cat", "--trajectories", 2), "with --image none are"),
+        (("cat", "--image", tmp_path / "none.png"), "none.png; expected a picture"),
     ):
         done = surgery("attribute", tiny_pipeline, *words, *QUICK[2:], *args)
         assert done.code == 2
