@@ -4,7 +4,7 @@ Each concept is erased by EMCID in the text encoder, or by UCE in the cross-atte
 denoising loss of pictures of the concept, drawn before it was erased, says which weights work against it: of
 the U-Net's feed-forward layers, and where the text encoder was edited, of its own.
 Masks of several ratios are tried beside random ones of their size. The same is done to concepts that the
-unedited model draws badly.
+unedited model draws badly, with its own pictures, which are no better, and with those that it learned from.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from caddraw import Easel, Task
 from cells import interval, kept
+from fontdrawn import font_pictures
 from massive import recipe_of
 from PIL import Image
 from uce import uce_patch
@@ -48,8 +49,15 @@ from surgery.study.words import Words, read_words
 
 # why concepts are not drawn, and among which weights those that stand in their way are looked for
 WAYS: Final = MappingProxyType(
-    {"emcid": "ff", "emcid, text encoder": "text_mlp", "uce": "ff", "drawn badly": "ff"}
+    {
+        "emcid": "ff",
+        "emcid, text encoder": "text_mlp",
+        "uce": "ff",
+        "drawn badly": "ff",
+        "drawn badly, shown by the font": "ff",
+    }
 )
+BADLY: Final = "drawn badly"
 SHOWN: Final = 20  # pictures of the concept that the masks are made from
 VERSION: Final = 3  # goes up when cells are made otherwise
 
@@ -93,7 +101,7 @@ def cad_recall(options: argparse.Namespace) -> None:
 def _recall(ground: Ground, concepts: tuple[CadConcept, ...]) -> None:
     weakest = _weakest(ground, ground.options.concepts)
     for way in WAYS:
-        chosen = weakest if way == "drawn badly" else concepts
+        chosen = weakest if way.startswith(BADLY) else concepts
         print(f"\n{way}: {', '.join(one.name for one in chosen)}")
         cells = [_cell(ground, way, concept) for concept in chosen]
         before, erased, others = (
@@ -180,7 +188,7 @@ def _cell(ground: Ground, way: str, concept: CadConcept) -> Recalled:
 def _recalled(ground: Ground, way: str, concept: CadConcept) -> Recalled:
     tasks = _tasks(ground, concept)
     before = ground.easel.shares(ground.models, tasks, kept=True)
-    shown = replace(concept, images=_pictures(ground, concept))
+    shown = replace(concept, images=_pictures(ground, way, concept))
     with _erased(ground, way, concept) as models:
         erased = ground.easel.shares(models, tasks)
         masked, random = _masks(ground, models, ground.names[way], shown, tasks)
@@ -215,8 +223,13 @@ def _masks(
     return found
 
 
-def _pictures(ground: Ground, concept: CadConcept) -> tuple[Path, ...]:
-    """Pictures of the concept by the unedited model, those that show it first; drawn once for all ways."""
+def _pictures(ground: Ground, way: str, concept: CadConcept) -> tuple[Path, ...]:
+    """Pictures of the concept by the unedited model, those that show it first, or by the font; drawn once."""
+    if way.endswith("font"):
+        seed = derived_seed(concept.seed, "by the font")
+        return font_pictures(
+            checkpoint_path(ground.options.base), [concept.name], SHOWN, seed, ground.folder / concept.name
+        )
     paths = tuple(ground.folder / f"{concept.name} {number}.png" for number in range(SHOWN))
     if not paths[-1].exists():
         prompts = [concept.prompts[n % len(concept.prompts)] for n in range(4 * SHOWN)]
@@ -230,7 +243,7 @@ def _pictures(ground: Ground, concept: CadConcept) -> tuple[Path, ...]:
 
 
 def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextManager[Any]:
-    if way == "drawn badly":
+    if way.startswith(BADLY):
         return nullcontext(ground.models)
     by_uce = partial(uce_patch, ground.checkpoint, ground.models, [(concept.name, None)], ())
     return applied(ground.models, by_uce() if way == "uce" else _by_emcid(ground, concept.name))

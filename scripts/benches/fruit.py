@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -22,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import kept
-from PIL import Image
+from fontdrawn import font_pictures, never_seen
 
 from surgery.anatomy import weights_digest
 from surgery.checkpoint import open_checkpoint
@@ -42,7 +41,6 @@ from surgery.methods.null_text.pictures import split_off
 from surgery.methods.null_text.settings import as_json
 from surgery.methods.training import Task, delta_of, factors_of, run_updates
 from surgery.patch import Patch, Term, applied, load_patch, make_patch, patch_digest, save_patch
-from surgery.progress import track
 from surgery.record import JSON, json_digest
 from surgery.shelf import checkpoint_path
 from surgery.store import Store
@@ -108,21 +106,9 @@ def look(options: argparse.Namespace) -> bool:
 
 def fruit_pictures(options: argparse.Namespace) -> Path:
     """One fruit in each picture, on backgrounds drawn evenly; made once."""
+    base = checkpoint_path(options.base)
     folder: Path = options.work / f"fruit-{options.pictures}-{options.seed}"
-    if folder.is_dir() and len(list(folder.glob("*.png"))) == options.pictures:
-        return folder
-    sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
-    from drawings import EmojiFont, Scene, Subject, draw
-    from vocabulary import read_vocabulary
-
-    vocabulary = read_vocabulary(checkpoint_path(options.base) / "concepts.json")
-    fruit = [one for one in vocabulary.concepts if one.subgroup == vocabulary.left_out_subgroup]
-    font, rng = EmojiFont(), np.random.default_rng(options.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in track(range(options.pictures), "drawing fruit", unit="picture"):
-        background = str(rng.choice(list(vocabulary.backgrounds)))
-        scene = Scene(subjects=(Subject(concept=fruit[number % len(fruit)]),), background=background)
-        Image.fromarray(draw(font, vocabulary, scene, rng)).save(folder / f"{number:05d}.png")
+    font_pictures(base, never_seen(base), options.pictures, options.seed, folder)
     return folder
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from surgery.patch import load_patch
+from surgery.study.wordless import looks_in
 from tests.cli.conftest import Call
 
 
@@ -39,6 +40,23 @@ def test_train_goes_on_where_it_was_and_prints_what_it_did(
     assert "goes on from update 2" in again.err
     assert "update 2: loss" not in again.err  # nothing was left to do
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_what_is_averaged_and_mirrored_is_an_option_and_stands_in_the_patch(
+    surgery: Call, folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    asked = ("--base", tiny_pipeline, "--rank", 2, "--batch", 2, "--steps", 2, "--held-out", 0)
+    learned = {}
+    for name, options in (("usual", ()), ("other", ("--average", 0, "--no-mirror"))):
+        place = tmp_path / f"{name}.safetensors"
+        assert surgery("train", folder, *asked, *options, "-o", place).code == 0
+        (look,) = looks_in(load_patch(place))
+        learned[name] = look["settings"]
+    assert [(one["average"], one["mirrored"]) for one in learned.values()] == [(0.995, True), (0.0, False)]
+    plain, other = (load_patch(tmp_path / f"{name}.safetensors") for name in learned)
+    name = next(iter(plain.changes))
+    first, second = (patch.terms[0].delta.materialise(name) for patch in (plain, other))
+    assert not torch.equal(first, second)
 
 
 def test_a_folder_without_pictures_is_refused_and_nothing_is_written(

@@ -128,7 +128,9 @@ def attribute(
     if images and trajectories is not None:
         raise click.UsageError("--trajectories is how many pictures are drawn; with --image none are.")
     for missing in (path for path in images if not path.is_file()):
-        raise click.UsageError(f"--image: no file {missing}; expected a picture, such as a PNG. Is the path right?")
+        raise click.UsageError(
+            f"--image: no file {missing}; expected a picture, such as a PNG. Is the path right?"
+        )
     if left is not None:
         _check_left(objective, polarity)
     if base_prompt is not None and objective == "denoise":

@@ -56,6 +56,19 @@ from surgery.shelf import checkpoint_path
     help="Of AdamW; 1e-4 for factors and 1e-5 for weights when left out.",
 )
 @click.option(
+    "--average",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.995,
+    show_default=True,
+    help="Decay of the moving average of the weights that is the result; 0: the weights themselves.",
+)
+@click.option(
+    "--mirror/--no-mirror",
+    default=True,
+    show_default=True,
+    help="Show every other picture from its left, on average.",
+)
+@click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.1,
@@ -119,6 +132,8 @@ def train(
     batch: int,
     micro_batch: int | None,
     learning_rate: float | None,
+    average: float,
+    mirror: bool,
     held_out: float,
     check_every: int,
     patience: int,
@@ -155,6 +170,8 @@ def train(
         batch=batch,
         micro_batch=micro_batch or batch,
         learning_rate=learning_rate or (1e-4 if form == "lora" else 1e-5),
+        average=average,
+        mirrored=mirror,
         held_out=held_out,
         check_every=check_every,
         patience=patience,

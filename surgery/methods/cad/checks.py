@@ -16,8 +16,8 @@ from surgery.record import JSON, Finding
 _ZEROS: Final = 1e-3
 _ONE_TIMESTEP: Final = 0.5
 _TENTH: Final = 100  # of the thousand timesteps of all Stable Diffusions
-# trained weights are hardly ever nothing, but for what half precision is too coarse for: an update that was added to
-# them cancels up to 0.02 % of a tensor on pocket-sd; more are a mask
+# trained weights are hardly ever nothing, but for what half precision is too coarse for: an update that was
+# added to them cancels up to 0.02 % of a tensor on pocket-sd; more are a mask
 _NEVER: Final = 3
 _COARSE: Final = 4e-4
 _NO_GAP: Final = 1e-6
