@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_what_is_averaged_and_mirrored_is_an_option_and_stands_in_the_patch(
         place = tmp_path / f"{name}.safetensors"
         assert surgery("train", folder, *asked, *options, "-o", place).code == 0
         (look,) = looks_in(load_patch(place))
-        learned[name] = look["settings"]
+        learned[name] = cast("Mapping[str, Any]", look["settings"])
     assert [(one["average"], one["mirrored"]) for one in learned.values()] == [(0.995, True), (0.0, False)]
     plain, other = (load_patch(tmp_path / f"{name}.safetensors") for name in learned)
     name = next(iter(plain.changes))
