@@ -47,17 +47,18 @@ from surgery.shelf import checkpoint_path
 from surgery.store import Store
 from surgery.study.words import Words, read_words
 
+BADLY: Final = "drawn badly"
+BADLY_BY_FONT: Final = "drawn badly, shown by the font"
 # why concepts are not drawn, and among which weights those that stand in their way are looked for
 WAYS: Final = MappingProxyType(
     {
         "emcid": "ff",
         "emcid, text encoder": "text_mlp",
         "uce": "ff",
-        "drawn badly": "ff",
-        "drawn badly, shown by the font": "ff",
+        BADLY: "ff",
+        BADLY_BY_FONT: "ff",
     }
 )
-BADLY: Final = "drawn badly"
 SHOWN: Final = 20  # pictures of the concept that the masks are made from
 VERSION: Final = 3  # goes up when cells are made otherwise
 
@@ -101,7 +102,7 @@ def cad_recall(options: argparse.Namespace) -> None:
 def _recall(ground: Ground, concepts: tuple[CadConcept, ...]) -> None:
     weakest = _weakest(ground, ground.options.concepts)
     for way in WAYS:
-        chosen = weakest if way.startswith(BADLY) else concepts
+        chosen = weakest if way in (BADLY, BADLY_BY_FONT) else concepts
         print(f"\n{way}: {', '.join(one.name for one in chosen)}")
         cells = [_cell(ground, way, concept) for concept in chosen]
         before, erased, others = (
@@ -225,7 +226,7 @@ def _masks(
 
 def _pictures(ground: Ground, way: str, concept: CadConcept) -> tuple[Path, ...]:
     """Pictures of the concept by the unedited model, those that show it first, or by the font; drawn once."""
-    if way.endswith("font"):
+    if way == BADLY_BY_FONT:
         seed = derived_seed(concept.seed, "by the font")
         return font_pictures(
             checkpoint_path(ground.options.base), [concept.name], SHOWN, seed, ground.folder / concept.name
@@ -243,7 +244,7 @@ def _pictures(ground: Ground, way: str, concept: CadConcept) -> tuple[Path, ...]
 
 
 def _erased(ground: Ground, way: str, concept: CadConcept) -> AbstractContextManager[Any]:
-    if way.startswith(BADLY):
+    if way in (BADLY, BADLY_BY_FONT):
         return nullcontext(ground.models)
     by_uce = partial(uce_patch, ground.checkpoint, ground.models, [(concept.name, None)], ())
     return applied(ground.models, by_uce() if way == "uce" else _by_emcid(ground, concept.name))

@@ -15,20 +15,27 @@ from surgery.progress import track
 sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
 
 
+def vocabulary_of(base: Path) -> Any:
+    """What the checkpoint's pictures show."""
+    from vocabulary import read_vocabulary
+
+    return read_vocabulary(base / "concepts.json")
+
+
 def never_seen(base: Path) -> list[str]:
     """The concepts that the checkpoint's training left out."""
-    vocabulary = _vocabulary(base)
+    vocabulary = vocabulary_of(base)
     return [one.name for one in vocabulary.concepts if one.subgroup == vocabulary.left_out_subgroup]
 
 
 def font_pictures(base: Path, names: Sequence[str], count: int, seed: int, folder: Path) -> tuple[Path, ...]:
     """One concept in each picture, in turns, on backgrounds drawn evenly; made once."""
     paths = tuple(folder / f"{number:05d}.png" for number in range(count))
-    if all(path.is_file() for path in paths) and len(list(folder.glob("*.png"))) == count:
+    if all(path.is_file() for path in paths):
         return paths
     from drawings import EmojiFont, Scene, Subject, draw
 
-    vocabulary, font, rng = _vocabulary(base), EmojiFont(), np.random.default_rng(seed)
+    vocabulary, font, rng = vocabulary_of(base), EmojiFont(), np.random.default_rng(seed)
     by_name = {one.name: one for one in vocabulary.concepts}
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(track(paths, "drawing", unit="picture")):
@@ -37,9 +44,3 @@ def font_pictures(base: Path, names: Sequence[str], count: int, seed: int, folde
         scene = Scene(subjects=(subject,), background=background)
         Image.fromarray(draw(font, vocabulary, scene, rng)).save(path)
     return paths
-
-
-def _vocabulary(base: Path) -> Any:
-    from vocabulary import read_vocabulary
-
-    return read_vocabulary(base / "concepts.json")

@@ -8,7 +8,6 @@ that is drawn again from the same path at scale 1.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import kept
+from fontdrawn import vocabulary_of
 from scipy.stats import bootstrap
 from torch import Tensor
 
@@ -144,11 +144,9 @@ def _scaled(models: Any, judge: Judge, drawn: Drawn, options: argparse.Namespace
 
 def drawn_pairs(base: Path, judge: Judge, options: argparse.Namespace) -> Drawn:
     """Pictures by the font; pairs drawn evenly among the names that the checkpoint and the judge know."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
     from drawings import SLOT, EmojiFont, Scene, Subject, draw
-    from vocabulary import read_vocabulary
 
-    vocabulary = read_vocabulary(base / "concepts.json")
+    vocabulary = vocabulary_of(base)
     known = [
         one
         for one in vocabulary.drawn

@@ -10,7 +10,6 @@ Differences to plain guidance come from pictures in pairs, with intervals over p
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 from cells import kept
+from fontdrawn import vocabulary_of
 from torch import Tensor
 
 from surgery.anatomy import weights_digest
@@ -246,9 +246,7 @@ def _ways(steps: int) -> dict[str, dict[str, Way]]:
 
 def held_out(base: Path) -> list[Pair]:
     """Pairs of names that were never drawn together, as the training chose them."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
     from unet import held_out_pairs
-    from vocabulary import read_vocabulary
 
-    pairs = held_out_pairs(read_vocabulary(base / "concepts.json"))
+    pairs = held_out_pairs(vocabulary_of(base))
     return sorted(tuple(sorted(pair)) for pair in pairs)  # type: ignore[misc]  # two names each
