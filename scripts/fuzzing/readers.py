@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -67,7 +68,11 @@ class Readers:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch, self.watch = scratch, Watch()
-        (scratch / "sound").mkdir()
+        self.named = scratch / "named"
+        for folder in (scratch / "sound", self.named):
+            folder.mkdir()
+        for picture in Path("recipes").rglob("*.png"):
+            shutil.copy(picture, self.named)
         self.sound = make_sound(scratch / "sound")
         self.patch, self.patch_texts = opened(self.sound.patch)
         self.undo, self.undo_texts = opened(self.sound.undo)
@@ -215,9 +220,9 @@ class Readers:
         return reading
 
     def recipe(self, data: bytes) -> Reading:
-        """A recipe's text, seen from the folder of those that name files."""
+        """A recipe's text, seen from a folder that has the files which ours name."""
         text = data.decode("utf-8", "replace")
-        return lambda: parse_any(text, path=Path("recipes/guide/recipe.yaml"))
+        return lambda: parse_any(text, path=self.named / "recipe.yaml")
 
     def notes(self, data: bytes) -> Reading:
         """A folder's README."""
