@@ -30,7 +30,7 @@ from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.predict import curvature
 from surgery.methods.cad.ranked import rank
-from surgery.methods.cad.settings import PUBLISHED_ERASE, Rounding, Rule, as_json
+from surgery.methods.cad.settings import PUBLISHED_ERASE, QUICK, Rounding, Rule, as_json
 from surgery.methods.cad.trial import trial_scheme
 from surgery.progress import track
 from surgery.record import JSON, json_digest
@@ -117,6 +117,16 @@ class Bank:
             return attribute(self.models, pairs, self.grading)
 
         found: Attribution = self._kept(concept, "published", made)
+        return found
+
+    def quick(self, concept: CadConcept) -> Attribution:
+        """By fewer and shorter paths."""
+
+        def made() -> Attribution:
+            (pairs,) = pairs_of(self.models, [concept], QUICK[0], batch=16)
+            return attribute(self.models, pairs, self.grading)
+
+        found: Attribution = self._kept(concept, "quick", made)
         return found
 
     def shares(self, concept: CadConcept, *, even: bool = False) -> Scored:
@@ -241,6 +251,10 @@ def published(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return dict(bank.published(concept).scores())
 
 
+def by_quick_paths(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
+    return dict(bank.quick(concept).scores())
+
+
 def t_statistic(bank: Bank, concept: CadConcept, shares: Scored) -> Scored:
     return dict(bank.attribution(concept, errors=True).t_statistics())
 
@@ -328,6 +342,9 @@ RULES: Final[Mapping[str, MaskRule]] = {
         zeros=True,
         baseline=True,
         reads=False,
+    ),
+    "quick": MaskRule(
+        says="preset quick, rows", scores=by_quick_paths, quota="row", baseline=True, reads=False
     ),
     "random": MaskRule(says="drawn evenly", scores=drawn, quota="row", baseline=True, reads=False),
     "magnitude": MaskRule(says="|w|", scores=magnitude, quota="row", baseline=True, reads=False),

@@ -13,7 +13,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -42,12 +44,13 @@ from surgery.methods.cad import (
     edit,
 )
 from surgery.methods.cad.attribution import attribute
+from surgery.methods.cad.fit import usual_rows
 from surgery.methods.cad.gradients import Grading
 from surgery.methods.cad.masks import ComponentMask, delta_of
 from surgery.methods.cad.nouns import PUBLISHED_TEMPLATES
-from surgery.methods.cad.pairs import pairs_of
+from surgery.methods.cad.pairs import BATCH, pairs_of
 from surgery.methods.cad.ranked import Ranked, rank
-from surgery.methods.cad.settings import as_json
+from surgery.methods.cad.settings import QUICK, as_json
 from surgery.patch import Term, make_patch, save_patch
 from surgery.progress import track
 from surgery.record import JSON
@@ -61,8 +64,8 @@ PATHS: Final = sum(range(1, STEPS + 1))  # 1,275 calls with guidance
 RATIOS: Final = tuple(0.001 * 10 ** (2 * step / 9) for step in range(10))  # 0.1 to 10 %
 MOST_FLOOR, MOST_DEFAULT = 235_000, 330_000  # bytes of a mask at ratio 0.001
 GROWN: Final = SelectionSettings(rule="tensor", left=0.0)
-SHORT: Final = 6  # a sixth of the paths
-MINUTES, MEMORY, MEMORY_SPARING = 25.0, 7.0e9, 5.6e9
+SHORT: Final = 4  # a quarter of the paths, which pass all parts of the way
+MINUTES, MEMORY, MEMORY_SPARING, SWEEP = 25.0, 7.0e9, 5.6e9, 1.2
 
 Scored = Mapping[str, Tensor]
 
@@ -191,11 +194,13 @@ def _ours(
     micro_batch: int,
     *,
     negative: bool = False,
+    batch: int = BATCH,
     checkpointing: bool = False,
+    keep: bool = True,
 ) -> Took:
-    """From the name or pictures to the mask, and then nine more masks."""
+    """From the name or pictures to the mask, and then nine more masks; ``keep`` keeps the scores."""
     started = time.perf_counter()
-    (pairs,) = pairs_of(models, [concept], settings)
+    (pairs,) = pairs_of(models, [concept], settings, batch=batch)
     grading = Grading(names=names, micro_batch=micro_batch, checkpointing=checkpointing)
     found = attribute(models, pairs, grading)
     sign = -1.0 if negative else 1.0
@@ -211,7 +216,8 @@ def _ours(
         ranked.mask(ratio, chosen.rounding)
     sweep = time.perf_counter() - started
     assert mask.count
-    return Took(scores=dict(found.scores()), seconds=seconds, ranked=ranked, sweep_s=sweep)
+    kept = dict(found.scores()) if keep else {}
+    return Took(scores=kept, seconds=seconds, ranked=ranked, sweep_s=sweep)
 
 
 # the published scheme, plainly
@@ -305,46 +311,108 @@ def _features(models: Any, prompts: Sequence[str]) -> Tensor:
 # full size
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way at full size; ``share`` of its paths are left out, which changes no memory."""
+
+    says: str
+    settings: AttributionSettings
+    dtype: str = "float32"
+    sparing: bool = False
+    share: int = 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether it runs whole, which the conditions of time are about."""
+        return self.share == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a row takes."""
+
+    seconds: float
+    sweep_s: float
+    memory: int
+    masks: tuple[tuple[str, int, int], ...] = ()
+
+
 def full(options: argparse.Namespace) -> bool:
-    """At SD 1.5's size: ours whole in float32, the plain way from three calls of each kind."""
-    models = full_models(options.vocabulary)
-    names = components_of({name: tuple(one.shape) for name, one in _named(models)}, ["ff"])
-    count = sum(one.numel() for name, one in _named(models) if name in names)
-    print(
-        f"\nSD 1.5: {count:,} weights of {len(names)} tensors, {torch.get_num_threads()} threads", flush=True
-    )
+    """At SD 1.5's size: ours whole in float32, the plain way from three calls of each kind.
+
+    Each row has a process of its own, which finds no memory that another one left.
+    """
+    print(f"\nSD 1.5, {torch.get_num_threads()} threads", flush=True)
     held = True
-    ranked: Ranked | None = None
-    for dtype in options.dtypes:
-        for sparing in (False, True) if dtype == "float32" else (False,):
-            models.unet.to(getattr(torch, dtype))
-            timed = dtype == "float32" and not sparing
-            # memory does not depend on the number of paths: what has no condition of time takes a sixth
-            share = 1 if timed or options.whole else SHORT
-            settings = AttributionSettings()
-            settings = replace(settings, trajectories=settings.trajectories // share)
-            with peak_memory() as peak:
-                (concept,) = concepts_named(["a cat"])
-                took = _ours(
-                    models, names, concept, settings, options.micro_batch_full, checkpointing=sparing
-                )
-            ranked = ranked or took.ranked
-            small = peak.count <= (MEMORY_SPARING if sparing else MEMORY)
-            good = small and (not timed or took.seconds <= 60 * MINUTES)
-            held = held and good
-            more = f" (extrapolated from one part in {share})" if share > 1 else ""
-            print(
-                f"ours, {dtype}{', checkpointing' if sparing else ''}: "
-                f"{share * took.seconds / 60:.1f} minutes{more}, {peak.count / 1e9:.2f} GB "
-                f"{'holds' if good else 'FAILS'}; ten ratios {took.sweep_s / took.seconds:.3f} times one",
-                flush=True,
-            )
-            held = held and (share > 1 or took.sweep_s <= 1.2 * took.seconds)
-            del took
-    models.unet.to(torch.float32)
-    _extrapolated(models)
-    assert ranked is not None
-    return _stored_masks(options.scratch, ranked) and held
+    for row in rows_of(options):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            cost = apart.submit(cost_of, row, options.vocabulary, options.scratch).result()
+        held = _told_row(row, cost) and held
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        apart.submit(extrapolated, options.vocabulary).result()
+    return held
+
+
+def rows_of(options: argparse.Namespace) -> list[Row]:
+    """The rows asked for; but for the first, as long as not all are to be whole, a part of each."""
+    quick, usual = QUICK[0], AttributionSettings()
+    share = 1 if options.whole else SHORT
+    rows = [Row(says="preset quick", settings=quick)]
+    if "float32" in options.dtypes:
+        rows += [
+            Row(says="preset quick, checkpointing", settings=quick, sparing=True, share=share),
+            Row(says="defaults", settings=usual, share=share),
+        ]
+    if "bfloat16" in options.dtypes:
+        rows.append(Row(says="preset quick, bfloat16", settings=quick, dtype="bfloat16", share=share))
+    return rows
+
+
+def cost_of(row: Row, vocabulary: Path, scratch: Path) -> Cost:
+    """One row, in this process."""
+    models = full_models(vocabulary)
+    models.unet.to(getattr(torch, row.dtype))
+    names = components_of({name: tuple(one.shape) for name, one in _named(models)}, ["ff"])
+    settings = replace(row.settings, trajectories=row.settings.trajectories // row.share)
+    with peak_memory() as peak:
+        (concept,) = concepts_named(["a cat"])
+        micro_batch, batch = usual_rows(models)
+        took = _ours(
+            models, names, concept, settings, micro_batch,
+            batch=batch, checkpointing=row.sparing, keep=False,
+        )  # fmt: skip
+    assert took.ranked is not None
+    return Cost(
+        seconds=row.share * took.seconds,
+        sweep_s=row.share * took.sweep_s,
+        memory=peak.count,
+        masks=_stored_masks(scratch, took.ranked) if row.timed else (),
+    )
+
+
+def _told_row(row: Row, cost: Cost) -> bool:
+    """Prints what it took; whether its conditions hold."""
+    small = cost.memory <= (MEMORY_SPARING if row.sparing else MEMORY)
+    quick = not row.timed or cost.seconds <= 60 * MINUTES
+    print(
+        f"{row.says}: {cost.seconds / 60:.1f} minutes"
+        f"{f' (extrapolated from one part in {row.share})' if row.share > 1 else ''}"
+        f"{'' if quick else f' FAILS (at most {MINUTES:g})'}, {cost.memory / 1e9:.2f} GB "
+        f"{'holds' if small else 'FAILS'}",
+        flush=True,
+    )
+    held = small and quick
+    if row.timed:
+        cheap = cost.sweep_s <= SWEEP * cost.seconds
+        print(f"ten ratios: {cost.sweep_s / cost.seconds:.3f} times one {'holds' if cheap else 'FAILS'}")
+        held = held and cheap
+    for rounding, taken, most in cost.masks:
+        print(
+            f"mask of ratio 0.001, {rounding}: {taken:,} bytes {'holds' if taken <= most else 'FAILS'} "
+            f"(at most {most:,})"
+        )
+        held = held and taken <= most
+    return held
 
 
 def full_models(vocabulary: Path) -> Any:
@@ -368,8 +436,9 @@ def _named(models: Any) -> list[tuple[str, Tensor]]:
     return [(f"unet/{key}", weight) for key, weight in models.unet.named_parameters()]
 
 
-def _extrapolated(models: Any) -> None:
-    """Three calls of each kind, the median times their number."""
+def extrapolated(vocabulary: Path) -> None:
+    """The plain way: three calls of each kind, the median times their number."""
+    models = full_models(vocabulary)
     scheduler, text = _ddim(models), _features(models, ["a cat", ""])
     latents, timestep = torch.randn(1, *latent_shape(models)), scheduler.timesteps[10]
     models.unet.requires_grad_(True)
@@ -409,8 +478,8 @@ def _remembered() -> dict[str, JSON]:
     return {"recipe": recipe.read_text(), "made": made}
 
 
-def _stored_masks(scratch: Path, ranked: Ranked) -> bool:
-    """The bytes of both masks of ratio 0.001 as patches."""
+def _stored_masks(scratch: Path, ranked: Ranked) -> tuple[tuple[str, int, int], ...]:
+    """Of both masks of ratio 0.001 as patches: rounding, bytes, and how many may be."""
     from fullsize import SIZES, VOCABULARY, shapes_of, write_random
 
     from surgery.checkpoint.families import family_files
@@ -422,19 +491,14 @@ def _stored_masks(scratch: Path, ranked: Ranked) -> bool:
         files = family_files(size.family, VOCABULARY)
         write_random(base, shapes_of(files), files, size.dtype)
         checkpoint = open_checkpoint(base)
-        held = True
+        found = []
         for rounding, most in (("floor", MOST_FLOOR), ("carry", MOST_DEFAULT)):
             mask: ComponentMask = ranked.mask(0.001, rounding)  # type: ignore[arg-type]  # one of two words
             delta: Delta = delta_of([(mask, 1.0)])
             patch = make_patch([Term(delta=delta, source="bench")], checkpoint, _remembered())
             save_patch(patch, place, overwrite=True)
-            taken = place.stat().st_size
-            held = held and taken <= most
-            print(
-                f"mask of ratio 0.001, {rounding}: {mask.count:,} weights, {taken:,} bytes "
-                f"{'holds' if taken <= most else 'FAILS'} (at most {most:,})"
-            )
-        return held
+            found.append((rounding, place.stat().st_size, most))
+        return tuple(found)
     finally:
         for path in (base, place):
             path.unlink(missing_ok=True)

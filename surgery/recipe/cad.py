@@ -12,7 +12,7 @@ from pydantic import Field
 from surgery.recipe.model import Knobs, Part
 from surgery.recipe.parameters import Count, Left, NotNegative, Phrase, Seed, Share, Template
 
-CadPreset: TypeAlias = Literal["published-erase", "published-amplify"]
+CadPreset: TypeAlias = Literal["quick", "published-erase", "published-amplify"]
 CadKind: TypeAlias = Literal["erase", "amplify"]
 
 
@@ -92,7 +92,7 @@ class Cad(Part):
     """Take away the weights that make a concept, or those that stand in its way (arXiv 2412.02542)."""
 
     preset: CadPreset | None = None
-    """Where settings start from; keys given here win."""
+    """Where settings start from; keys given here win. ``quick`` takes half the time, for large U-Nets."""
     kind: CadKind = "erase"
     """``erase`` masks what makes a concept, ``amplify`` what keeps it from being drawn better."""
     concepts: tuple[Attributed, ...] = Field(min_length=1)
@@ -110,7 +110,7 @@ class Cad(Part):
     controls: bool = True
     """Whether every mask is tried on other noise, beside random masks of its size."""
     micro_batch: Count | None = None
-    """Noisy pictures in one pass forward and back; what suits the U-Net's size when left out."""
+    """Noisy pictures in one pass forward and back; what suits the U-Net and its device when left out."""
     batch: Count | None = None
     """Paths of the sampler at a time; the same."""
     checkpointing: bool = False
@@ -126,10 +126,13 @@ _READ_BY: Final[Mapping[str, frozenset[str]]] = {
 
 def cad_faults(cad: Cad) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Keys that contradict each other, or that nothing reads: place in the entry, and what is wrong."""
-    preset = {"erase": "published-erase", "amplify": "published-amplify"}
-    if cad.preset is not None and cad.preset != preset[cad.kind]:
-        yield ("preset",), f"{cad.preset!r} is no preset of kind {cad.kind!r}. Use {preset[cad.kind]!r}."
+    presets = {"erase": ("quick", "published-erase"), "amplify": ("published-amplify",)}[cad.kind]
+    if cad.preset is not None and cad.preset not in presets:
+        listed = " or ".join(repr(one) for one in presets)
+        yield ("preset",), f"{cad.preset!r} is no preset of kind {cad.kind!r}. Use {listed}."
     objective = cad.attribution.objective or ("base_gap" if cad.kind == "erase" else "denoise")
+    if cad.preset == "quick" and objective == "denoise":
+        yield ("preset",), "'quick' shortens paths, and objective 'denoise' has none. Leave one of them out."
     for name in sorted(cad.attribution.given().keys()):
         other = next((one for one, keys in _READ_BY.items() if name in keys), objective)
         if other != objective:

@@ -104,6 +104,7 @@ def test_attribute_of_own_pictures_looks_for_what_stands_in_the_way(
     for words, said in (
         (("cat", "dog"), "--image is for one concept"),
         (("cat", "--trajectories", 2), "with --image none are"),
+        (("cat", "--quick"), "--quick shortens paths"),
         (("cat", "--image", tmp_path / "none.png"), "none.png; expected a picture"),
     ):
         done = surgery("attribute", tiny_pipeline, *words, *QUICK[2:], *args)
@@ -120,6 +121,14 @@ def test_both_text_encoders_have_blocks_of_their_own(surgery: Call, tiny_xl: Pat
     assert found["blocks"][-len(second) :] == second
     assert found["blocks"][: len(first)] == first
     assert set(found["concepts"][0]["positive"]) == set(found["blocks"])
+
+
+def test_quick_takes_fewer_and_shorter_paths(surgery: Call, tiny_pipeline: Path, tmp_path: Path) -> None:
+    args = ("--no-controls", "--components", "ff_out", "--quick", "--json", "-o", tmp_path / "out")
+    found = surgery("attribute", tiny_pipeline, "cat", *args).json
+    made = found["settings"]["attribution"]
+    assert (made["trajectories"], made["sampling_steps"]) == (16, 4)
+    assert found["concepts"][0]["attribution"][0]["pairs"] == 32
 
 
 def test_the_help_tells_the_usual_numbers(surgery: Call) -> None:

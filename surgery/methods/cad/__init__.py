@@ -5,6 +5,7 @@ from surgery.methods.cad.maker import MaskReport
 from surgery.methods.cad.nouns import CadConcept, concepts_named
 from surgery.methods.cad.settings import (
     DENOISE,
+    PRESETS,
     AttributionSettings,
     CadSettings,
     SelectionSettings,
@@ -13,6 +14,7 @@ from surgery.methods.cad.settings import (
 
 __all__ = [
     "DENOISE",
+    "PRESETS",
     "AttributionSettings",
     "CadConcept",
     "CadResult",

@@ -21,7 +21,7 @@ _TENTH: Final = 100  # of the thousand timesteps of all Stable Diffusions
 _NEVER: Final = 3
 _COARSE: Final = 4e-4
 _NO_GAP: Final = 1e-6
-# made-up words are drawn as something, too: on pocket-sd they measure 4 to 7.5, what it knows 7 to 15
+# made-up words are drawn as something, too: on pocket-sd they measure 4 to 7.5, what it knows 6.4 to 15
 _HARDLY_MORE: Final = 1.1
 # a random mask that does at least so much of what the chosen one does says that the choice was idle
 _IDLE: Final = 0.5
@@ -161,7 +161,7 @@ def unknown_findings(name: str, measured: float, made_up: float | None) -> Itera
             "unknown-concept",
             name,
             f"the measure is {measured:.3g}, with made-up words in its place {made_up:.3g}: the checkpoint "
-            "does not seem to know it.",
+            "may not know it. Look at a picture of it before you trust its mask.",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from torch import nn
 
 from surgery.anatomy import weights_of
-from surgery.diffusion import Models, noise_schedule, sampler_faults
+from surgery.diffusion import Models, device_and_dtype, noise_schedule, sampler_faults
 from surgery.errors import MethodError, raise_all
 from surgery.methods.cad.gradients import MICRO_BATCH
 from surgery.methods.cad.nouns import CadConcept
@@ -36,9 +36,14 @@ def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSe
 
 
 def usual_rows(models: Any) -> tuple[int, int]:
-    """Noisy pictures in one pass forward and back, and paths at a time, that suit the U-Net's size."""
-    small = sum(weight.numel() for weight in models.unet.parameters()) < _SMALL
-    return (25, 16) if small else (MICRO_BATCH, BATCH)
+    """Noisy pictures in one pass forward and back, and paths at a time, that suit the U-Net and its device.
+
+    A large one on a CPU has work enough in one row, and more of them only take memory.
+    """
+    if sum(weight.numel() for weight in models.unet.parameters()) < _SMALL:
+        return 25, 16
+    device, _ = device_and_dtype(models.unet)
+    return (1, 4) if device.type == "cpu" else (MICRO_BATCH, BATCH)
 
 
 def model_findings(models: Any, concepts: Sequence[CadConcept]) -> Iterator[Finding]:

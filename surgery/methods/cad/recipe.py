@@ -59,8 +59,12 @@ def _usual(entry: Cad) -> tuple[AttributionSettings, SelectionSettings]:
 
 def concepts_of(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
     """The entry's concepts; a seed left out follows from the recipe's seed and the concept's name."""
-    usual = PUBLISHED_TEMPLATES if entry.preset else TEMPLATES
+    usual = _templates(entry)
     return tuple(_concept(one, recipe, usual) for one in entry.concepts)
+
+
+def _templates(entry: Cad) -> tuple[str, ...]:
+    return PUBLISHED_TEMPLATES if entry.preset in ("published-erase", "published-amplify") else TEMPLATES
 
 
 def _concept(one: Attributed, recipe: Recipe, templates: tuple[str, ...]) -> CadConcept:
@@ -74,7 +78,7 @@ def _concept(one: Attributed, recipe: Recipe, templates: tuple[str, ...]) -> Cad
 
 def retained(entry: Cad, recipe: Recipe) -> tuple[CadConcept, ...]:
     """The concepts that must stay."""
-    usual = PUBLISHED_TEMPLATES if entry.preset else TEMPLATES
+    usual = _templates(entry)
     return tuple(_concept(Attributed(source=name), recipe, usual) for name in entry.retain)
 
 

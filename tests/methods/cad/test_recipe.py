@@ -15,6 +15,7 @@ from surgery.delta import Form, Rescale
 from surgery.errors import RecipeError, SurgeryError
 from surgery.execute import check_edits, compute_patch, plan_recipe
 from surgery.methods.cad.maker import LISTED
+from surgery.methods.cad.paths import sampler_rows
 from surgery.methods.cad.recipe import _of_erased, concepts_of, preserved, replacements, settings_of
 from surgery.methods.cad.settings import PRESETS, AttributionSettings, SelectionSettings
 from surgery.methods.cad.trial import growing_rows, trial_rows
@@ -69,13 +70,23 @@ def test_published_presets_ask_with_the_bare_name() -> None:
     assert cat.prompts == ("cat",)
 
 
+def test_the_quick_preset_shortens_paths_and_asks_as_without_a_preset() -> None:
+    quick, usual = (entry(preset=preset, attribution="{}") for preset in ("quick", "null"))
+    assert concepts_of(quick, parsed()) == concepts_of(usual, parsed())
+    assert settings_of(quick).selection == settings_of(usual).selection
+    rows = [sampler_rows(settings_of(one).attribution) for one in (quick, usual)]
+    assert rows == [80, 216]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"kind": "amplify", "preset": "published-erase"},
-            "is no preset of kind 'amplify'",
+            "is no preset of kind 'amplify'. Use 'published-amplify'",
         ),
+        ({"kind": "amplify", "preset": "quick", "attribution": "{}"}, "'quick' is no preset of kind"),
+        ({"preset": "quick", "attribution": "{objective: denoise}"}, "preset: 'quick' shortens paths"),
         ({"attribution": "{pictures: 3}"}, "attribution.pictures: belongs to objective 'denoise'"),
         ({"kind": "amplify", "attribution": "{restart: true}"}, "restart: belongs to objective 'base_gap'"),
         ({"retain": "[fish]"}, "retain: nothing reads the names"),
