@@ -89,9 +89,12 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
     """
     size = grading.micro_batch
     for part in track(list(_lots(pairs, size)), "gradients", unit="lot"):
-        # sums of its own for each attempt: one that runs out of memory leaves nothing half-added
+        # sums of its own for each attempt: one that runs out of memory leaves nothing half-added; one picture
+        # at a time is the last attempt, and adds where the sums are
         def attempt(micro_batch: int, part: Pairs = part) -> tuple[int, Sums, Measured]:
-            own = Sums(differences=None if sums.differences is None else {}, last=sums.last)
+            own = sums
+            if micro_batch > 1:
+                own = Sums(differences=None if sums.differences is None else {}, last=sums.last)
             return (
                 micro_batch,
                 own,
@@ -99,7 +102,8 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
             )
 
         size, own, measured = halving(size, attempt)
-        sums.merge(own)
+        if own is not sums:
+            sums.merge(own)
         del own  # else its memory would be held while the next lot is graded
         yield measured
 

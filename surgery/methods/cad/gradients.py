@@ -90,6 +90,8 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
         halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
         size = grading.micro_batch
         reader = _Reader(models, pairs, in_graph=_reads_text(leaves))
+        if not halves and sums.differences is None:
+            _lend(leaves, sums)
         for whole in _wholes(pairs, apart=sums.differences is not None):
             gathered: dict[str, Tensor] = {}
             for part in _parts(whole, size):
@@ -111,6 +113,13 @@ def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) ->
     measured = Measured(values=torch.cat(values), timesteps=pairs.timesteps, sample=pairs.sample)
     _refuse_broken(sums, measured, grading.names)
     return measured
+
+
+def _lend(leaves: Mapping[str, nn.Parameter], sums: Sums) -> None:
+    """Let backward passes add to the sums where they are, which takes no second memory of their size."""
+    for name, leaf in leaves.items():
+        if name in sums.gradients and leaf.device == sums.gradients[name].device:
+            leaf.grad = sums.gradients.pop(name)
 
 
 def _gather(leaves: Mapping[str, nn.Parameter], gathered: dict[str, Tensor]) -> None:

@@ -147,6 +147,21 @@ def test_a_standard_error_is_that_of_the_mean_over_paths(models: Any, pairs: Pai
         assert bool(known.any())
 
 
+def test_one_picture_at_a_time_adds_where_the_sums_are(models: Any, pairs: Pairs) -> None:
+    sums, one = Sums(), Grading(names=NAMES, micro_batch=1)
+    places = [
+        [total.data_ptr() for total in sums.gradients.values()]
+        for _ in attribution_room.add_samples(models, pairs, one, sums)
+    ]
+    assert len(places) > 1
+    assert all(place == places[0] for place in places)
+    together = Sums()
+    add_gradients(models, pairs, Grading(names=NAMES, micro_batch=len(pairs)), together)
+    assert sums.samples == together.samples
+    for name, total in together.gradients.items():
+        torch.testing.assert_close(sums.gradients[name], total, rtol=1e-4, atol=1e-6)
+
+
 def test_what_differs_between_timesteps_is_no_error_of_paths_spread_over_them() -> None:
     # 40 samples whose gradients rise evenly by 0.1 each, and a little noise
     noise = 1e-3 * torch.randn(40, generator=torch.Generator().manual_seed(0))
