@@ -5,6 +5,7 @@ from surgery.diffusion.conditions import Reading, read_prompts, size_conditions,
 from surgery.diffusion.control import Control
 from surgery.diffusion.files import load_picture
 from surgery.diffusion.guide import Guide, PassingGuide, PromptGuide
+from surgery.diffusion.memory import give_back_freed
 from surgery.diffusion.models import Models, Scheduler, Tokenizer
 from surgery.diffusion.offload import device_and_dtype, is_offloaded, offload, resident
 from surgery.diffusion.pairs import PictureTable, before_and_after, sample_table
@@ -36,6 +37,7 @@ __all__ = [
     "encode",
     "encode_prompts",
     "generator_for",
+    "give_back_freed",
     "guided_noise",
     "halving",
     "in_batches",

@@ -1,22 +1,19 @@
 """Whether models can be attributed at all, told before anything is computed (8.5 of the study)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
 from surgery.anatomy import weights_of
 from surgery.diffusion import Models, device_and_dtype, noise_schedule, sampler_faults
 from surgery.errors import MethodError, raise_all
-from surgery.methods.cad.gradients import MICRO_BATCH
+from surgery.methods.cad.gradients import MICRO_BATCH, is_small
 from surgery.methods.cad.nouns import CadConcept
 from surgery.methods.cad.pairs import BATCH
 from surgery.methods.cad.settings import AttributionSettings
 from surgery.names import canonical, split
 from surgery.record import Finding
-
-_SMALL: Final = 100_000_000
-"""Parameters of a U-Net whose passes are so short that many rows share one; SD 1.x has 860 million."""
 
 
 def refuse_unfit(models: Models, names: tuple[str, ...], settings: AttributionSettings) -> None:
@@ -40,7 +37,7 @@ def usual_rows(models: Any) -> tuple[int, int]:
 
     A large one on a CPU has work enough in one row, and more of them only take memory.
     """
-    if sum(weight.numel() for weight in models.unet.parameters()) < _SMALL:
+    if is_small(models.unet):
         return 25, 16
     device, _ = device_and_dtype(models.unet)
     return (1, 4) if device.type == "cpu" else (MICRO_BATCH, BATCH)

@@ -10,11 +10,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surgery.anatomy import standing_in, weights_of
-from surgery.diffusion import Models, Reading, device_and_dtype, predict_under, read_prompts, resident
+from surgery.diffusion import (
+    Models,
+    Reading,
+    device_and_dtype,
+    give_back_freed,
+    predict_under,
+    read_prompts,
+    resident,
+)
 from surgery.errors import MethodError
 from surgery.methods.cad.nouns import Measured, Pairs
 from surgery.names import TEXT_ENCODERS, split
 
+_SMALL: Final = 100_000_000
+"""Parameters of a U-Net whose passes are so short that many rows share one; SD 1.x has 860 million."""
 MICRO_BATCH: Final = 4
 """Noisy pictures in one pass forward and back, unless told otherwise."""
 
@@ -80,12 +90,15 @@ class Grading:
 def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Measured:
     """Add the gradient of the measure of some pairs, summed over them, to ``sums``; the measure itself.
 
+    Memory that large U-Nets free between passes goes back to the system, where that has to be asked for.
     Gradients in half precision are added up in float32 beyond a micro-batch.
 
     Raises:
         MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
     """
     values = []
+    if not is_small(models.unet):
+        give_back_freed()
     with _graded(models, grading) as leaves:
         halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
         size = grading.micro_batch
@@ -120,6 +133,11 @@ def _lend(leaves: Mapping[str, nn.Parameter], sums: Sums) -> None:
     for name, leaf in leaves.items():
         if name in sums.gradients and leaf.device == sums.gradients[name].device:
             leaf.grad = sums.gradients.pop(name)
+
+
+def is_small(unet: nn.Module) -> bool:
+    """Whether passes are so short that many rows share one."""
+    return sum(weight.numel() for weight in unet.parameters()) < _SMALL
 
 
 def _gather(leaves: Mapping[str, nn.Parameter], gathered: dict[str, Tensor]) -> None:
