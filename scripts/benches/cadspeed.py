@@ -101,7 +101,7 @@ def pocket(options: argparse.Namespace) -> bool:
     chosen = drawn[: options.concepts]
     print(f"pocket: {', '.join(chosen)}; {torch.get_num_threads()} threads, fp32, {len(names)} tensors")
     erased = [_erased(options, models, names, name) for name in track(chosen, "erase", unit="concept")]
-    plain_s, ours_s, tried_s, grown_s, plain_r, ours_r = (
+    plain_s, ours_s, tried_s, grown_s, plain_r, ours_r, quick_s, quick_r = (
         statistics.fmean(column) for column in zip(*erased, strict=True)
     )
     held = told("erase", plain_s, ours_s, 10)
@@ -110,6 +110,7 @@ def pocket(options: argparse.Namespace) -> bool:
         f"erase: Pearson of two seeds {plain_r:.3f} plainly, {ours_r:.3f} ours: "
         f"{'holds' if steadier else 'FAILS'} (no worse)"
     )
+    print(f"preset quick: {quick_s:.2f} s, Pearson of two seeds {quick_r:.3f}")
     print(
         f"an edit as recipes have it, its mask tried beside random ones: {tried_s:.1f} s; one whose mask is "
         f"grown until nothing is left of the direction: {grown_s:.1f} s"
@@ -136,10 +137,18 @@ def told(what: str, plain_s: float, ours_s: float, least: float) -> bool:
 
 
 def _erased(options: argparse.Namespace, models: Any, names: tuple[str, ...], name: str) -> tuple[float, ...]:
-    """Seconds plainly, ours, with masks tried, and grown; the correlation of two seeds, plainly and ours."""
+    """Seconds plainly, ours, with masks tried, and grown; the correlation of two seeds, plainly and ours.
+
+    Last the seconds of the preset ``quick``, and its correlation.
+    """
     plain = [plain_erase(models, names, name, seed) for seed in (0, 1)]
     ours = [
         _ours(models, names, concept, AttributionSettings(), options.micro_batch)
+        for seed in (0, 1)
+        for concept in concepts_named([name], seed=seed)
+    ]
+    quick = [
+        _ours(models, names, concept, QUICK[0], options.micro_batch)
         for seed in (0, 1)
         for concept in concepts_named([name], seed=seed)
     ]
@@ -149,6 +158,8 @@ def _erased(options: argparse.Namespace, models: Any, names: tuple[str, ...], na
         *(_edited(models, names, name, selection) for selection in (SelectionSettings(), GROWN)),
         pearson(plain[0].scores, plain[1].scores),
         pearson(ours[0].scores, ours[1].scores),
+        statistics.fmean(one.seconds for one in quick),
+        pearson(quick[0].scores, quick[1].scores),
     )
 
 
@@ -313,7 +324,7 @@ def _features(models: Any, prompts: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way at full size; ``share`` of its paths are left out, which changes no memory."""
+    """One way at full size; one in ``share`` of its paths is walked, which changes no memory."""
 
     says: str
     settings: AttributionSettings

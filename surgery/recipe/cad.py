@@ -5,7 +5,7 @@ Settings left out take the preset's value, or without a preset the method's own 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ class Attribution(Knobs):
 
     objective: Literal["base_gap", "denoise"] | None = None
     """What is measured: the distance from the base prompt's prediction, or how well noise is predicted."""
-    trajectories: Count | None = None
+    trajectories: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Paths of the sampler that are looked at; templates take turns."""
     sampling_steps: Count | None = None
     """Steps of each path, and of drawn pictures."""
@@ -92,7 +92,7 @@ class Cad(Part):
     """Take away the weights that make a concept, or those that stand in its way (arXiv 2412.02542)."""
 
     preset: CadPreset | None = None
-    """Where settings start from; keys given here win. ``quick`` takes half the time, for large U-Nets."""
+    """Where settings start from; keys given here win. ``quick`` makes scores in half the time."""
     kind: CadKind = "erase"
     """``erase`` masks what makes a concept, ``amplify`` what keeps it from being drawn better."""
     concepts: tuple[Attributed, ...] = Field(min_length=1)

@@ -66,10 +66,10 @@ from surgery.shelf import checkpoint_path
 )
 @click.option(
     "--trajectories",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     help="Paths (24 when left out), or drawn pictures (10), of each concept.",
 )
-@click.option("--quick", is_flag=True, help="Fewer and shorter paths, which take half the time.")
+@click.option("--quick", is_flag=True, help="16 paths of 4 steps for 24 of 8: scores take half the time.")
 @click.option("--base-prompt", help="What prompts are compared with; an empty one when left out.")
 @click.option("--image", "images", type=FILE, multiple=True, help="Own picture of the concept, for denoise.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 import torch
@@ -87,10 +88,10 @@ def staggered_steps(settings: AttributionSettings) -> list[tuple[tuple[int, ...]
     parts = -(-total // graded)
     chosen = [(2 * number + 1) * parts // (2 * count) for number in range(count)]
     found = []
-    for number, part in enumerate(chosen):
-        steps = sorted({(part * graded + step) % total for step in range(graded)})
-        place = number - chosen.index(part)
-        found.append((tuple(steps), (place + 0.5) / chosen.count(part)))
+    for part, those in groupby(chosen):  # they ascend
+        steps = tuple(sorted({(part * graded + step) % total for step in range(graded)}))
+        among = len(list(those))
+        found += [(steps, (place + 0.5) / among) for place in range(among)]
     return found
 
 

@@ -149,9 +149,9 @@ class Trial:
         named = [prompt for prompt in concept.prompts if concept.name in prompt]
         if self._scheme.objective == "denoise" or not named:
             return None
-        prompts = tuple(
-            named[number % len(named)].replace(concept.name, word) for number, word in enumerate(MADE_UP)
-        )
+        # the last time that it stands there: a template may hold the same word, as "a photo of a photo"
+        split = [named[number % len(named)].rpartition(concept.name) for number in range(len(MADE_UP))]
+        prompts = tuple(f"{a}{word}{b}" for (a, _, b), word in zip(split, MADE_UP, strict=True))
         if prompts not in self._made_up:
             nothing = CadConcept(name="made-up words", prompts=prompts, seed=0)
             pairs = self._shelf.pairs(nothing, self._scheme, "control")

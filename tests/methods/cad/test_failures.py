@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,11 +27,13 @@ from surgery.methods.cad.checks import (
 )
 from surgery.methods.cad.control import Control
 from surgery.methods.cad.door import edit
+from surgery.methods.cad.fit import usual_rows
 from surgery.methods.cad.gradients import Grading, Sums, add_gradients, measure
 from surgery.methods.cad.masks import ComponentMask
 from surgery.methods.cad.nouns import CadConcept, Measured, Pairs, concepts_named
 from surgery.methods.cad.pairs import pairs_of
 from surgery.methods.cad.settings import AttributionSettings, CadSettings, SelectionSettings
+from surgery.methods.cad.trial import Trial
 from surgery.patch import Term, apply_patch, load_patch, make_patch, save_patch
 from surgery.record import Finding
 from surgery.shelf import checkpoint_path
@@ -221,6 +224,29 @@ def test_nothing_is_noticed_where_nothing_is_wrong() -> None:
 )
 def test_suspicious_numbers(kind: str, changes: Mapping[str, Any]) -> None:
     assert found_in(**changes) == {kind}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_large_u_net_takes_one_row_at_a_time_on_a_cpu(monkeypatch: Any, device: str) -> None:
+    small = SimpleNamespace(unet=torch.nn.Linear(2, 2, device=device))
+    assert usual_rows(small) == (25, 16)
+    monkeypatch.setattr("surgery.methods.cad.gradients._SMALL", 1)
+    assert usual_rows(small) == ((1, 4) if device == "cpu" else (4, 8))
+
+
+def test_made_up_words_stand_in_the_name_s_place_alone(models: Any) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def pairs(concept: CadConcept, *_: object) -> Any:
+        asked.append(concept.prompts)
+        raise LookupError
+
+    trial = Trial(models, AttributionSettings(), 1, SimpleNamespace(pairs=pairs))  # type: ignore[arg-type]  # pairs alone is asked for
+    (photo,) = concepts_named(["photo"], ["a photo of a {}"])
+    with pytest.raises(LookupError):
+        trial.made_up(photo)
+    assert all(prompt.startswith("a photo of a ") and len(prompt) > 13 for prompt in asked[0])
+    assert not any(prompt.endswith("photo") for prompt in asked[0])
 
 
 @pytest.mark.parametrize(("made_up", "unknown"), [(1.5, False), (2.1, True), (None, False)])
