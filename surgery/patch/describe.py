@@ -1,13 +1,12 @@
 """What a patch is, as plain data for people and machines."""
 
-from dataclasses import asdict
 from math import prod
 from typing import Any
 
 from surgery.delta.forms import Form, LowRank, Operator
 from surgery.patch.encoding import encode
 from surgery.patch.file import patch_digest
-from surgery.patch.manifest import VERSION, lora_of
+from surgery.patch.manifest import VERSION, digest_json, lora_of
 from surgery.patch.model import Patch
 from surgery.record import JSON
 
@@ -22,7 +21,7 @@ def describe_patch(patch: Patch) -> dict[str, Any]:
         "architecture": patch.architecture,
         "digest": patch_digest(patch),
         "layout": "terms" if lora_of(patch) is None else "lora",
-        "roots": {component: asdict(root) for component, root in sorted(patch.roots.items())},
+        "roots": {component: digest_json(root) for component, root in sorted(patch.roots.items())},
         "terms": [
             {
                 "source": term.source,

@@ -8,13 +8,12 @@ operation                                               form                    
 ``add_lowrank``                                         `LowRank`               ``up``, ``down``
 ``operator``                                            `Operator`              ``left``, ``right``
 ``set_rows``, ``set_cols``, ``set_elems``, ``set_full``  `Replace`               ``new``, perhaps ``old``
-``scale_rows``, … , ``scale_full``                       `Rescale`               perhaps ``factors``
+``scale_rows``, … , ``scale_full``                       `Rescale`               ``factors`` (``scores``)
 ======================================================= ======================= =========================
 
-Of `Rescale` there may be ``scores``, too; without ``factors`` they are 0. The index of rows or columns is a
-list. That of elements is the smallest of three: ``gaps`` between them, in one or two bytes each, ``flat``
-positions, or ``bits`` (one for each element of the weight). Older files have ``csr`` too (ends of the rows,
-and a column per element), which never is the smallest.
+The index of rows or columns is a list. That of elements is the smallest of three: ``gaps`` between them, in
+one or two bytes each, ``flat`` positions, or ``bits`` (one for each element of the weight). Older files have
+``csr`` too (ends of the rows, and a column per element), which never is the smallest.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,15 +79,8 @@ def encode(form: Form) -> Encoded:
             return Encoded(op=f"set_{suffix}", index=index, parts={**parts, "new": form.new, **old})
         case Rescale():
             scores = {} if form.scores is None else {"scores": form.scores.half()}
-            factors = {} if _is_nothing(form.factors) else {"factors": form.factors}
-            parts |= {**factors, **scores}
+            parts |= {"factors": form.factors, **scores}
             return Encoded(op=f"scale_{suffix}", index=index, parts=parts)
-
-
-def _is_nothing(factors: Tensor) -> bool:
-    """Whether it is one number, 0: what masks of full strength have, and what a reader takes for granted."""
-    plain = factors.ndim == 0 and factors.dtype == torch.float32
-    return plain and float(factors) == 0 and not bool(factors.signbit())
 
 
 def with_index(form: Form, keep: Callable[[Tensor], Tensor]) -> Form:
@@ -118,9 +110,9 @@ def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, .
         "add_sparse": {"values"},
         "add_lowrank": {"up", "down"},
         "operator": {"left", "right"},
-    }.get(op, {"new"} if verb == "set" else set())
+    }.get(op, {"new"} if verb == "set" else {"factors"})
     wanted |= set(_INDEX_PARTS[index])
-    perhaps = {"set": {"old"}, "scale": {"factors", "scores"}}.get(verb, set())
+    perhaps = {"set": {"old"}, "scale": {"scores"}}.get(verb, set())
     if parts.keys() - perhaps != wanted:
         raise ValueError(f"has the parts {sorted(parts)}; {sorted(wanted)} were expected")
     if op == "add_dense":
@@ -135,7 +127,7 @@ def decode(op: str, index: str, parts: Mapping[str, Tensor], shape: tuple[int, .
         return Sparse(places, parts["values"])
     if verb == "set":
         return Replace(places, parts["new"], parts.get("old"))
-    return Rescale(places, parts.get("factors", torch.zeros(())), parts.get("scores"))
+    return Rescale(places, parts["factors"], parts.get("scores"))
 
 
 def _index(places: Places) -> tuple[str, dict[str, Tensor]]:

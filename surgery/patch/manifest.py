@@ -278,7 +278,7 @@ def digest_from(raw: Any) -> Digest:
     Raises:
         ValueError: when it holds no sha256; the message continues "tensor <name> ".
     """
-    return Digest(bytes=_sha256(raw["bytes"]), value16=_sha256(raw.get("value16", raw["bytes"])))
+    return Digest(bytes=_sha256(raw["bytes"]), value16=_sha256(raw["value16"]))
 
 
 def _sha256(text: Any) -> str:
@@ -288,9 +288,8 @@ def _sha256(text: Any) -> str:
 
 
 def digest_json(digest: Digest) -> dict[str, str]:
-    """A digest pair as a file has it: what is twice the same, as of half precision, stands there once."""
-    both = {"bytes": digest.bytes, "value16": digest.value16}
-    return both if digest.value16 != digest.bytes else {"bytes": digest.bytes}
+    """A digest pair as plain data."""
+    return {"bytes": digest.bytes, "value16": digest.value16}
 
 
 def refuse_version(version: object, known: str, what: str) -> None:

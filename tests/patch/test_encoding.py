@@ -31,15 +31,6 @@ def test_every_form_comes_back(name: str) -> None:
     assert all(torch.equal(again_part, tensors(form)[part]) for part, again_part in tensors(again).items())
 
 
-@pytest.mark.parametrize("factor", [0.0, -0.0, 0.5])
-def test_masks_of_full_strength_write_no_factor(factor: float) -> None:
-    form = Rescale(Places("elements", SHAPE, torch.tensor([1, 4])), torch.tensor(factor))
-    assert ("factors" in tensors(form)) == (str(factor) != "0.0")
-    again = back(encode(form))
-    assert isinstance(again, Rescale)
-    assert str(float(again.factors)) == str(factor)
-
-
 def elements(shape: tuple[int, ...], index: list[int]) -> Sparse:
     return Sparse(Places("elements", shape, torch.tensor(index, dtype=torch.int64)), torch.ones(len(index)))
 

@@ -84,8 +84,7 @@ def _edited(
             new = parts["new"].reshape(-1)
             values = new if s == 1 else (old + s * (new.astype("f8") - old)).astype(weight.dtype)
         else:
-            asked = parts.get("factors", np.zeros(())).astype("f8").reshape(-1)
-            factors = np.minimum(least[mask], 1 + s * (asked - 1))
+            factors = np.minimum(least[mask], 1 + s * (parts["factors"].astype("f8").reshape(-1) - 1))
             least[mask] = factors
             values = np.where(factors == 1, weight[mask], (old * factors).astype(weight.dtype))
         result[mask] = values
