@@ -111,22 +111,22 @@ class Bank:
         """By the published scheme, of the bare name."""
         (bare,) = concepts_named([concept.name], PUBLISHED_TEMPLATES)
         bare = replace(bare, seed=derived_seed(concept.seed, "published"))
-
-        def made() -> Attribution:
-            (pairs,) = pairs_of(self.models, [bare], PUBLISHED_ERASE[0], batch=16)
-            return attribute(self.models, pairs, self.grading)
-
-        found: Attribution = self._kept(concept, "published", made)
-        return found
+        return self._by("published", concept, bare, PUBLISHED_ERASE[0])
 
     def quick(self, concept: CadConcept) -> Attribution:
         """By fewer and shorter paths."""
+        return self._by("quick", concept, concept, QUICK[0])
+
+    def _by(
+        self, name: str, concept: CadConcept, asked: CadConcept, scheme: AttributionSettings
+    ) -> Attribution:
+        """By another scheme, whose prompts may be others, too."""
 
         def made() -> Attribution:
-            (pairs,) = pairs_of(self.models, [concept], QUICK[0], batch=16)
+            (pairs,) = pairs_of(self.models, [asked], scheme, batch=16)
             return attribute(self.models, pairs, self.grading)
 
-        found: Attribution = self._kept(concept, "quick", made)
+        found: Attribution = self._kept(concept, name, made)
         return found
 
     def shares(self, concept: CadConcept, *, even: bool = False) -> Scored:

@@ -13,9 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from apart import apart
 from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
@@ -142,16 +141,14 @@ def _erased(options: argparse.Namespace, models: Any, names: tuple[str, ...], na
     Last the seconds of the preset ``quick``, and its correlation.
     """
     plain = [plain_erase(models, names, name, seed) for seed in (0, 1)]
-    ours = [
-        _ours(models, names, concept, AttributionSettings(), options.micro_batch)
-        for seed in (0, 1)
-        for concept in concepts_named([name], seed=seed)
-    ]
-    quick = [
-        _ours(models, names, concept, QUICK[0], options.micro_batch)
-        for seed in (0, 1)
-        for concept in concepts_named([name], seed=seed)
-    ]
+    ours, quick = (
+        [
+            _ours(models, names, concept, settings, options.micro_batch)
+            for seed in (0, 1)
+            for concept in concepts_named([name], seed=seed)
+        ]
+        for settings in (AttributionSettings(), QUICK[0])
+    )
     return (
         statistics.fmean(one.seconds for one in plain),
         statistics.fmean(one.seconds for one in ours),
@@ -351,16 +348,14 @@ class Cost:
 def full(options: argparse.Namespace) -> bool:
     """At SD 1.5's size: ours whole in float32, the plain way from three calls of each kind.
 
-    Each row has a process of its own, which finds no memory that another one left.
+    Each row has a process of its own.
     """
     print(f"\nSD 1.5, {torch.get_num_threads()} threads", flush=True)
     held = True
     for row in rows_of(options):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            cost = apart.submit(cost_of, row, options.vocabulary, options.scratch).result()
+        cost = apart(cost_of, row, options.vocabulary, options.scratch)
         held = _told_row(row, cost) and held
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        apart.submit(extrapolated, options.vocabulary).result()
+    apart(extrapolated, options.vocabulary)
     return held
 
 

@@ -9,10 +9,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import randomsd
 import torch
+from apart import apart
 from PIL import Image
 
 from surgery.checkpoint import open_checkpoint
@@ -220,13 +219,10 @@ MEMORY: Final = ("two U-Nets", "one pass", "one by one", "swapped")
 def _memory() -> None:
     """Peak memory of a step of three branches at the size of Stable Diffusion 1.5, above one U-Net.
 
-    Each way has a process of its own, which finds no memory that another one left.
+    Each way has a process of its own.
     """
     for way in MEMORY:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            print(
-                f"memory above one U-Net, SD 1.5: {way:10} {apart.submit(above, way).result() / 1e9:.2f} GB"
-            )
+        print(f"memory above one U-Net, SD 1.5: {way:10} {apart(above, way) / 1e9:.2f} GB")
 
 
 def above(way: str) -> int:

@@ -125,14 +125,8 @@ def attribute(
 
     Nothing is edited. Recipes with 'cad' take such weights away.
     """
-    if images and (objective != "denoise" or len(concepts) > 1):
-        raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
-    if images and trajectories is not None:
-        raise click.UsageError("--trajectories is how many pictures are drawn; with --image none are.")
-    for missing in (path for path in images if not path.is_file()):
-        raise click.UsageError(
-            f"--image: no file {missing}; expected a picture, such as a PNG. Is the path right?"
-        )
+    if images:
+        _check_images(images, objective, concepts, trajectories)
     if left is not None:
         _check_left(objective, polarity)
     if quick and objective == "denoise":
@@ -193,6 +187,24 @@ def attribute(
     for line in record.lines():
         print(line)
     print(output)
+
+
+def _check_images(
+    images: tuple[Path, ...], objective: str, concepts: tuple[str, ...], trajectories: int | None
+) -> None:
+    """Refuse pictures that nothing reads, and names of none.
+
+    Raises:
+        click.UsageError: saying what was expected.
+    """
+    if objective != "denoise" or len(concepts) > 1:
+        raise click.UsageError("--image is for one concept and --objective denoise: pictures show one thing.")
+    if trajectories is not None:
+        raise click.UsageError("--trajectories is how many pictures are drawn; with --image none are.")
+    for missing in (path for path in images if not path.is_file()):
+        raise click.UsageError(
+            f"--image: no file {missing}; expected a picture, such as a PNG. Is the path right?"
+        )
 
 
 def _check_left(objective: str, polarity: str) -> None:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surgery.anatomy import weights_of
-from surgery.diffusion import Models, halving
-from surgery.methods.cad.gradients import Grading, Sums, add_gradients
+from surgery.diffusion import Models, give_back_freed, halving
+from surgery.methods.cad.gradients import Grading, Sums, add_gradients, is_small
 from surgery.methods.cad.nouns import Measured, Pairs
 from surgery.progress import track
 
@@ -85,9 +85,11 @@ def add_samples(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> I
     """Add some paths (pictures) after others to ``sums``; the measure of each lot as it is added.
 
     A lot is as many as fill a micro-batch. Where memory runs out, micro-batches are halved from there on, and
-    a warning says so.
+    a warning says so. Memory that a large U-Net frees between passes goes back to the system.
     """
     size = grading.micro_batch
+    if not is_small(models.unet):
+        give_back_freed()
     for part in track(list(_lots(pairs, size)), "gradients", unit="lot"):
         # sums of its own for each attempt: one that runs out of memory leaves nothing half-added; one picture
         # at a time is the last attempt, and adds where the sums are

@@ -10,15 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surgery.anatomy import standing_in, weights_of
-from surgery.diffusion import (
-    Models,
-    Reading,
-    device_and_dtype,
-    give_back_freed,
-    predict_under,
-    read_prompts,
-    resident,
-)
+from surgery.diffusion import Models, Reading, device_and_dtype, predict_under, read_prompts, resident
 from surgery.errors import MethodError
 from surgery.methods.cad.nouns import Measured, Pairs
 from surgery.names import TEXT_ENCODERS, split
@@ -90,15 +82,12 @@ class Grading:
 def add_gradients(models: Models, pairs: Pairs, grading: Grading, sums: Sums) -> Measured:
     """Add the gradient of the measure of some pairs, summed over them, to ``sums``; the measure itself.
 
-    Memory that large U-Nets free between passes goes back to the system, where that has to be asked for.
     Gradients in half precision are added up in float32 beyond a micro-batch.
 
     Raises:
         MethodError: when a gradient or the measure is not finite, or no gradient reaches a weight.
     """
     values = []
-    if not is_small(models.unet):
-        give_back_freed()
     with _graded(models, grading) as leaves:
         halves = any(leaf.dtype != torch.float32 for leaf in leaves.values())
         size = grading.micro_batch
